@@ -1,0 +1,56 @@
+"""Everything that can go wrong in a way that a user can mend, each class with its exit code.
+
+One place (`cli.py`) turns these into one line on stderr and the exit code. A message names the thing and the remedy.
+The table is documented in README.md; keep the two alike.
+"""
+
+from typing import ClassVar
+
+
+class SekdError(Exception):
+    """Base class; the message is one line that names the thing and the remedy."""
+
+    exit_code: ClassVar[int] = 1  # some of the work failed, the rest is done
+
+
+class UsageError(SekdError):
+    """Options or arguments that make no sense together."""
+
+    exit_code = 2
+
+
+class NothingToDoError(SekdError):
+    """No readable input at all."""
+
+    exit_code = 3
+
+
+class ImageError(SekdError):
+    """One image can't be read or used; the others go on."""
+
+
+class InputFileError(SekdError):
+    """A file that the whole command needs (weights, features, pairs, configuration) is missing or wrong."""
+
+    exit_code = 4
+
+
+class OutputError(SekdError):
+    """The output can't be written, belongs to other settings, or is being written by another process."""
+
+    exit_code = 5
+
+
+class MissingExtraError(SekdError):
+    """An optional dependency is needed and not installed."""
+
+    exit_code = 6
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"this needs the package {package}: pip install 'sekd[{extra}]'")
+
+
+class DeviceError(SekdError):
+    """The device asked for does not exist or ran out of memory."""
+
+    exit_code = 7

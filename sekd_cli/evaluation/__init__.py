@@ -1,0 +1,1 @@
+"""The paper's tasks, measured: homographies, relative pose, structure from motion, speed."""

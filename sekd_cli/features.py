@@ -1,0 +1,120 @@
+"""Keypoints and descriptors from a network's maps: suppression, top-k, sub-pixel refinement, sampling.
+
+The shape alphabet of the whole code: B batch, N keypoints, D descriptor, C channels, H x W image; keypoints are (x, y)
+in `geometry`'s convention. Everything here works on candidates, never in a Python loop over keypoints.
+"""
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sekd_cli.config import DetectionSettings
+from sekd_cli.geometry import sample_map
+from sekd_cli.networks import DenseMaps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """The local features of one image, best first."""
+
+    keypoints: Tensor  # (N, 2) float32, x and y in pixels
+    scores: Tensor  # (N,) float32 keypoint probabilities, descending
+    descriptors: Tensor  # (N, D) float32, rows of unit length
+    image_size: tuple[int, int]  # width, height of the image that the keypoints refer to
+
+    def __len__(self) -> int:
+        return self.keypoints.shape[0]
+
+
+def local_maxima(score_logits: Tensor, radius: int) -> Tensor:
+    """Pixels that are the largest of the (2 radius + 1)^2 window around them: (H, W) -> (H, W) bool.
+
+    On a CPU OpenCV's dilation does it, in a fiftieth of the time of torch's max pooling and with the same result.
+    """
+    if radius == 0:
+        return torch.ones_like(score_logits, dtype=torch.bool)
+    size = 2 * radius + 1
+    if score_logits.device.type == "cpu":
+        window = cv2.getStructuringElement(cv2.MORPH_RECT, (size, size))
+        largest = torch.from_numpy(cv2.dilate(score_logits.numpy(), window))
+    else:
+        rows = F.max_pool2d(score_logits[None, None], (1, size), stride=1, padding=(0, radius))
+        largest = F.max_pool2d(rows, (size, 1), stride=1, padding=(radius, 0))[0, 0]
+    return score_logits == largest
+
+
+def refine(score_logits: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Sub-pixel positions (N, 2) of local maxima at whole pixels x, y (N,) of a map (H, W).
+
+    A quadratic through the 3x3 logarithms of the scores, for which a Gaussian peak is exact, its top clamped to one
+    pixel (paper Sec. 3.4: a quadratic fit). Beyond the image the border value repeats.
+    """
+    height, width = score_logits.shape
+    around = torch.arange(-1, 2, device=x.device)
+    rows = (y[:, None, None] + around[None, :, None]).clamp(0, height - 1)
+    columns = (x[:, None, None] + around[None, None, :]).clamp(0, width - 1)
+    z = F.logsigmoid(score_logits[rows, columns])  # (N, 3, 3)
+
+    gradient_x = (z[:, 1, 2] - z[:, 1, 0]) / 2
+    gradient_y = (z[:, 2, 1] - z[:, 0, 1]) / 2
+    curve_xx = z[:, 1, 2] + z[:, 1, 0] - 2 * z[:, 1, 1]
+    curve_yy = z[:, 2, 1] + z[:, 0, 1] - 2 * z[:, 1, 1]
+    curve_xy = (z[:, 2, 2] + z[:, 0, 0] - z[:, 0, 2] - z[:, 2, 0]) / 4
+    determinant = curve_xx * curve_yy - curve_xy**2
+    peaked = (determinant > 1e-9) & (curve_xx < 0)
+    safe = torch.where(peaked, determinant, torch.ones_like(determinant))
+    offset_x = (curve_xy * gradient_y - curve_yy * gradient_x) / safe
+    offset_y = (curve_xy * gradient_x - curve_xx * gradient_y) / safe
+    offset = torch.stack((offset_x, offset_y), dim=-1) * peaked[:, None]
+    return torch.stack((x, y), dim=-1) + offset.clamp(-1, 1)
+
+
+def detect(
+    score_logits: Tensor, settings: DetectionSettings, threshold: float, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The keypoints of one image: local maxima above a threshold, the best `max_keypoints`, refined (paper Sec. 3.4).
+
+    score_logits: (H, W). threshold: smallest keypoint probability. mask: (H, W) bool, false where none may be.
+    Returns keypoints (N, 2) in pixels and scores (N,), best first.
+    """
+    score_logits = score_logits.detach().float().contiguous()
+    candidate = local_maxima(score_logits, settings.nms_radius)
+    if threshold > 0:
+        candidate &= score_logits > math.log(threshold / (1 - threshold))
+    if mask is not None:
+        candidate &= mask
+    flat = candidate.flatten().nonzero()[:, 0]
+    logits = score_logits.flatten()[flat]
+    if settings.max_keypoints and settings.max_keypoints < len(flat):
+        logits, order = logits.topk(settings.max_keypoints, sorted=True)
+    else:
+        logits, order = logits.sort(descending=True, stable=True)
+    flat = flat[order]
+    x, y = flat % score_logits.shape[1], flat // score_logits.shape[1]
+    keypoints = refine(score_logits, x, y) if settings.subpixel else torch.stack((x, y), dim=-1).float()
+    return keypoints, logits.sigmoid()
+
+
+def sample_descriptors(descriptor_maps: tuple[Tensor, ...], keypoints: Tensor, width: int) -> Tensor:
+    """Descriptors at keypoints, each map read bilinearly and the whole L2-normalised (paper Sec. 3.2).
+
+    descriptor_maps: each (B, D_i, h_i, w_i) of images `width` pixels wide; keypoints: (B, N, 2) in pixels of these.
+    Returns (B, N, D) float32, rows of unit length.
+    """
+    sampled = [sample_map(maps.float(), keypoints, map_scale=width / maps.shape[-1]) for maps in descriptor_maps]
+    return F.normalize(torch.cat(sampled, dim=1), dim=1).transpose(1, 2)
+
+
+def features_of(
+    maps: DenseMaps, index: int, settings: DetectionSettings, threshold: float, mask: Tensor | None = None
+) -> Features:
+    """The features of image `index` of a batch; `mask` (H, W) as in `detect`."""
+    height, width = maps.score_logits.shape[-2:]
+    keypoints, scores = detect(maps.score_logits[index], settings, threshold, mask)
+    own = tuple(one[index : index + 1] for one in maps.descriptor_maps)
+    descriptors = sample_descriptors(own, keypoints[None], width)[0]
+    return Features(keypoints=keypoints, scores=scores, descriptors=descriptors, image_size=(width, height))

@@ -1,0 +1,135 @@
+"""The coordinate convention, and everything that moves points or pixels between images.
+
+Points are (x, y) in pixels; the CENTRE of the top-left pixel is (0, 0), as in OpenCV and hloc. An image of W x H pixels
+covers x in [-0.5, W - 0.5]. No other file writes a half pixel or `align_corners`.
+
+A map is a 3x3 matrix named by its direction: `target_xy = warp_points(source_xy, target_from_source)`.
+"""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+COLMAP_OFFSET = 0.5  # COLMAP puts the centre of the top-left pixel at (0.5, 0.5)
+
+
+def rescale_points(xy: Tensor, scale: Tensor | float) -> Tensor:
+    """Points of an image, in the same image resized by `scale` (new size / old size; a number or (sx, sy)).
+
+    xy: (..., 2) pixels. Returns (..., 2) pixels.
+    """
+    return (xy + 0.5) * scale - 0.5
+
+
+def resize_matrix(scale_x: float, scale_y: float) -> np.ndarray:
+    """`resized_from_original`, (3, 3) float64: what `rescale_points` does, as a matrix."""
+    return np.array([[scale_x, 0, 0.5 * scale_x - 0.5], [0, scale_y, 0.5 * scale_y - 0.5], [0, 0, 1]], dtype=np.float64)
+
+
+def warp_points(source_xy: Tensor, target_from_source: Tensor) -> Tensor:
+    """Points (B, N, 2) through maps (B, 3, 3); points on the horizon or behind it become inf."""
+    homogeneous = F.pad(source_xy, (0, 1), value=1.0) @ target_from_source.transpose(-1, -2)
+    depth = homogeneous[..., 2:]
+    return torch.where(depth > 1e-8, homogeneous[..., :2] / depth, torch.full_like(homogeneous[..., :2], torch.inf))
+
+
+def pixel_grid(height: int, width: int, *, device: torch.device | str = "cpu") -> Tensor:
+    """Centres of all pixels, (H * W, 2), row by row."""
+    y, x = torch.meshgrid(
+        torch.arange(height, device=device, dtype=torch.float32),
+        torch.arange(width, device=device, dtype=torch.float32),
+        indexing="ij",
+    )
+    return torch.stack((x, y), dim=-1).reshape(-1, 2)
+
+
+def inside(xy: Tensor, height: int, width: int, border: float = 0.0) -> Tensor:
+    """Which points (..., 2) lie between the outermost pixel centres, at least `border` pixels in. (...,) bool."""
+    x, y = xy[..., 0], xy[..., 1]
+    return (x >= border) & (y >= border) & (x <= width - 1 - border) & (y <= height - 1 - border)
+
+
+def sample_map(values: Tensor, xy: Tensor, *, map_scale: float = 1.0) -> Tensor:
+    """Bilinear samples of a map at points; outside, the nearest border value.
+
+    values: (B, C, h, w), a map of an image whose size is `map_scale` times the map's (4 for a map at 1/4).
+    xy: (B, N, 2) pixels of that image. Returns (B, C, N).
+    """
+    height, width = values.shape[-2:]
+    on_map = rescale_points(xy, 1.0 / map_scale)
+    size = on_map.new_tensor((width, height))
+    grid = ((2.0 * on_map + 1.0) / size - 1.0).clamp(-4.0, 4.0)  # finite, so that points at infinity cost no NaN
+    sampled = F.grid_sample(values, grid[:, None], mode="bilinear", padding_mode="border", align_corners=False)
+    return sampled[:, :, 0]
+
+
+def warp_image(image: Tensor, image_from_view: Tensor, height: int, width: int) -> Tensor:
+    """Views of images: the value at a view's pixel p is the image's at `image_from_view` p.
+
+    image: (B, C, H, W); image_from_view: (B, 3, 3). Returns (B, C, height, width); beyond the image its border repeats.
+    """
+    batch, channels = image.shape[:2]
+    view_xy = pixel_grid(height, width, device=image.device).expand(batch, -1, -1)
+    return sample_map(image, warp_points(view_xy, image_from_view)).reshape(batch, channels, height, width)
+
+
+def resize_image(image: Tensor, height: int, width: int) -> Tensor:
+    """Bilinear resize of (B, C, H, W), antialiased where it shrinks; consistent with `rescale_points`."""
+    shrinks = height < image.shape[-2] or width < image.shape[-1]
+    return F.interpolate(image, (height, width), mode="bilinear", align_corners=False, antialias=shrinks)
+
+
+def upsample(values: Tensor, factor: int) -> Tensor:
+    """Bilinear enlargement of a map (B, C, h, w) by a whole factor; consistent with `sample_map`'s `map_scale`."""
+    return F.interpolate(values, scale_factor=float(factor), mode="bilinear", align_corners=False)
+
+
+def translation(x: Tensor, y: Tensor) -> Tensor:
+    """Maps (B, 3, 3) that add (x, y), each (B,)."""
+    one, zero = torch.ones_like(x), torch.zeros_like(x)
+    return torch.stack((one, zero, x, zero, one, y, zero, zero, one), dim=-1).reshape(-1, 3, 3)
+
+
+def affinity(rotation: Tensor, scale: Tensor, shear: Tensor, stretch: Tensor) -> Tensor:
+    """Maps (B, 3, 3) about the origin: rotate (radians) after scaling, shearing (radians) and stretching x by a factor.
+
+    All parameters (B,); the area is multiplied by scale ** 2.
+    """
+    zero, one = torch.zeros_like(scale), torch.ones_like(scale)
+    cos, sin, root = rotation.cos(), rotation.sin(), stretch.sqrt()
+    turn = torch.stack((cos, -sin, zero, sin, cos, zero, zero, zero, one), -1).reshape(-1, 3, 3)
+    skew = torch.stack((one, shear.tan(), zero, zero, one, zero, zero, zero, one), -1).reshape(-1, 3, 3)
+    size = torch.stack((scale * root, zero, zero, zero, scale / root, zero, zero, zero, one), -1).reshape(-1, 3, 3)
+    return turn @ skew @ size
+
+
+def tilt(x: Tensor, y: Tensor) -> Tensor:
+    """Maps (B, 3, 3) with vanishing terms x, y (B,), in 1 / pixel: the perspective part of a homography."""
+    one, zero = torch.ones_like(x), torch.zeros_like(x)
+    return torch.stack((one, zero, zero, zero, one, zero, x, y, one), dim=-1).reshape(-1, 3, 3)
+
+
+def quarter_turn(turns: int, height: int, width: int) -> np.ndarray:
+    """`turned_from_upright` (3, 3) of an image H x W turned `turns` times counter-clockwise, as `numpy.rot90` does."""
+    matrix = np.eye(3)
+    for _ in range(turns % 4):
+        matrix = np.array([[0, 1, 0], [-1, 0, width - 1], [0, 0, 1]], dtype=np.float64) @ matrix
+        height, width = width, height
+    return matrix
+
+
+def uniform(
+    low: float, high: float, count: int, generator: torch.Generator, device: torch.device | str = "cpu"
+) -> Tensor:
+    """(count,) float32 in [low, high)."""
+    return torch.rand(count, generator=generator, device=device) * (high - low) + low
+
+
+def log_uniform(
+    low: float, high: float, count: int, generator: torch.Generator, device: torch.device | str = "cpu"
+) -> Tensor:
+    """(count,) float32 in [low, high), as likely to halve as to double."""
+    return uniform(math.log(low), math.log(high), count, generator, device).exp()

@@ -1,0 +1,53 @@
+"""What every network here is: grey image batch -> score map and descriptor map."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sekd_cli.geometry import resize_image
+
+
+class DenseMaps(NamedTuple):
+    """What a network says of a batch of images (B, 1, H, W)."""
+
+    score_logits: Tensor  # (B, H, W); the keypoint probability is their sigmoid
+    descriptor_maps: tuple[Tensor, ...]  # each (B, D_i, H / stride_i, W / stride_i), coarse to fine, not normalised
+    low_level_map: Tensor  # (B, C, H / low_level_stride, W / low_level_stride), for reliability in training
+
+    @property
+    def score_map(self) -> Tensor:
+        """Keypoint probability of every pixel, (B, H, W) in [0, 1]."""
+        return self.score_logits.sigmoid()
+
+    @property
+    def descriptor_map(self) -> Tensor:
+        """All descriptor maps brought to the finest one's resolution, (B, D, h, w), not normalised."""
+        finest = self.descriptor_maps[-1]
+        return torch.cat([resize_image(maps, *finest.shape[-2:]) for maps in self.descriptor_maps], dim=1)
+
+
+class DenseNetwork(nn.Module, ABC):
+    """The one interface behind which the networks stand.
+
+    `forward` takes grey images (B, 1, H, W) in [0, 1], H and W multiples of `stride`.
+    """
+
+    name: ClassVar[str]
+    stride: ClassVar[int]
+    descriptor_dim: ClassVar[int]
+    low_level_stride: ClassVar[int]
+    default_threshold: ClassVar[float]  # keypoint probability below which its keypoints seldom match
+
+    @abstractmethod
+    def forward(self, image: Tensor, statistics: Tensor | None = None) -> DenseMaps:
+        """The maps of a batch (B, 1, H, W).
+
+        statistics: (B, 2), mean and standard deviation of the whole photograph, where the batch holds tiles of it;
+        networks that don't normalise their input ignore them.
+        """
+
+    def count_parameters(self) -> int:
+        """Number of learned values."""
+        return sum(parameter.numel() for parameter in self.parameters())

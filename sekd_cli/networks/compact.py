@@ -1,0 +1,96 @@
+"""The compact network: the default. Nothing wide at high resolution, everything a CPU does well."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sekd_cli.geometry import upsample
+from sekd_cli.networks.base import DenseMaps, DenseNetwork
+
+DETAIL_DIM = 16  # descriptor dimensions read at 1/4, where neighbouring keypoints differ; the rest is context at 1/8
+MINIMUM_DEVIATION = 0.01  # an even image stays even: noise is not blown up to contrast
+
+
+def image_statistics(image: Tensor) -> Tensor:
+    """Mean and standard deviation of each image of (B, 1, H, W), (B, 2)."""
+    pixels = image.flatten(1).float()
+    return torch.stack((pixels.mean(dim=1), pixels.std(dim=1)), dim=1)
+
+
+def _convolution(
+    in_channels: int, out_channels: int, *, kernel: int = 3, stride: int = 1, active: bool = True
+) -> nn.Sequential:
+    """Convolution, batch norm and (if `active`) ReLU; the norm folds into the convolution for inference."""
+    layers: list[nn.Module] = [
+        nn.Conv2d(in_channels, out_channels, kernel, stride=stride, padding=(kernel - 1) // 2, bias=False),
+        nn.BatchNorm2d(out_channels),
+    ]
+    return nn.Sequential(*layers, nn.ReLU(inplace=True)) if active else nn.Sequential(*layers)
+
+
+class ResidualPair(nn.Module):
+    """Two 3x3 convolutions added to their input."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(_convolution(channels, channels), _convolution(channels, channels, active=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return F.relu(x + self.body(x), inplace=True)
+
+
+class CompactNetwork(DenseNetwork):
+    """Scores from 1/2 resolution by pixel shuffle; descriptors 48-d at 1/8 (from levels to 1/32) and 16-d at 1/4.
+
+    What costs a CPU time is bytes at high resolution, so 1/2 has 8 channels and nothing is at full resolution.
+    """
+
+    name: ClassVar[str] = "compact"
+    stride: ClassVar[int] = 32
+    descriptor_dim: ClassVar[int] = 64
+    low_level_stride: ClassVar[int] = 2
+    default_threshold: ClassVar[float] = 0.05
+
+    def __init__(self) -> None:
+        super().__init__()
+        # encoder: 8 channels at 1/2, 32 at 1/4, 64 at 1/8, 96 at 1/16 and 1/32
+        self.level2 = nn.Sequential(_convolution(1, 8, kernel=4, stride=2), _convolution(8, 8))
+        self.level4 = nn.Sequential(_convolution(8, 32, stride=2), _convolution(32, 32))
+        self.level8 = nn.Sequential(_convolution(32, 64, stride=2), ResidualPair(64))
+        self.level16 = nn.Sequential(_convolution(64, 96, stride=2), ResidualPair(96))
+        self.level32 = nn.Sequential(_convolution(96, 96, stride=2), ResidualPair(96))
+        # descriptor: levels 32 and 16 brought to 1/8 and mixed, beside the fine detail of 1/4
+        self.context16 = nn.Conv2d(96, 96, 1)
+        self.context8 = nn.Conv2d(96, 64, 1)
+        self.semantic = nn.Sequential(_convolution(64, 64), nn.Conv2d(64, self.descriptor_dim - DETAIL_DIM, 1))
+        self.detail = nn.Conv2d(32, DETAIL_DIM, 1)
+        # scores: levels 8 and 4 brought to 1/2, then four scores a cell of 2x2 pixels
+        self.context4 = nn.Conv2d(64, 8, 1)
+        self.context2 = nn.Conv2d(32, 8, 1)
+        self.surroundings = _convolution(8, 8)
+        self.detector = nn.Conv2d(8, 4, 3, padding=1)
+
+    def forward(self, image: Tensor, statistics: Tensor | None = None) -> DenseMaps:
+        """See `DenseNetwork.forward`; the input is normalised by `statistics`, by default those of each image."""
+        mean, deviation = (image_statistics(image) if statistics is None else statistics)[..., None, None].unbind(1)
+        normalised = (image - mean[:, None]) / deviation[:, None].clamp(min=MINIMUM_DEVIATION)
+
+        level2 = self.level2(normalised)  # (B, 8, H/2, W/2)
+        level4 = self.level4(level2)  # (B, 32, H/4, W/4)
+        level8 = self.level8(level4)  # (B, 64, H/8, W/8)
+        level16 = self.level16(level8)  # (B, 96, H/16, W/16)
+        level32 = self.level32(level16)  # (B, 96, H/32, W/32)
+
+        context16 = F.relu(level16 + upsample(self.context16(level32), 2))
+        semantic = self.semantic(F.relu(level8 + upsample(self.context8(context16), 2)))  # (B, 48, H/8, W/8)
+        detail = self.detail(level4)  # (B, 16, H/4, W/4)
+
+        context2 = self.context2(level4) + upsample(self.context4(level8), 2)  # (B, 8, H/4, W/4)
+        surroundings = self.surroundings(F.relu(level2 + upsample(context2, 2)))  # (B, 8, H/2, W/2)
+        with torch.autocast(image.device.type, enabled=False):  # bf16 scores tie, and lose the sub-pixel peak
+            scores = self.detector(surroundings.float())  # (B, 4, H/2, W/2)
+        score_logits = F.pixel_shuffle(scores, 2)[:, 0]  # (B, H, W)
+        return DenseMaps(score_logits, (semantic, detail), level2)

@@ -1,0 +1,76 @@
+"""The network of the paper (Sec. 3.2 and the authors' published settings): 661,762 parameters."""
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from sekd_cli.networks.base import DenseMaps, DenseNetwork
+
+
+class PreActivation(nn.Sequential):
+    """BN, ReLU, then the layer given."""
+
+    def __init__(self, channels: int, layer: nn.Module) -> None:
+        super().__init__(nn.BatchNorm2d(channels), nn.ReLU(inplace=True), layer)
+
+
+class ResidualBlock(nn.Module):
+    """Pre-activated 3x3 convolution added to its input, through a 1x1 convolution where stride or width changes."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        convolution = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1)
+        self.body = PreActivation(in_channels, convolution)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H / stride, W / stride)."""
+        output: Tensor = self.body(x) + self.shortcut(x)
+        return output
+
+
+def _stage(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(
+        ResidualBlock(in_channels, out_channels, stride),
+        ResidualBlock(out_channels, out_channels),
+        ResidualBlock(out_channels, out_channels),
+    )
+
+
+def _up(in_channels: int, out_channels: int) -> PreActivation:
+    layer = nn.ConvTranspose2d(in_channels, out_channels, 3, stride=2, padding=1, output_padding=1, groups=8)
+    return PreActivation(in_channels, layer)
+
+
+class PublishedNetwork(DenseNetwork):
+    """Scores at full resolution, 128-d descriptors at 1/4; 53.1 GFLOP at 640x480."""
+
+    name: ClassVar[str] = "published"
+    stride: ClassVar[int] = 4
+    descriptor_dim: ClassVar[int] = 128
+    low_level_stride: ClassVar[int] = 1
+    default_threshold: ClassVar[float] = 0.4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 32, 5, padding=2)
+        self.stage0 = _stage(32, 32, stride=1)
+        self.stage1 = _stage(32, 64, stride=2)
+        self.stage2 = _stage(64, 128, stride=2)
+        self.up1 = _up(128, 64)
+        self.up0 = _up(64, 32)
+        self.detector = nn.Conv2d(32, 2, 3, padding=1)
+        self.descriptor = ResidualBlock(128, 128)
+
+    def forward(self, image: Tensor, statistics: Tensor | None = None) -> DenseMaps:
+        """See `DenseNetwork.forward`; the input is not normalised, so `statistics` change nothing."""
+        full = self.stage0(self.stem(image))  # (B, 32, H, W)
+        half = self.stage1(full)  # (B, 64, H/2, W/2)
+        quarter = self.stage2(half)  # (B, 128, H/4, W/4)
+        low_level_map = self.up0(self.up1(quarter) + half) + full  # (B, 32, H, W)
+        logits = self.detector(
+            low_level_map
+        ).float()  # (B, 2, H, W); softmax's channel 1 is a sigmoid of the difference
+        return DenseMaps(logits[:, 1] - logits[:, 0], (self.descriptor(quarter),), low_level_map)

@@ -1,0 +1,116 @@
+"""Weights on disk: safetensors that name their network, and the authors' public checkpoint. Never unpickles code."""
+
+import hashlib
+import json
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from sekd_cli.errors import InputFileError
+from sekd_cli.networks import NETWORKS, DenseNetwork
+
+# The authors' names for the parts of the published network, and ours. `N` stands for a number, kept as it is.
+AUTHORS_NAMES = (
+    (r"conv0\.", "stem."),
+    (r"resblock(\d)\.(\d)\.convb\.", r"stage\1.\2.body."),
+    (r"resblock(\d)\.(\d)\.conv_residual\.", r"stage\1.\2.shortcut."),
+    (r"deconv(\d)\.", r"up\1."),
+    (r"detector\.", "detector."),
+    (r"descriptor\.convb\.", "descriptor.body."),
+)
+"""Each pair: pattern of a name in the authors' `state_dict`, and what it becomes in `PublishedNetwork`."""
+
+
+def packaged_weights(name: str = "sekd") -> Path:
+    """The weights shipped with the package (the top-level folder `weights/` of the repository)."""
+    return Path(str(files("sekd_cli.weights").joinpath(f"{name}.safetensors")))
+
+
+def weights_digest(path: Path) -> str:
+    """SHA-256 of a weights file, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def save_network(path: Path, network: DenseNetwork, metadata: dict[str, Any]) -> None:
+    """Write a network so that `load_network` needs nothing else; `metadata` is stored as JSON beside its name."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    temporary = path.with_name(path.name + ".part")
+    safetensors.torch.save_file(tensors, temporary, {"network": network.name, "training": json.dumps(metadata)})
+    temporary.replace(path)
+
+
+def load_network(path: Path) -> DenseNetwork:
+    """The network that a weights file holds, on the CPU, in evaluation mode.
+
+    Raises InputFileError, naming the file, if it is missing or neither kind of weights, or the tensors that are
+    missing, extra or of another shape.
+    """
+    if not path.is_file():
+        raise InputFileError(f"{path}: no such weights file; give a .safetensors of sekd train, or leave --weights out")
+    name, tensors = _read_safetensors(path) if _is_safetensors(path) else _read_authors_checkpoint(path)
+    network = NETWORKS[name]()
+    _check_tensors(path, network, tensors)
+    network.load_state_dict(tensors)
+    return network.eval()
+
+
+def _is_safetensors(path: Path) -> bool:
+    with path.open("rb") as stream:
+        start = stream.read(9)
+    return len(start) == 9 and start[8:] == b"{"  # eight bytes of length, then a JSON object
+
+
+def _read_safetensors(path: Path) -> tuple[str, dict[str, Tensor]]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as stream:
+            name = (stream.metadata() or {}).get("network", "")
+            tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 - not a dict
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise InputFileError(f"{path}: damaged safetensors file ({error}); fetch or train it again") from error
+    if name not in NETWORKS:
+        known = ", ".join(NETWORKS)
+        raise InputFileError(f"{path}: names the network {name!r}, not one of {known}; give weights of sekd train")
+    return name, tensors
+
+
+def _read_authors_checkpoint(path: Path) -> tuple[str, dict[str, Tensor]]:
+    kinds = "neither safetensors of sekd train nor the authors' checkpoint (a dict with state_dict)"
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen kinds, and pickle more, for a file that is none of its own
+        raise InputFileError(f"{path}: {kinds}, or damaged; give one of these") from error
+    state = content.get("state_dict") if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputFileError(f"{path}: {kinds}; give one of these")
+    return "published", {_our_name(str(name)): tensor for name, tensor in state.items()}
+
+
+def _our_name(name: str) -> str:
+    bare = name.removeprefix("module.")  # left there by data-parallel training
+    for pattern, ours in AUTHORS_NAMES:
+        if re.match(pattern, bare):
+            return re.sub("^" + pattern, ours, bare)
+    return bare
+
+
+def _check_tensors(path: Path, network: DenseNetwork, tensors: dict[str, Tensor]) -> None:
+    expected = network.state_dict()
+    for name in expected:  # older checkpoints lack this counter, which inference never reads
+        if name.endswith("num_batches_tracked"):
+            tensors.setdefault(name, expected[name])
+    problems = []
+    if missing := sorted(expected.keys() - tensors.keys()):
+        problems.append("missing " + ", ".join(missing))
+    if extra := sorted(tensors.keys() - expected.keys()):
+        problems.append("extra " + ", ".join(extra))
+    if wrong := sorted(n for n in expected.keys() & tensors.keys() if expected[n].shape != tensors[n].shape):
+        problems.append("other shapes for " + ", ".join(f"{n} {tuple(tensors[n].shape)}" for n in wrong))
+    if problems:
+        raise InputFileError(f"{path}: not the {network.name} network: {'; '.join(problems)}")
