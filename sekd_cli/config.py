@@ -31,7 +31,18 @@ class MatchingSettings:
 
     ratio: float = 1.0  # largest (distance to the best) / (distance to the second best), in both directions; 1 for off
     min_similarity: float = -1.0  # smallest cosine similarity
+    temperature: float = 0.0  # of a dual softmax whose probabilities are the scores; 0: scores are cosine similarities
+    min_probability: float = 0.0  # smallest dual-softmax probability
 
     def __post_init__(self) -> None:
         _check(0 < self.ratio <= 1, f"--ratio {self.ratio}: give more than 0, at most 1 (off)")
         _check(-1 <= self.min_similarity <= 1, f"--min-similarity {self.min_similarity}: give -1 (off) to 1")
+        _check(
+            self.temperature == 0 or 0.02 <= self.temperature <= 10,  # less would underflow float32
+            f"--dual-softmax {self.temperature}: give a temperature of 0.02 to 10",
+        )
+        _check(0 <= self.min_probability <= 1, f"--min-probability {self.min_probability}: give 0 (off) to 1")
+        _check(
+            self.min_probability == 0 or self.temperature > 0,
+            f"--min-probability {self.min_probability}: needs --dual-softmax",
+        )
