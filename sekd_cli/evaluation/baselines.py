@@ -1,0 +1,82 @@
+"""The features that OpenCV ships, as baselines: SIFT, RootSIFT and ORB, set to fill the keypoint budget.
+
+SIFT (Lowe 2004): OpenCV's defaults, then as long as there are fewer keypoints than asked for, the contrast threshold
+halved (0.04, 0.02, ... 0.0003). RootSIFT (Arandjelovic and Zisserman 2012): square roots of the L1-normalised
+descriptors. ORB (Rublee et al. 2011): OpenCV's defaults, the FAST threshold halved likewise (20, 10, ... 1). A point
+with several orientations is several keypoints, as OpenCV counts them; the best by response are kept.
+"""
+
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from sekd_cli.evaluation.methods import ComputedMethod, LocalFeatures, Stage
+
+SIFT_CONTRASTS = tuple(0.04 / 2**step for step in range(8))
+FAST_THRESHOLDS = (20, 10, 5, 2, 1)
+ALL = 100_000  # a budget of 0 means all; OpenCV wants a number for ORB
+
+
+class Sift(ComputedMethod):
+    """SIFT; `root` for RootSIFT."""
+
+    def __init__(self, max_keypoints: int, *, root: bool = False) -> None:
+        self.label = "rootsift" if root else "sift"
+        self._max_keypoints = max_keypoints
+        self._root = root
+
+    def stages(self) -> list[Stage]:
+        """See `ComputedMethod.stages`."""
+        return [("network", self._detect), ("post-processing", self._normalise)]
+
+    def _detect(self, grey: NDArray[np.uint8]) -> tuple[Any, NDArray[Any] | None]:
+        keypoints: Any = ()
+        for contrast in SIFT_CONTRASTS:
+            detector = cv2.SIFT_create(nfeatures=self._max_keypoints, contrastThreshold=contrast)
+            keypoints = detector.detect(grey, None)
+            if len(keypoints) >= self._max_keypoints:  # at once for 0, all
+                break
+        return detector.compute(grey, keypoints)
+
+    def _normalise(self, found: tuple[Any, NDArray[Any] | None]) -> LocalFeatures:
+        features = _gather(*found, self._max_keypoints, width=128)
+        descriptors = features.descriptors.astype(np.float32)
+        if self._root:
+            descriptors = np.sqrt(descriptors / np.maximum(descriptors.sum(axis=1, keepdims=True), 1e-12))
+        descriptors /= np.maximum(np.linalg.norm(descriptors, axis=1, keepdims=True), 1e-12)
+        return LocalFeatures(keypoints=features.keypoints, scores=features.scores, descriptors=descriptors)
+
+
+class Orb(ComputedMethod):
+    """ORB, matched by Hamming distance."""
+
+    def __init__(self, max_keypoints: int) -> None:
+        self.label = "orb"
+        self._max_keypoints = max_keypoints
+
+    def stages(self) -> list[Stage]:
+        """See `ComputedMethod.stages`."""
+        return [("network", self._detect), ("post-processing", self._gather)]
+
+    def _detect(self, grey: NDArray[np.uint8]) -> tuple[Any, NDArray[Any] | None]:
+        for threshold in FAST_THRESHOLDS:
+            detector = cv2.ORB_create(nfeatures=self._max_keypoints or ALL, fastThreshold=threshold)
+            keypoints, descriptors = detector.detectAndCompute(grey, None)
+            if len(keypoints) >= self._max_keypoints:
+                break
+        return keypoints, descriptors
+
+    def _gather(self, found: tuple[Any, NDArray[Any] | None]) -> LocalFeatures:
+        return _gather(*found, self._max_keypoints, width=32)
+
+
+def _gather(keypoints: Any, descriptors: NDArray[Any] | None, max_keypoints: int, width: int) -> LocalFeatures:
+    """OpenCV's keypoints as arrays, best response first, cut to the budget (SIFT keeps ties beyond it)."""
+    if descriptors is None or len(keypoints) == 0:
+        descriptors = np.zeros((0, width), dtype=np.uint8)
+    xy = np.array([keypoint.pt for keypoint in keypoints], dtype=np.float32).reshape(-1, 2)
+    scores = np.array([keypoint.response for keypoint in keypoints], dtype=np.float32)
+    order = np.argsort(-scores, kind="stable")[: max_keypoints or None]
+    return LocalFeatures(keypoints=xy[order], scores=scores[order], descriptors=descriptors[order])

@@ -1,0 +1,196 @@
+"""`sekd evaluate homography`: folders in HPatches form, every pair measured, the figures of the paper (Sec. 4.2)."""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sekd_cli.errors import InputFileError
+from sekd_cli.evaluation import homography as metrics
+from sekd_cli.evaluation.estimators import ESTIMATORS, estimate_homography
+from sekd_cli.evaluation.images import EvaluationImage, read_evaluation_image
+from sekd_cli.evaluation.methods import LocalFeatures, Method
+
+log = logging.getLogger(__name__)
+
+AUC_THRESHOLDS = (1, 3, 5)  # pixels
+GROUPS = {"all": "", "illumination": "i_", "viewpoint": "v_"}  # name and the prefix of its sequences
+
+
+@dataclass(frozen=True, kw_only=True)
+class HomographyProtocol:
+    """The paper's, by default."""
+
+    max_size: int = 640  # pixels, longer edge; images and homographies are rescaled; 0 for none
+    threshold: float = 3.0  # pixels, an inlier's largest error; also repeatability's
+    seeds: int = 5  # runs of each robust estimator; the median counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sequence:
+    """One folder: image 1 and the others, each with its homography in the pixels of the files."""
+
+    name: str
+    images: tuple[Path, ...]  # image 1 first
+    homographies: tuple[NDArray[np.float64], ...]  # to image k from image 1, k = 2, 3, ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairResult:
+    """What one pair gave."""
+
+    sequence: str
+    image: str  # the second image's file name
+    keypoints: float  # mean of both images
+    matches: int
+    matching_accuracy: NDArray[np.float64]  # (10,), at 1 to 10 px
+    repeatability: float
+    localisation: float  # pixels; nan where nothing repeats
+    corner_errors: dict[str, NDArray[np.float64]]  # estimator -> (seeds,), pixels; inf where it failed
+
+
+def read_sequences(root: Path) -> list[Sequence]:
+    """The sequences below a folder, or the folder itself if it is one; sorted by name.
+
+    Raises InputFileError where there are none, or one lacks an image or has a homography that is no 3x3 matrix.
+    """
+    folders = [root] if list(root.glob("H_1_*")) else sorted(path.parent for path in root.glob("*/H_1_2"))
+    if not folders:
+        raise InputFileError(f"{root}: no folders in HPatches form (images 1.* to 6.* and H_1_2 to H_1_6)")
+    return [_read_sequence(folder) for folder in folders]
+
+
+def _read_sequence(folder: Path) -> Sequence:
+    files = sorted(folder.glob("H_1_*"), key=lambda path: int(path.name.removeprefix("H_1_")))
+    images = [_image(folder, "1")]
+    homographies = []
+    for file in files:
+        try:
+            matrix = np.loadtxt(file, dtype=np.float64)
+        except ValueError as error:
+            raise InputFileError(f"{file}: not three rows of three numbers ({error})") from error
+        if matrix.shape != (3, 3):
+            raise InputFileError(f"{file}: {matrix.shape} numbers, not three rows of three")
+        homographies.append(matrix)
+        images.append(_image(folder, file.name.removeprefix("H_1_")))
+    return Sequence(name=folder.name, images=tuple(images), homographies=tuple(homographies))
+
+
+def _image(folder: Path, stem: str) -> Path:
+    found = sorted(path for path in folder.glob(f"{stem}.*") if path.is_file())
+    if len(found) != 1:
+        raise InputFileError(f"{folder}: {len(found)} files named {stem}.*, where one image is needed")
+    return found[0]
+
+
+def evaluate_pair(
+    method: Method,
+    images: tuple[EvaluationImage, EvaluationImage],
+    features: tuple[LocalFeatures, LocalFeatures],
+    homography: NDArray[np.float64],
+    protocol: HomographyProtocol,
+    sequence: str,
+) -> PairResult:
+    """Match and measure one pair; `homography` is to image 1 from image 0, in pixels of the evaluated images."""
+    found = method.match(*features)
+    xy0, xy1 = features[0].keypoints[found[:, 0]], features[1].keypoints[found[:, 1]]
+    share, localisation = metrics.repeatability(
+        features[0].keypoints,
+        features[1].keypoints,
+        homography,
+        images[0].size,
+        images[1].size,
+        protocol.threshold,
+    )
+    errors = {
+        estimator: np.array(
+            [
+                metrics.corner_error(
+                    estimate_homography(xy0, xy1, estimator, threshold=protocol.threshold, seed=seed),
+                    homography,
+                    *images[0].size,
+                )
+                for seed in range(protocol.seeds)
+            ]
+        )
+        for estimator in ESTIMATORS
+    }
+    return PairResult(
+        sequence=sequence,
+        image=images[1].path.name,
+        keypoints=(len(features[0]) + len(features[1])) / 2,
+        matches=len(found),
+        matching_accuracy=metrics.matching_accuracy(xy0, xy1, homography),
+        repeatability=share,
+        localisation=localisation,
+        corner_errors=errors,
+    )
+
+
+def evaluate_sequences(
+    sequences: list[Sequence], methods: list[Method], protocol: HomographyProtocol, advance: Callable[[str], None]
+) -> dict[str, list[PairResult]]:
+    """All pairs of all sequences by every method: label -> results. `advance(text)` is called after each pair."""
+    results: dict[str, list[PairResult]] = {method.label: [] for method in methods}
+    for sequence in sequences:
+        images = [
+            read_evaluation_image(path, f"{sequence.name}/{path.name}", protocol.max_size) for path in sequence.images
+        ]
+        for method in methods:
+            for result in _evaluate_sequence(sequence, images, method, protocol):
+                results[method.label].append(result)
+                advance(f"{method.label} {result.sequence}/{result.image}")
+    return results
+
+
+def _evaluate_sequence(
+    sequence: Sequence, images: list[EvaluationImage], method: Method, protocol: HomographyProtocol
+) -> Iterator[PairResult]:
+    first = method.features(images[0])
+    for image, original in zip(images[1:], sequence.homographies, strict=True):
+        homography = image.evaluated_from_original @ original @ np.linalg.inv(images[0].evaluated_from_original)
+        both = (first, method.features(image))
+        yield evaluate_pair(method, (images[0], image), both, homography, protocol, sequence.name)
+
+
+def summarise(pairs: list[PairResult]) -> dict[str, Any]:
+    """The figures of one method over pairs, as fractions and pixels; each robust figure is the median over seeds."""
+    figures: dict[str, Any] = {
+        "pairs": len(pairs),
+        "keypoints": _mean([pair.keypoints for pair in pairs]),
+        "matches": _mean([pair.matches for pair in pairs]),
+        "repeatability": _mean([pair.repeatability for pair in pairs]),
+        "localisation": _mean([pair.localisation for pair in pairs if np.isfinite(pair.localisation)]),
+    }
+    accuracies = {}
+    for estimator in ESTIMATORS:
+        errors = np.array([pair.corner_errors[estimator] for pair in pairs]).T  # (seeds, pairs)
+        accuracy = np.array([metrics.fractions_below(one, metrics.THRESHOLDS) for one in errors])  # (seeds, 10)
+        area = np.array([metrics.area_under_curve(one, AUC_THRESHOLDS) for one in errors])
+        accuracies[estimator] = float(np.median(accuracy.mean(axis=1)))
+        figures[f"ha_{estimator}"] = accuracies[estimator]
+        figures |= _spread(f"ha_{estimator}", metrics.THRESHOLDS, np.median(accuracy, axis=0))
+        figures |= _spread(f"auc_{estimator}", AUC_THRESHOLDS, np.median(area, axis=0))
+    figures["ha"] = float(np.mean(list(accuracies.values())))
+    matching = np.mean([pair.matching_accuracy for pair in pairs], axis=0)
+    figures |= _spread("mma", metrics.THRESHOLDS, matching)
+    figures["mma"] = float(matching.mean())
+    return figures
+
+
+def groups_of(pairs: list[PairResult]) -> dict[str, list[PairResult]]:
+    """All pairs, and those of illumination and of viewpoint sequences where there are any."""
+    groups = {name: [p for p in pairs if p.sequence.startswith(prefix)] for name, prefix in GROUPS.items()}
+    return {name: members for name, members in groups.items() if members}
+
+
+def _spread(name: str, thresholds: tuple[int, ...], values: NDArray[np.float64]) -> dict[str, float]:
+    return {f"{name}@{threshold}": float(value) for threshold, value in zip(thresholds, values, strict=True)}
+
+
+def _mean(values: list[Any]) -> float:
+    return float(np.mean(values)) if values else float("nan")
