@@ -35,23 +35,44 @@ def local_maxima(score_logits: Tensor, radius: int) -> Tensor:
 
     On a CPU OpenCV's dilation does it, in a fiftieth of the time of torch's max pooling and with the same result.
     """
-    if radius == 0:
-        return torch.ones_like(score_logits, dtype=torch.bool)
+    on_cpu = score_logits.device.type == "cpu"
+    return score_logits == (dilate(score_logits, radius) if on_cpu else max_pool(score_logits, radius))
+
+
+def dilate(values: Tensor, radius: int) -> Tensor:
+    """Largest value of the (2 radius + 1)^2 window around each pixel of a map (H, W) on the CPU."""
+    window = cv2.getStructuringElement(cv2.MORPH_RECT, (2 * radius + 1, 2 * radius + 1))
+    return torch.from_numpy(cv2.dilate(values.numpy(), window))
+
+
+def max_pool(values: Tensor, radius: int) -> Tensor:
+    """What `dilate` gives, on any device."""
     size = 2 * radius + 1
-    if score_logits.device.type == "cpu":
-        window = cv2.getStructuringElement(cv2.MORPH_RECT, (size, size))
-        largest = torch.from_numpy(cv2.dilate(score_logits.numpy(), window))
-    else:
-        rows = F.max_pool2d(score_logits[None, None], (1, size), stride=1, padding=(0, radius))
-        largest = F.max_pool2d(rows, (size, 1), stride=1, padding=(radius, 0))[0, 0]
-    return score_logits == largest
+    rows = F.max_pool2d(values[None, None], (1, size), stride=1, padding=(0, radius))
+    return F.max_pool2d(rows, (size, 1), stride=1, padding=(radius, 0))[0, 0]
+
+
+def _one_of_each_plateau(flat: Tensor, logits: Tensor, shape: torch.Size, radius: int) -> Tensor:
+    """Which local maxima have none before them in their window, (N,) bool.
+
+    flat, logits: (N,), places in the flattened map of this shape and values, best first. Two maxima share a window only
+    where they are equal, which takes a plateau: one point of it is enough.
+    """
+    x, y = flat % shape[1], flat // shape[1]
+    tied = logits[1:] == logits[:-1]
+    near = tied & (x.diff().abs() <= radius) & (y.diff().abs() <= radius)
+    if not bool(near.any() | (tied[1:] & tied[:-1]).any()):  # two of a kind, far apart: chance
+        return torch.ones_like(flat, dtype=torch.bool)
+    rank = torch.zeros(shape.numel(), device=flat.device)
+    rank[flat] = torch.arange(len(flat), 0, -1, device=flat.device, dtype=rank.dtype)
+    return local_maxima(rank.view(shape), radius).flatten()[flat]
 
 
 def refine(score_logits: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Sub-pixel positions (N, 2) of local maxima at whole pixels x, y (N,) of a map (H, W).
 
     A quadratic through the 3x3 logarithms of the scores, for which a Gaussian peak is exact, its top clamped to one
-    pixel (paper Sec. 3.4: a quadratic fit). Beyond the image the border value repeats.
+    pixel (paper Sec. 3.4: a quadratic fit). Beyond the image the border value repeats; no position leaves the image.
     """
     height, width = score_logits.shape
     around = torch.arange(-1, 2, device=x.device)
@@ -70,7 +91,8 @@ def refine(score_logits: Tensor, x: Tensor, y: Tensor) -> Tensor:
     offset_x = (curve_xy * gradient_y - curve_yy * gradient_x) / safe
     offset_y = (curve_xy * gradient_x - curve_xx * gradient_y) / safe
     offset = torch.stack((offset_x, offset_y), dim=-1) * peaked[:, None]
-    return torch.stack((x, y), dim=-1) + offset.clamp(-1, 1)
+    refined_x, refined_y = (torch.stack((x, y), dim=-1) + offset.clamp(-1, 1)).unbind(dim=-1)
+    return torch.stack((refined_x.clamp(0, width - 1), refined_y.clamp(0, height - 1)), dim=-1)
 
 
 def detect(
@@ -88,12 +110,13 @@ def detect(
     if mask is not None:
         candidate &= mask
     flat = candidate.flatten().nonzero()[:, 0]
-    logits = score_logits.flatten()[flat]
-    if settings.max_keypoints and settings.max_keypoints < len(flat):
-        logits, order = logits.topk(settings.max_keypoints, sorted=True)
-    else:
-        logits, order = logits.sort(descending=True, stable=True)
+    logits, order = score_logits.flatten()[flat].sort(descending=True, stable=True)
     flat = flat[order]
+    if settings.nms_radius:
+        kept = _one_of_each_plateau(flat, logits, score_logits.shape, settings.nms_radius)
+        flat, logits = flat[kept], logits[kept]
+    if settings.max_keypoints:
+        flat, logits = flat[: settings.max_keypoints], logits[: settings.max_keypoints]
     x, y = flat % score_logits.shape[1], flat // score_logits.shape[1]
     keypoints = refine(score_logits, x, y) if settings.subpixel else torch.stack((x, y), dim=-1).float()
     return keypoints, logits.sigmoid()

@@ -29,7 +29,11 @@ AUTHORS_NAMES = (
 
 def packaged_weights(name: str = "sekd") -> Path:
     """The weights shipped with the package (the top-level folder `weights/` of the repository)."""
-    return Path(str(files("sekd_cli.weights").joinpath(f"{name}.safetensors")))
+    try:
+        folder = Path(str(files("sekd_cli.weights")))
+    except ModuleNotFoundError:  # run from a checkout that is not installed: the folder lies beside `sekd_cli`
+        folder = Path(__file__).parents[2] / "weights"
+    return folder / f"{name}.safetensors"
 
 
 def weights_digest(path: Path) -> str:
