@@ -1,0 +1,38 @@
+"""What the tests share: the example photographs, an untrained network on disk, and quiet, repeatable settings."""
+
+from pathlib import Path
+
+import cv2
+import hypothesis
+import pytest
+import torch
+
+from sekd_cli.networks import CompactNetwork
+from sekd_cli.networks.weights_file import save_network
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session")
+def examples() -> Path:
+    """The folder of example photographs."""
+    return EXAMPLES
+
+
+@pytest.fixture(scope="session")
+def photograph() -> torch.Tensor:
+    """A real photograph, grey, (1, 1, 320, 448) in [0, 1]."""
+    pixels = cv2.imread(str(EXAMPLES / "china.jpg"), cv2.IMREAD_GRAYSCALE)[:320, :448]
+    return torch.from_numpy(pixels)[None, None].float() / 255
+
+
+@pytest.fixture(scope="session")
+def untrained_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A weights file of the compact network as it was initialised: for what doesn't depend on the numbers."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "untrained.safetensors"
+    save_network(path, CompactNetwork(), {"note": "not trained"})
+    return path

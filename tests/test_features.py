@@ -1,0 +1,214 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sekd_cli.config import DetectionSettings
+from sekd_cli.errors import UsageError
+from sekd_cli.features import detect, dilate, features_of, local_maxima, max_pool, refine, sample_descriptors
+from sekd_cli.geometry import pixel_grid
+from sekd_cli.networks import DenseMaps
+
+PIXELS = DetectionSettings(subpixel=False, nms_radius=2)
+
+
+def random_map(height: int, width: int, seed: int = 0) -> Tensor:
+    return torch.randn(height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def maxima_by_brute_force(values: np.ndarray, radius: int) -> np.ndarray:
+    height, width = values.shape
+    found = np.zeros_like(values, dtype=bool)
+    for y in range(height):
+        for x in range(width):
+            window = values[max(0, y - radius) : y + radius + 1, max(0, x - radius) : x + radius + 1]
+            found[y, x] = values[y, x] >= window.max()
+    return found
+
+
+def logit(probability: Tensor) -> Tensor:
+    return torch.log(probability / (1 - probability))
+
+
+def gaussian_peak(height: int, width: int, x: float, y: float, *, height_at_top: float = 0.9) -> Tensor:
+    """Logits (H, W) of a score map that is a slanted Gaussian with its top at (x, y)."""
+    offset = pixel_grid(height, width).double() - torch.tensor([x, y], dtype=torch.float64)
+    inverse_covariance = torch.tensor([[0.30, 0.08], [0.08, 0.20]], dtype=torch.float64)
+    exponent = -0.5 * torch.einsum("ni,ij,nj->n", offset, inverse_covariance, offset)
+    return logit(height_at_top * exponent.exp().clamp(min=1e-12)).reshape(height, width).float()
+
+
+@pytest.mark.parametrize("radius", [0, 1, 3, 4])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (17, 23), (3, 40)])
+def test_local_maxima_are_those_a_brute_force_search_finds(shape: tuple[int, int], radius: int) -> None:
+    values = random_map(*shape)
+    assert np.array_equal(local_maxima(values, radius).numpy(), maxima_by_brute_force(values.numpy(), radius))
+
+
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 6), st.integers(0, 1000))
+def test_dilation_on_the_cpu_and_max_pooling_elsewhere_give_the_same(
+    height: int, width: int, radius: int, seed: int
+) -> None:
+    values = random_map(height, width, seed)
+    assert torch.equal(dilate(values, radius), max_pool(values, radius))
+
+
+@given(st.integers(0, 1000), st.integers(1, 5), st.integers(2, 6))
+def test_no_two_keypoints_are_nearer_than_the_radius_however_many_pixels_tie(
+    seed: int, radius: int, levels: int
+) -> None:
+    few_values = (random_map(24, 31, seed) * levels).round() / levels
+    keypoints, _ = detect(few_values, DetectionSettings(nms_radius=radius, subpixel=False), threshold=0)
+    apart = (keypoints[:, None] - keypoints[None]).abs().amax(dim=-1)
+    apart.fill_diagonal_(math.inf)
+    assert apart.min() > radius
+
+
+@given(st.integers(0, 1000))
+def test_without_ties_every_local_maximum_is_a_keypoint(seed: int) -> None:
+    values = random_map(20, 30, seed)
+    keypoints, _ = detect(values, PIXELS, threshold=0)
+    found = torch.zeros(20, 30, dtype=torch.bool)
+    found[keypoints[:, 1].long(), keypoints[:, 0].long()] = True
+    assert torch.equal(found, local_maxima(values, 2))
+
+
+def test_an_even_map_has_one_keypoint() -> None:
+    keypoints, scores = detect(torch.zeros(40, 50), DetectionSettings(), threshold=0.3)
+    assert keypoints.tolist() == [[0.0, 0.0]]
+    assert scores.tolist() == [0.5]
+
+
+def test_equal_peaks_that_are_apart_are_all_keypoints() -> None:
+    values = torch.full((20, 30), -9.0)
+    values[5, 5] = values[5, 20] = values[15, 5] = 2.0
+    keypoints, _ = detect(values, PIXELS, threshold=0.5)
+    assert keypoints.tolist() == [[5, 5], [20, 5], [5, 15]]  # row by row
+
+
+def test_keypoints_are_x_and_y_with_the_best_score_first() -> None:
+    values = torch.full((10, 30), -9.0)
+    values[2, 25], values[7, 3] = logit(torch.tensor(0.6)), logit(torch.tensor(0.8))
+    keypoints, scores = detect(values, PIXELS, threshold=0.5)
+    assert keypoints.tolist() == [[3, 7], [25, 2]]
+    torch.testing.assert_close(scores, torch.tensor([0.8, 0.6]))
+
+
+def test_only_scores_above_the_threshold_count() -> None:
+    values = torch.full((10, 30), -9.0)
+    values[5, 5], values[5, 20] = logit(torch.tensor(0.39)), logit(torch.tensor(0.41))
+    keypoints, _ = detect(values, PIXELS, threshold=0.4)
+    assert keypoints.tolist() == [[20, 5]]
+
+
+def test_the_best_are_kept_and_zero_keeps_all() -> None:
+    values = random_map(40, 50)
+    every_keypoint, every_score = detect(values, DetectionSettings(max_keypoints=0), threshold=0)
+    best, best_scores = detect(values, DetectionSettings(max_keypoints=7), threshold=0)
+    assert len(every_keypoint) > 7
+    assert torch.equal(best, every_keypoint[:7])
+    assert torch.equal(best_scores, every_score[:7])
+    assert torch.equal(every_score, every_score.sort(descending=True)[0])
+
+
+def test_no_keypoint_lies_where_the_mask_is_false() -> None:
+    mask = torch.zeros(40, 50, dtype=torch.bool)
+    mask[:, 25:] = True
+    keypoints, _ = detect(random_map(40, 50), PIXELS, threshold=0, mask=mask)
+    unmasked, _ = detect(random_map(40, 50), PIXELS, threshold=0)
+    assert 0 < len(keypoints) < len(unmasked)
+    assert (keypoints[:, 0] >= 25).all()
+
+
+@pytest.mark.parametrize("subpixel", [True, False])
+def test_a_map_below_the_threshold_has_no_keypoints(subpixel: bool) -> None:
+    settings = DetectionSettings(subpixel=subpixel)
+    keypoints, scores = detect(torch.full((20, 20), -5.0), settings, threshold=0.5)
+    assert keypoints.shape == (0, 2)
+    assert keypoints.dtype == torch.float32
+    assert scores.shape == (0,)
+
+
+@pytest.mark.parametrize(("x", "y"), [(10.0, 8.0), (10.4, 7.7), (9.51, 8.49), (10.25, 8.0)])
+def test_the_top_of_a_gaussian_is_found_exactly(x: float, y: float) -> None:
+    keypoints, _ = detect(gaussian_peak(16, 20, x, y), DetectionSettings(), threshold=0.4)
+    torch.testing.assert_close(keypoints, torch.tensor([[x, y]]), rtol=0, atol=1e-3)
+
+
+def test_a_peak_whose_top_lies_beyond_the_next_pixel_moves_one_pixel_at_most() -> None:
+    values = gaussian_peak(16, 20, 12.7, 8.0)
+    moved = refine(values, torch.tensor([10]), torch.tensor([8]))
+    assert moved[0, 0] == 11.0
+
+
+def test_a_flat_or_saddle_shaped_place_stays_on_its_pixel() -> None:
+    flat = torch.zeros(5, 5)
+    saddle = torch.tensor([[0.0, 1.0, 0.0], [-1.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
+    assert refine(flat, torch.tensor([2]), torch.tensor([2])).tolist() == [[2, 2]]
+    assert refine(saddle, torch.tensor([1]), torch.tensor([1])).tolist() == [[1, 1]]
+
+
+@given(st.integers(0, 1000))
+def test_refined_keypoints_stay_between_the_outermost_pixel_centres(seed: int) -> None:
+    keypoints, _ = detect(random_map(6, 9, seed), DetectionSettings(nms_radius=1), threshold=0)
+    assert (keypoints >= 0).all()
+    assert (keypoints <= torch.tensor([8, 5])).all()
+
+
+def test_keypoints_are_float32_from_a_half_precision_map_that_asks_for_gradients() -> None:
+    values = gaussian_peak(16, 20, 10.0, 8.0).bfloat16().requires_grad_()
+    keypoints, scores = detect(values, DetectionSettings(), threshold=0.4)
+    assert keypoints.dtype == scores.dtype == torch.float32
+    assert keypoints.shape == (1, 2)
+    assert not keypoints.requires_grad
+
+
+def test_descriptors_have_unit_length_and_are_read_from_every_map_at_its_own_scale() -> None:
+    xy = pixel_grid(8, 16).reshape(1, 8, 16, 2)
+    coarse = torch.stack((torch.ones(1, 2, 4), torch.zeros(1, 2, 4)), dim=1)  # 1/4: always (1, 0)
+    fine = xy[..., :1].permute(0, 3, 1, 2)  # 1/1: the column
+    descriptors = sample_descriptors((coarse, fine), torch.tensor([[[0.0, 3.0], [1.0, 3.0], [7.0, 1.0]]]), width=16)
+    expected = torch.tensor([[1, 0, 0], [1, 0, 1], [1, 0, 7]]) / torch.tensor([[1], [2], [50]]).sqrt()
+    torch.testing.assert_close(descriptors, expected[None])
+
+
+def test_a_descriptor_at_the_centre_of_a_cell_is_that_cell() -> None:
+    cells = torch.randn(1, 5, 3, 4, generator=torch.Generator().manual_seed(0))
+    descriptors = sample_descriptors((cells,), torch.tensor([[[9.5, 5.5]]]), width=16)  # cell (2, 1) of 4 x 4 pixels
+    expected = cells[0, :, 1, 2] / cells[0, :, 1, 2].norm()
+    torch.testing.assert_close(descriptors[0, 0], expected)
+
+
+def test_features_of_a_batch_are_those_of_each_image_alone() -> None:
+    logits = torch.stack((random_map(32, 48, 1), random_map(32, 48, 2)))
+    descriptors = torch.randn(2, 8, 8, 12, generator=torch.Generator().manual_seed(3))
+    batch = DenseMaps(logits, (descriptors,), torch.zeros(2, 1, 1, 1))
+    for index in range(2):
+        alone = DenseMaps(logits[index : index + 1], (descriptors[index : index + 1],), torch.zeros(1, 1, 1, 1))
+        ours = features_of(batch, index, DetectionSettings(), 0.5)
+        theirs = features_of(alone, 0, DetectionSettings(), 0.5)
+        assert len(ours) == len(theirs) > 5
+        assert ours.image_size == (48, 32)
+        assert torch.equal(ours.keypoints, theirs.keypoints)
+        torch.testing.assert_close(ours.descriptors, theirs.descriptors)
+        torch.testing.assert_close(ours.descriptors.norm(dim=1), torch.ones(len(ours)))
+
+
+def test_an_image_without_keypoints_has_empty_features_of_the_right_width() -> None:
+    maps = DenseMaps(torch.full((1, 32, 32), -9.0), (torch.rand(1, 8, 8, 8),), torch.zeros(1, 1, 1, 1))
+    features = features_of(maps, 0, DetectionSettings(), 0.5)
+    assert len(features) == 0
+    assert features.descriptors.shape == (0, 8)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_keypoints": -1}, {"threshold": 1.0}, {"threshold": -0.1}, {"nms_radius": -1}, {"nms_radius": 101}]
+)
+def test_settings_that_make_no_sense_are_refused_by_the_name_of_their_option(wrong: dict[str, float]) -> None:
+    option = "--" + next(iter(wrong)).replace("_", "-")
+    with pytest.raises(UsageError, match=option):
+        DetectionSettings(**wrong)  # type: ignore[arg-type]

@@ -1,0 +1,175 @@
+import math
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sekd_cli import geometry
+
+
+def ramp(height: int, width: int, *, per_x: float, per_y: float) -> Tensor:
+    """An image (1, 1, H, W) whose value at (x, y) is per_x * x + per_y * y."""
+    y, x = torch.meshgrid(torch.arange(height).float(), torch.arange(width).float(), indexing="ij")
+    return (per_x * x + per_y * y)[None, None]
+
+
+def smooth_image(height: int, width: int) -> np.ndarray:
+    noise = np.random.default_rng(0).random((height, width)).astype(np.float32)
+    return cv2.GaussianBlur(noise, (0, 0), 2)
+
+
+HOMOGRAPHY = np.array([[0.9, 0.2, 5], [-0.1, 1.1, -3], [2e-3, -1e-3, 1]])
+
+
+def test_the_corner_of_an_image_stays_its_corner_when_it_is_resized() -> None:
+    corner = torch.tensor([-0.5, -0.5])
+    assert torch.equal(geometry.rescale_points(corner, 0.25), corner)
+    assert torch.equal(geometry.rescale_points(torch.tensor([639.5, 479.5]), 0.5), torch.tensor([319.5, 239.5]))
+
+
+def test_the_first_pixel_of_a_doubled_image_lies_a_quarter_pixel_in_the_original() -> None:
+    assert torch.equal(geometry.rescale_points(torch.tensor([0.0, 0.0]), 0.5), torch.tensor([-0.25, -0.25]))
+    assert torch.equal(geometry.rescale_points(torch.tensor([0.0, 0.0]), 2.0), torch.tensor([0.5, 0.5]))
+
+
+@given(st.floats(-5000, 5000), st.floats(-5000, 5000), st.floats(0.05, 20), st.floats(0.05, 20))
+def test_points_rescaled_there_and_back_are_the_same(x: float, y: float, scale_x: float, scale_y: float) -> None:
+    xy, scale = torch.tensor([x, y], dtype=torch.float64), torch.tensor([scale_x, scale_y], dtype=torch.float64)
+    back = geometry.rescale_points(geometry.rescale_points(xy, scale), 1 / scale)
+    torch.testing.assert_close(back, xy, rtol=1e-9, atol=1e-9)
+
+
+def test_the_resize_matrix_does_what_rescale_points_does() -> None:
+    xy = torch.tensor([[[0.0, 0.0], [10.0, 4.0], [-0.5, 7.25]]])
+    matrix = torch.from_numpy(geometry.resize_matrix(0.5, 3.0)).float()[None]
+    torch.testing.assert_close(
+        geometry.warp_points(xy, matrix), geometry.rescale_points(xy, torch.tensor([0.5, 3.0])), rtol=0, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 80), (37, 95), (24, 81)])
+def test_enlarging_agrees_with_opencv_to_the_half_pixel(height: int, width: int) -> None:
+    image = smooth_image(24, 40)
+    ours = geometry.resize_image(torch.from_numpy(image)[None, None], height, width)[0, 0].numpy()
+    np.testing.assert_allclose(ours, cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR), atol=2e-4)
+
+
+@pytest.mark.parametrize(("height", "width"), [(20, 30), (13, 17), (80, 120), (20, 120)])
+def test_a_value_is_found_where_rescale_points_says_after_a_resize(height: int, width: int) -> None:
+    positions = torch.cat((ramp(40, 60, per_x=1, per_y=0), ramp(40, 60, per_x=0, per_y=1)), dim=1)
+    resized = geometry.resize_image(positions, height, width)[0].permute(1, 2, 0)
+    xy = geometry.pixel_grid(height, width).reshape(height, width, 2)
+    original_xy = geometry.rescale_points(xy, torch.tensor([60 / width, 40 / height]))
+    inner = (slice(4, -4), slice(4, -4))  # at the edges the image ends under the filter
+    torch.testing.assert_close(resized[inner], original_xy[inner], rtol=0, atol=0.05)  # pixels of the original
+
+
+def test_shrinking_averages_instead_of_skipping_pixels() -> None:
+    stripes = torch.zeros(1, 1, 16, 16)
+    stripes[..., ::2] = 1.0
+    shrunk = geometry.resize_image(stripes, 4, 4)
+    torch.testing.assert_close(shrunk[..., 1:-1], torch.full_like(shrunk[..., 1:-1], 0.5), rtol=0, atol=0.01)
+
+
+def test_upsampling_keeps_the_places_that_sample_map_reads() -> None:
+    coarse = ramp(6, 8, per_x=1.0, per_y=10.0)
+    xy = torch.tensor([[[9.0, 7.0], [13.5, 11.25], [20.0, 4.0]]])
+    from_coarse = geometry.sample_map(coarse, xy, map_scale=4)
+    from_fine = geometry.sample_map(geometry.upsample(coarse, 4), xy)
+    torch.testing.assert_close(from_fine, from_coarse)
+
+
+def test_a_map_is_sampled_bilinearly_and_beyond_it_is_its_border() -> None:
+    values = torch.tensor([[[[0.0, 1.0], [2.0, 3.0]]]])
+    xy = torch.tensor([[[0.0, 0.0], [0.5, 0.0], [0.5, 0.5], [1.0, 0.25], [-7.0, 0.0], [9.0, 9.0]]])
+    expected = torch.tensor([[[0.0, 0.5, 1.5, 1.5, 0.0, 3.0]]])
+    torch.testing.assert_close(geometry.sample_map(values, xy), expected)
+
+
+def test_points_at_infinity_sample_a_finite_value() -> None:
+    xy = torch.full((1, 3, 2), math.inf)
+    assert geometry.sample_map(torch.rand(1, 2, 5, 5), xy).isfinite().all()
+
+
+def test_an_identity_warp_changes_no_pixel() -> None:
+    image = torch.from_numpy(smooth_image(20, 31))[None, None]
+    torch.testing.assert_close(geometry.warp_image(image, torch.eye(3)[None], 20, 31), image, rtol=0, atol=1e-5)
+
+
+def test_warping_an_image_agrees_with_opencv() -> None:
+    image = smooth_image(60, 90)
+    image_from_view = torch.from_numpy(HOMOGRAPHY).float()[None]
+    ours = geometry.warp_image(torch.from_numpy(image)[None, None], image_from_view, 50, 70)[0, 0].numpy()
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    theirs = cv2.warpPerspective(image, HOMOGRAPHY, (70, 50), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    np.testing.assert_allclose(ours, theirs, atol=5e-3)  # OpenCV may round positions to 1/32 pixel
+
+
+def test_points_warp_as_opencv_warps_them_and_back() -> None:
+    xy = np.random.default_rng(1).uniform(0, 100, (1, 50, 2))
+    target_from_source = torch.from_numpy(HOMOGRAPHY)[None]
+    warped = geometry.warp_points(torch.from_numpy(xy), target_from_source)
+    np.testing.assert_allclose(warped.numpy(), cv2.perspectiveTransform(xy, HOMOGRAPHY), atol=1e-9)
+    back = geometry.warp_points(warped, torch.linalg.inv(target_from_source))
+    np.testing.assert_allclose(back.numpy(), xy, atol=1e-9)
+
+
+def test_each_image_of_a_batch_is_warped_by_its_own_map() -> None:
+    one, two = torch.tensor([1.0, 2.0]), torch.tensor([10.0, 20.0])
+    maps = geometry.translation(one, two)
+    warped = geometry.warp_points(torch.zeros(2, 1, 2), maps)
+    assert torch.equal(warped, torch.tensor([[[1.0, 10.0]], [[2.0, 20.0]]]))
+
+
+def test_points_on_the_horizon_and_behind_it_are_at_infinity() -> None:
+    tilted = geometry.tilt(torch.tensor([-0.1]), torch.tensor([0.0]))  # the horizon is the column x = 10
+    warped = geometry.warp_points(torch.tensor([[[5.0, 1.0], [10.0, 1.0], [20.0, 1.0]]]), tilted)
+    assert torch.equal(warped[0, 0], torch.tensor([10.0, 2.0]))
+    assert warped[0, 1:].isinf().all()
+    assert not geometry.inside(warped, 1000, 1000)[0, 1:].any()
+
+
+def test_inside_means_between_the_outermost_pixel_centres() -> None:
+    xy = torch.tensor([[0.0, 0.0], [9.0, 4.0], [9.01, 4.0], [-0.01, 0.0], [3.0, 4.5]])
+    assert geometry.inside(xy, height=5, width=10).tolist() == [True, True, False, False, False]
+    assert geometry.inside(torch.tensor([[2.0, 2.0], [1.9, 2.0]]), 5, 10, border=2).tolist() == [True, False]
+
+
+def test_pixel_centres_are_listed_row_by_row_as_x_and_y() -> None:
+    assert geometry.pixel_grid(2, 3).tolist() == [[0, 0], [1, 0], [2, 0], [0, 1], [1, 1], [2, 1]]
+
+
+@pytest.mark.parametrize("turns", [-1, 0, 1, 2, 3, 4])
+def test_a_quarter_turn_takes_points_where_numpy_takes_pixels(turns: int) -> None:
+    upright = np.arange(12).reshape(3, 4)
+    turned = np.rot90(upright, turns)
+    matrix = torch.from_numpy(geometry.quarter_turn(turns, 3, 4))
+    turned_xy = geometry.warp_points(geometry.pixel_grid(3, 4).double()[None], matrix[None])[0].long()
+    assert turned[turned_xy[:, 1], turned_xy[:, 0]].tolist() == upright.flatten().tolist()
+
+
+def test_an_affinity_turns_by_its_angle_and_scales_its_area() -> None:
+    parameters = [torch.tensor([value]) for value in (math.pi / 2, 2.0, 0.0, 1.0)]
+    turned = geometry.warp_points(torch.tensor([[[1.0, 0.0]]]), geometry.affinity(*parameters))
+    torch.testing.assert_close(turned, torch.tensor([[[0.0, 2.0]]]), rtol=0, atol=1e-6)  # y points down: clockwise
+    stretched = geometry.affinity(*(torch.tensor([value]) for value in (0.3, 1.5, 0.4, 1.7)))
+    assert torch.linalg.det(stretched).item() == pytest.approx(1.5**2, rel=1e-5)
+
+
+def test_random_factors_stay_in_their_range_and_follow_their_generator() -> None:
+    factors = geometry.log_uniform(0.5, 2.0, 4000, torch.Generator().manual_seed(3))
+    assert 0.5 <= factors.min() < 0.51
+    assert 1.99 < factors.max() < 2.0
+    assert (factors < 1).float().mean().item() == pytest.approx(0.5, abs=0.03)
+    again = geometry.log_uniform(0.5, 2.0, 4000, torch.Generator().manual_seed(3))
+    assert torch.equal(factors, again)
+
+
+def test_sampling_a_map_has_the_right_gradient() -> None:
+    values = torch.rand(1, 2, 4, 5, dtype=torch.float64, requires_grad=True)
+    xy = torch.tensor([[[1.3, 0.7], [3.1, 2.2]]], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda v, p: geometry.sample_map(v, p, map_scale=1.5), (values, xy))

@@ -1,0 +1,138 @@
+import pytest
+import torch
+from torch import Tensor
+
+from sekd_cli.geometry import pixel_grid, sample_map
+from sekd_cli.networks import NETWORKS, CompactNetwork, DenseMaps, DenseNetwork, PublishedNetwork
+from sekd_cli.networks.compact import image_statistics
+
+EVERY_NETWORK = pytest.mark.parametrize("kind", NETWORKS.values(), ids=NETWORKS.keys())
+
+
+def untrained(kind: type[DenseNetwork]) -> DenseNetwork:
+    torch.manual_seed(0)
+    return kind().eval()
+
+
+def image(batch: int, height: int, width: int, seed: int = 0) -> Tensor:
+    return torch.rand(batch, 1, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def maps_of(network: DenseNetwork, images: Tensor, statistics: Tensor | None = None) -> DenseMaps:
+    maps: DenseMaps = network(images, statistics)
+    return maps
+
+
+def test_the_published_network_has_the_published_number_of_parameters() -> None:
+    assert PublishedNetwork().count_parameters() == 661_762
+
+
+def test_the_compact_network_is_smaller_than_the_published_one() -> None:
+    assert CompactNetwork().count_parameters() < 661_762
+
+
+@EVERY_NETWORK
+@pytest.mark.parametrize("size", [(32, 32), (64, 96), (96, 64)])
+def test_maps_have_the_shapes_that_the_network_declares(kind: type[DenseNetwork], size: tuple[int, int]) -> None:
+    network, (height, width) = untrained(kind), size
+    maps = maps_of(network, image(2, height, width))
+    assert maps.score_logits.shape == (2, height, width)
+    assert sum(one.shape[1] for one in maps.descriptor_maps) == network.descriptor_dim
+    for one in maps.descriptor_maps:
+        assert height % one.shape[-2] == width % one.shape[-1] == 0
+        assert height // one.shape[-2] == width // one.shape[-1]
+    assert maps.low_level_map.shape[-2:] == (height // network.low_level_stride, width // network.low_level_stride)
+
+
+@EVERY_NETWORK
+def test_the_smallest_image_is_one_stride_wide(kind: type[DenseNetwork]) -> None:
+    network = untrained(kind)
+    maps = maps_of(network, image(1, network.stride, network.stride))
+    assert maps.score_logits.shape == (1, network.stride, network.stride)
+
+
+@EVERY_NETWORK
+def test_scores_are_probabilities_and_descriptor_maps_join_at_the_finest(kind: type[DenseNetwork]) -> None:
+    network = untrained(kind)
+    maps = maps_of(network, image(1, 64, 96))
+    assert maps.score_map.min() >= 0
+    assert maps.score_map.max() <= 1
+    finest = maps.descriptor_maps[-1]
+    assert maps.descriptor_map.shape == (1, network.descriptor_dim, *finest.shape[-2:])
+    assert torch.equal(maps.descriptor_map[:, -finest.shape[1] :], finest)
+
+
+@EVERY_NETWORK
+def test_an_image_in_a_batch_has_the_maps_it_has_alone(kind: type[DenseNetwork]) -> None:
+    network, images = untrained(kind), image(3, 64, 96)
+    together, alone = maps_of(network, images), maps_of(network, images[1:2])
+    torch.testing.assert_close(together.score_logits[1:2], alone.score_logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(together.descriptor_map[1:2], alone.descriptor_map, rtol=1e-4, atol=1e-4)
+
+
+@EVERY_NETWORK
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_an_even_image_has_finite_maps(kind: type[DenseNetwork], value: float) -> None:
+    maps = maps_of(untrained(kind), torch.full((1, 1, 64, 64), value))
+    assert maps.score_logits.isfinite().all()
+    assert maps.descriptor_map.isfinite().all()
+
+
+@EVERY_NETWORK
+def test_the_maps_learn_from_their_image(kind: type[DenseNetwork]) -> None:
+    network = untrained(kind).train()
+    maps = network(image(2, 64, 64))
+    (maps.score_logits.mean() + maps.descriptor_map.mean()).backward()
+    learned = {name for name, parameter in network.named_parameters() if parameter.grad is not None}
+    assert learned == {name for name, _ in network.named_parameters()}
+
+
+@EVERY_NETWORK
+def test_an_image_moved_by_the_stride_has_its_maps_moved_as_far(kind: type[DenseNetwork]) -> None:
+    network, step = untrained(kind), 32
+    whole = image(1, 64, 288)
+    left, right = whole[..., : 288 - step], whole[..., step:]
+    statistics = image_statistics(whole)
+    of_left, of_right = maps_of(network, left, statistics), maps_of(network, right, statistics)
+    middle = pixel_grid(64, 288 - step)[None]
+    middle = middle[:, (middle[0, :, 0] > 120) & (middle[0, :, 0] < 136)]  # whose surroundings both images hold
+    moved = middle - torch.tensor([step, 0])
+    for here, there in zip(of_left.descriptor_maps, of_right.descriptor_maps, strict=True):
+        scale = 256 / here.shape[-1]
+        torch.testing.assert_close(
+            sample_map(there, moved, map_scale=scale), sample_map(here, middle, map_scale=scale), rtol=1e-2, atol=1e-3
+        )
+
+
+def test_the_compact_network_sees_no_difference_between_a_bright_and_a_dark_image() -> None:
+    network, dark = untrained(CompactNetwork), 0.1 + 0.2 * image(1, 64, 64)
+    bright = 3 * dark + 0.1
+    torch.testing.assert_close(
+        maps_of(network, bright).score_logits, maps_of(network, dark).score_logits, rtol=1e-3, atol=1e-3
+    )
+
+
+def test_a_tile_normalised_by_the_photograph_differs_from_one_normalised_by_itself() -> None:
+    network, photograph = untrained(CompactNetwork), image(1, 64, 128)
+    photograph[..., 64:] *= 0.2
+    tile, statistics = photograph[..., :64], image_statistics(photograph)
+    by_photograph = maps_of(network, tile, statistics)
+    assert not torch.allclose(by_photograph.score_logits, maps_of(network, tile).score_logits, atol=1e-3)
+    by_itself = maps_of(network, tile, image_statistics(tile))
+    assert torch.equal(by_itself.score_logits, maps_of(network, tile).score_logits)
+
+
+def test_statistics_do_not_matter_to_the_published_network() -> None:
+    network, images = untrained(PublishedNetwork), image(1, 32, 32)
+    with_statistics = maps_of(network, images, torch.tensor([[0.1, 9.0]]))
+    assert torch.equal(with_statistics.score_logits, maps_of(network, images).score_logits)
+
+
+def test_image_statistics_are_mean_and_deviation_of_each_image() -> None:
+    images = torch.tensor([[0.0, 1.0, 0.0, 1.0], [0.2, 0.2, 0.2, 0.2]]).reshape(2, 1, 2, 2)
+    torch.testing.assert_close(image_statistics(images), torch.tensor([[0.5, 0.5], [0.2, 0.0]]))
+
+
+def test_an_image_of_one_pixel_has_statistics() -> None:
+    torch.testing.assert_close(image_statistics(torch.full((1, 1, 1, 1), 0.7)), torch.tensor([[0.7, 0.0]]))
