@@ -1,0 +1,112 @@
+"""Which images are meant: files, folders, patterns; each with the name under which its features are kept."""
+
+import glob
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sekd_cli.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+COMMON = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".pnm", ".bmp", ".gif"}
+RARE = {".jpe", ".jfif", ".mpo", ".dib", ".jp2", ".j2k", ".avif", ".tga", ".heic", ".heif"}
+SUFFIXES = frozenset(COMMON | RARE)
+"""What counts as an image in a folder; HEIC can't be read, and to say so is better than to leave it out."""
+
+
+@dataclass(frozen=True)
+class ImageEntry:
+    """An image to be read, and its name in feature files: its POSIX path relative to the image root."""
+
+    path: Path
+    name: str
+
+
+def find_images(paths: Sequence[str | Path], *, root: Path | None = None) -> list[ImageEntry]:
+    """All images that `paths` mean, sorted by name, each once.
+
+    A folder stands for the images in it and below, by suffix, hidden ones left out; a file for itself, whatever its
+    suffix; a pattern for what it matches (`**` for any folders). A path that does not exist becomes an entry as well:
+    reading it says so, and the others go on. Names are relative to the folder given, to the part of a pattern before
+    its first wildcard, or for a file to its own folder; or all of them to `root`.
+
+    Raises UsageError if two images get the same name, or one lies outside `root`.
+    """
+    found: dict[str, Path] = {}
+    for given in paths:
+        for path, own_root in _expand(Path(given)):
+            name = _name(path, root or own_root)
+            other = found.setdefault(name, path)
+            if other != path and not _same_file(other, path):
+                raise UsageError(f"{other} and {path} would both be named {name}; give --root, a folder above both")
+    return [ImageEntry(found[name], name) for name in sorted(found)]
+
+
+def _expand(given: Path) -> Iterator[tuple[Path, Path]]:
+    """Image files, each with the folder that its name is relative to."""
+    if given.is_dir():
+        yield from ((path, given) for path in _images_below(given))
+    elif os.path.lexists(given) or not glob.has_magic(str(given)):
+        yield given, given.parent
+    else:
+        literal = _literal_part(given)
+        matches = sorted(glob.glob(str(given), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
+        if not matches:
+            yield given, given.parent
+        for match in map(Path, matches):
+            if match.is_dir():
+                if "**" not in given.parts:  # which matches the files in it by itself
+                    yield from ((path, literal) for path in _images_below(match))
+            elif match.suffix.lower() in SUFFIXES or given.suffix:
+                yield match, literal
+
+
+def _literal_part(pattern: Path) -> Path:
+    parts = pattern.parts
+    wild = next(index for index, part in enumerate(parts) if glob.has_magic(part))
+    return Path(*parts[:wild])
+
+
+def _images_below(folder: Path) -> Iterator[Path]:
+    """Image files in a folder and below. Each real folder is entered once, so links that form a circle end."""
+    entered: set[tuple[int, int]] = set()
+    pending, linked = [folder], list[Path]()
+    while pending or linked:
+        current = pending.pop() if pending else linked.pop()  # linked folders last: real paths give the names
+        try:
+            status = current.stat()
+            if (status.st_dev, status.st_ino) in entered:
+                logger.debug("%s: entered already through another link", current)
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            children = sorted(os.scandir(current), key=lambda child: child.name, reverse=True)
+        except OSError:
+            yield current  # not a folder that can be listed: reading it tells why
+            continue
+        for child in children:
+            path = current / child.name
+            if child.name.startswith("."):
+                continue
+            if child.is_dir(follow_symlinks=False):
+                pending.append(path)
+            elif path.is_dir():
+                linked.append(path)
+            elif path.suffix.lower() in SUFFIXES:
+                yield path
+
+
+def _name(path: Path, root: Path) -> str:
+    relative = Path(os.path.relpath(path, root))
+    if ".." in relative.parts:
+        raise UsageError(f"{path}: not below {root}; give another --root")
+    return relative.as_posix()
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return os.path.abspath(one) == os.path.abspath(other)  # noqa: PTH100 - both may be missing

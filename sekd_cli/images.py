@@ -1,0 +1,281 @@
+"""Photographs from disk: finding them, reading any that a camera, scanner or program writes, turning them upright.
+
+The network sees a photograph upright, as its EXIF orientation says; keypoints are stored in the pixel grid of the file
+as it is, so they go back through `to_stored`. Grey is the same for every format: 8 bits a channel, then OpenCV's
+0.299 R + 0.587 G + 0.114 B, rounded. Where an image is transparent it is laid on mid-grey, which neither black nor
+white content vanishes on.
+"""
+
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from sekd_cli.errors import ImageError
+from sekd_cli.image_search import ImageEntry, find_images
+
+__all__ = [
+    "DEFAULT_MAX_PIXELS",
+    "ImageEntry",
+    "Photograph",
+    "find_images",
+    "read_image",
+    "read_image_size",
+    "read_mask",
+    "to_eight_bits",
+    "to_stored",
+    "turn_upright",
+]
+
+FORMATS = ("JPEG", "MPO", "PNG", "TIFF", "WEBP", "PPM", "BMP", "DIB", "GIF", "JPEG2000", "AVIF", "TGA")
+"""What Pillow may decode here; its other formats are no photographs, and some start other programs."""
+
+DEFAULT_MAX_PIXELS = 250_000_000  # above every camera's; a small file can claim billions and fill the memory
+BACKGROUND = 128  # grey under transparent pixels
+STRIP_PIXELS = 2**24  # converted at a time, so that a huge image is never there twice in colour
+ORIENTATION_TAG, BITS_TAG = 0x0112, 0x0102  # of EXIF and TIFF: how it lies, bits of each channel
+
+# EXIF orientation: how upright pixels come from stored ones: (transpose first?, then mirror x?, then mirror y?)
+ORIENTATIONS = {
+    1: (False, False, False),
+    2: (False, True, False),
+    3: (False, True, True),
+    4: (False, False, True),
+    5: (True, False, False),
+    6: (True, True, False),
+    7: (True, True, True),
+    8: (True, False, True),
+}
+
+_opening = threading.Lock()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Photograph:
+    """An image as the network sees it, upright, and how it lies in its file."""
+
+    pixels: np.ndarray  # (H, W) uint8 grey, or (H, W, 3) uint8 RGB; upright
+    orientation: int  # EXIF, 1 to 8
+    stored_size: tuple[int, int]  # width, height in the file
+
+    def grey(self) -> np.ndarray:
+        """Grey (H, W) float32 in [0, 1]."""
+        pixels = self.pixels if self.pixels.ndim == 2 else cv2.cvtColor(self.pixels, cv2.COLOR_RGB2GRAY)
+        return np.divide(pixels, 255, dtype=np.float32)
+
+    def to_stored(self, xy: np.ndarray) -> np.ndarray:
+        """Points (N, 2) of the upright image in the pixel grid of the file, (N, 2)."""
+        return to_stored(xy, self.orientation, self.stored_size)
+
+
+def read_image(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS, colour: bool = False) -> Photograph:
+    """Read one photograph, grey unless `colour`. max_pixels: largest width x height to decode; 0 for no limit.
+
+    Raises ImageError, one line that names the file and the remedy, whatever is wrong with it.
+    """
+    with _opened(path, max_pixels) as image:
+        pixels, orientation = _decode(image, path, colour=colour)
+    height, width = pixels.shape[:2]
+    return Photograph(pixels=turn_upright(pixels, orientation), orientation=orientation, stored_size=(width, height))
+
+
+def read_image_size(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[int, int]:
+    """Width and height in the file, from its header alone. Raises ImageError."""
+    with _opened(path, max_pixels) as image:
+        width, height = image.size
+    return width, height
+
+
+def read_mask(path: Path, photograph: Photograph) -> np.ndarray:
+    """Where keypoints may be, (H, W) bool like `photograph.pixels`: false where the mask (stored grid) is black.
+
+    Raises ImageError if it can't be read or isn't as large as the photograph.
+    """
+    with _opened(path, max_pixels=0) as image:
+        if image.size != photograph.stored_size:
+            width, height = photograph.stored_size
+            raise ImageError(f"{path}: mask of {image.width}x{image.height}, but its image has {width}x{height} pixels")
+        pixels, _ = _decode(image, path, colour=False)
+    return turn_upright(pixels > 0, photograph.orientation)
+
+
+def turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Stored pixels (H, W, ...) as the EXIF orientation says they are looked at; a view."""
+    transpose, mirror_x, mirror_y = ORIENTATIONS[orientation]
+    if transpose:
+        pixels = pixels.swapaxes(0, 1)
+    return pixels[:: -1 if mirror_y else 1, :: -1 if mirror_x else 1]
+
+
+def to_stored(xy: np.ndarray, orientation: int, stored_size: tuple[int, int]) -> np.ndarray:
+    """Points (N, 2) of the upright image in the grid of the file, which is `stored_size` (width, height) large."""
+    transpose, mirror_x, mirror_y = ORIENTATIONS[orientation]
+    width, height = stored_size[::-1] if transpose else stored_size
+    x = width - 1 - xy[:, 0] if mirror_x else xy[:, 0]
+    y = height - 1 - xy[:, 1] if mirror_y else xy[:, 1]
+    return np.stack((y, x) if transpose else (x, y), axis=1)
+
+
+@contextmanager
+def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
+    """The image at `path`, its header read and its size accepted; turns all that goes wrong into an ImageError."""
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            what = "a folder" if stat.S_ISDIR(mode) else "neither a file nor a folder"
+            raise ImageError(f"{path}: {what}, not an image; leave it out")
+        with _open_unchecked(path) as image:
+            width, height = image.size
+            if max_pixels and width * height > max_pixels:
+                limit = f"more than {max_pixels / 1e6:g} million pixels"
+                raise ImageError(f"{path}: {width}x{height} is {limit}; raise --max-pixels if you trust it")
+            yield image
+    except ImageError:
+        raise
+    except MemoryError as error:
+        raise ImageError(f"{path}: too large for the memory; make it smaller") from error
+    except Exception as error:  # Pillow's decoders raise a dozen kinds for damage; this is one file, and it is named
+        raise ImageError(f"{path}: {_complaint(path, error)}") from error
+
+
+def _open_unchecked(path: Path) -> Image.Image:
+    """Pillow's `open` without its own limit on pixels, which is a global of the whole process."""
+    with _opening:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            Image.init()
+            return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _complaint(path: Path, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file; mend the path"
+    if isinstance(error, PermissionError):
+        return "permission denied; make it readable"
+    if path.is_file() and path.stat().st_size == 0:
+        return "an empty file; copy it again"
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image that sekd reads; convert it to JPEG or PNG"
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    return f"damaged or truncated ({reason}); copy it again, or convert it to PNG"
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 where there is none or it makes no sense; before decoding, as Pillow turns TIFFs itself."""
+    try:
+        orientation = image.getexif().get(ORIENTATION_TAG, 1)
+    except Exception:  # damaged EXIF of a sound image: Pillow raises half a dozen kinds
+        return 1
+    return orientation if orientation in ORIENTATIONS else 1
+
+
+def _decode(image: Image.Image, path: Path, *, colour: bool) -> tuple[np.ndarray, int]:
+    """All pixels in the grid of the file, (H, W) or (H, W, 3) uint8, and the EXIF orientation."""
+    deep_colour = _has_deep_colour(image)  # asked first: reading EXIF may decode, and forget it
+    orientation = _orientation(image)
+    image.load()
+    if deep_colour:
+        return _finish(_read_deep_colour(path), colour=colour), orientation
+    if image.format == "TIFF":  # Pillow has turned it upright; back to how it is stored
+        image = _turn_back(image, orientation)
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _finish(to_eight_bits(np.asarray(image)), colour=colour), orientation
+    if "transparency" in image.info:
+        image = image.convert("LA" if image.mode == "L" else "RGBA")
+    rows = max(1, STRIP_PIXELS // image.width)
+    shape = (image.height, image.width, 3) if colour else (image.height, image.width)
+    pixels = np.empty(shape, dtype=np.uint8)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        strip = image if rows >= image.height else image.crop((0, top, image.width, bottom))
+        pixels[top:bottom] = _finish(_plain_channels(strip), colour=colour)
+    return pixels, orientation
+
+
+def _turn_back(image: Image.Image, orientation: int) -> Image.Image:
+    """The stored pixels of an image that was turned upright. Quarter turns undo each other, mirrors themselves."""
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    return image.transpose(undo[orientation]) if orientation in undo else image
+
+
+def _plain_channels(image: Image.Image) -> np.ndarray:
+    """(H, W), (H, W, 2), (H, W, 3) or (H, W, 4) uint8: grey or RGB, perhaps with alpha last."""
+    if image.mode in {"L", "LA", "RGB", "RGBA"}:
+        return np.asarray(image)
+    if image.mode == "1":
+        return np.asarray(image.convert("L"))
+    has_alpha = image.mode in {"PA", "La", "RGBa"}
+    return np.asarray(image.convert("RGBA" if has_alpha else "RGB"))
+
+
+def _finish(pixels: np.ndarray, *, colour: bool) -> np.ndarray:
+    """Plain channels laid on the background, then made grey (H, W) or RGB (H, W, 3)."""
+    if pixels.ndim == 3 and pixels.shape[2] in {2, 4}:
+        alpha = pixels[..., -1:].astype(np.float32) / 255
+        over = pixels[..., :-1] * alpha + BACKGROUND * (1 - alpha)
+        pixels = np.rint(over).astype(np.uint8)
+        pixels = pixels[..., 0] if pixels.shape[2] == 1 else pixels
+    if colour:
+        return pixels if pixels.ndim == 3 else cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
+    return pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+
+
+def _has_deep_colour(image: Image.Image) -> bool:
+    """16-bit colour, of which Pillow keeps the upper byte: black for a camera's 12 bits."""
+    if image.mode not in {"RGB", "RGBA", "LA"}:
+        return False
+    if image.format == "PNG":
+        return any("16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+    return image.format == "TIFF" and 16 in tuple(getattr(image, "tag_v2", {}).get(BITS_TAG, ()))
+
+
+def _read_deep_colour(path: Path) -> np.ndarray:
+    """(H, W, 3 or 4) uint8 of a PNG or TIFF with 16 bits a channel; called when Pillow found it sound."""
+    pixels = cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        raise ValueError("16-bit colour of an unusual kind")
+    if pixels.ndim == 2 or pixels.shape[2] not in {3, 4}:
+        return to_eight_bits(pixels if pixels.ndim == 2 else pixels[..., 0])
+    if pixels.shape[2] == 3:
+        return to_eight_bits(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
+    alpha = (pixels[..., 3:] // 257).astype(np.uint8)
+    return np.concatenate((to_eight_bits(cv2.cvtColor(pixels[..., :3], cv2.COLOR_BGR2RGB)), alpha), axis=2)
+
+
+def to_eight_bits(values: np.ndarray) -> np.ndarray:
+    """Pixels of any number type as uint8 of the same shape.
+
+    Whole numbers are scaled by the smallest usual depth (8, 10, 12, 14 or 16 bits) that holds the largest, so that a
+    camera's 12 bits in a 16-bit file aren't black; where they use less than an eighth of it and still have more than
+    255 steps (thermal, depth), from their smallest to their largest, as are larger and negative ones. Fractions in
+    [0, 1] are scaled to 255, those in [0, 255] only rounded, others scaled from smallest to largest.
+    """
+    values = values if np.isfinite(values).all() else np.nan_to_num(values, nan=0, posinf=0, neginf=0)
+    low, high = float(values.min()), float(values.max())
+    if values.dtype.kind == "f":
+        if low >= 0 and high <= 255:
+            low, high = 0.0, 1.0 if high <= 1 else 255.0
+    elif low >= 0 and high < 2**16:
+        full = next(2.0**bits - 1 for bits in (8, 10, 12, 14, 16) if high < 2**bits)
+        if not 255 < high - low < full / 8:
+            low, high = 0.0, full
+    scale = 255 / (high - low) if high > low else 0.0
+    scaled = (values.astype(np.float32) - np.float32(low)) * np.float32(scale)
+    eight_bits: np.ndarray = np.rint(scaled, out=scaled).clip(0, 255, out=scaled).astype(np.uint8)
+    return eight_bits
