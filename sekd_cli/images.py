@@ -30,6 +30,7 @@ __all__ = [
     "read_mask",
     "to_eight_bits",
     "to_stored",
+    "turn_back",
     "turn_upright",
 ]
 
@@ -113,6 +114,13 @@ def turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return pixels[:: -1 if mirror_y else 1, :: -1 if mirror_x else 1]
 
 
+def turn_back(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """The inverse of `turn_upright`: decoders of TIFF turn it on their own."""
+    transpose, mirror_x, mirror_y = ORIENTATIONS[orientation]
+    pixels = pixels[:: -1 if mirror_y else 1, :: -1 if mirror_x else 1]
+    return pixels.swapaxes(0, 1) if transpose else pixels
+
+
 def to_stored(xy: np.ndarray, orientation: int, stored_size: tuple[int, int]) -> np.ndarray:
     """Points (N, 2) of the upright image in the grid of the file, which is `stored_size` (width, height) large."""
     transpose, mirror_x, mirror_y = ORIENTATIONS[orientation]
@@ -183,11 +191,16 @@ def _decode(image: Image.Image, path: Path, *, colour: bool) -> tuple[np.ndarray
     orientation = _orientation(image)
     image.load()
     if deep_colour:
-        return _finish(_read_deep_colour(path), colour=colour), orientation
-    if image.format == "TIFF":  # Pillow has turned it upright; back to how it is stored
-        image = _turn_back(image, orientation)
-    if image.mode == "F" or image.mode.startswith("I"):
-        return _finish(to_eight_bits(np.asarray(image)), colour=colour), orientation
+        pixels = _finish(_read_deep_colour(path), colour=colour)
+    elif image.mode == "F" or image.mode.startswith("I"):
+        pixels = _finish(to_eight_bits(np.asarray(image)), colour=colour)
+    else:
+        pixels = _read_strips(image, colour=colour)
+    return (turn_back(pixels, orientation) if image.format == "TIFF" else pixels), orientation
+
+
+def _read_strips(image: Image.Image, *, colour: bool) -> np.ndarray:
+    """All pixels of an image with 8 bits a channel or less, (H, W) or (H, W, 3) uint8."""
     if "transparency" in image.info:
         image = image.convert("LA" if image.mode == "L" else "RGBA")
     rows = max(1, STRIP_PIXELS // image.width)
@@ -197,21 +210,7 @@ def _decode(image: Image.Image, path: Path, *, colour: bool) -> tuple[np.ndarray
         bottom = min(top + rows, image.height)
         strip = image if rows >= image.height else image.crop((0, top, image.width, bottom))
         pixels[top:bottom] = _finish(_plain_channels(strip), colour=colour)
-    return pixels, orientation
-
-
-def _turn_back(image: Image.Image, orientation: int) -> Image.Image:
-    """The stored pixels of an image that was turned upright. Quarter turns undo each other, mirrors themselves."""
-    undo = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_90,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_270,
-    }
-    return image.transpose(undo[orientation]) if orientation in undo else image
+    return pixels
 
 
 def _plain_channels(image: Image.Image) -> np.ndarray:
