@@ -1,0 +1,161 @@
+"""What is promised of the package: files, documentation and installation."""
+
+import configparser
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+import sekd_cli
+from sekd_cli import errors
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SHIPPED = ["sekd_cli", "weights", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"]
+
+
+def setup_cfg() -> configparser.ConfigParser:
+    parsed = configparser.ConfigParser()
+    parsed.read(ROOT / "setup.cfg", encoding="utf-8")
+    return parsed
+
+
+def commands() -> Iterator[tuple[str, click.Command]]:
+    """Every command with what a user types to get it, subcommands of subcommands included."""
+    from sekd_cli.cli import main
+
+    def below(typed: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
+        if isinstance(command, click.Group):
+            context = click.Context(command)
+            for name in command.list_commands(context):
+                found = command.get_command(context, name)
+                assert found is not None
+                yield from below(f"{typed} {name}", found)
+        else:
+            yield typed, command
+
+    yield from below("sekd", main)
+
+
+def test_every_folder_of_modules_is_in_the_package() -> None:
+    folders = {path.parent.relative_to(ROOT).as_posix().replace("/", ".") for path in ROOT.glob("sekd_cli/**/*.py")}
+    listed = set(setup_cfg()["options"]["packages"].split())
+    assert listed == folders | {"sekd_cli.weights"}
+
+
+def test_every_command_tells_what_it_does_with_an_example() -> None:
+    for typed, command in commands():
+        text = command.help or ""
+        assert text.split("\n")[0].strip().endswith("."), f"{typed}: no first line that is a sentence"
+        assert typed in text.replace("\b", ""), f"{typed}: no example in its help"
+
+
+def test_every_option_tells_what_it_is_for() -> None:
+    silent = [
+        f"{typed} {parameter.opts[0]}"
+        for typed, command in commands()
+        for parameter in command.params
+        if isinstance(parameter, click.Option) and not parameter.help
+    ]
+    assert not silent
+
+
+def test_readme_knows_every_command() -> None:
+    for typed, _ in commands():
+        assert f"`{typed}" in README or f"\n{typed} " in README, f"README says nothing of {typed}"
+
+
+def test_readme_knows_every_option_it_shows() -> None:
+    from sekd_cli.cli import main
+
+    everything = [main, *(command for _, command in commands())]
+    known = {name for one in everything for option in one.params for name in (*option.opts, *option.secondary_opts)}
+    shown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
+    assert shown <= known | {"--help"}
+
+
+def test_readme_has_the_exit_codes_of_the_errors() -> None:
+    documented = {int(code) for code in re.findall(r"^\| (\d+) \|", README, flags=re.MULTILINE)}
+    raised = {kind.exit_code for kind in vars(errors).values() if isinstance(kind, type)}
+    assert documented >= {0} | raised
+
+
+def test_ci_runs_the_test_command_of_readme() -> None:
+    command = re.search(r"^(pip install .*-e .*) && (python -m pytest)$", README, flags=re.MULTILINE)
+    assert command is not None
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    for half in command.groups():
+        assert re.search(f"^{re.escape(half)}$", ci.replace("pip install -q", "pip install"), flags=re.MULTILINE), half
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_the_changelog_has_this_version() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    versions = re.findall(r"^## \[?([^\]\s]+)", changelog, flags=re.MULTILINE)
+    assert versions[0] == "Unreleased"
+    released = [version for version in versions if version != "Unreleased"]
+    assert not released or released[0] == sekd_cli.__version__
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what a build needs; the weights are a stand-in where there are none yet."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in SHIPPED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, folder)
+    weights = folder / "weights" / "sekd.safetensors"
+    if not weights.exists():
+        weights.write_bytes(b"stand-in")
+    return folder
+
+
+def packaged_weights_seen_from(folder: Path, *, python_path: Path) -> Path:
+    program = "from sekd_cli.networks.weights_file import packaged_weights; print(packaged_weights().resolve())"
+    environment = {**os.environ, "PYTHONPATH": str(python_path), "PYTHONSAFEPATH": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, env=environment, capture_output=True, text=True, check=True
+    )
+    return Path(done.stdout.strip())
+
+
+def test_the_wheel_has_every_module_and_the_weights(checkout: Path, tmp_path: Path) -> None:
+    if importlib.util.find_spec("setuptools") is None:
+        pytest.skip("no setuptools to build with")
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, checkout]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("sekd-*.whl")
+    unpacked = tmp_path / "unpacked"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(unpacked)
+    modules = {path.relative_to(checkout) for path in checkout.glob("sekd_cli/**/*.py")}
+    assert modules <= {path.relative_to(unpacked) for path in unpacked.rglob("*.py")}
+    assert (unpacked / "sekd_cli" / "py.typed").is_file()
+    found = packaged_weights_seen_from(tmp_path, python_path=unpacked)
+    assert found == (unpacked / "sekd_cli" / "weights" / "sekd.safetensors").resolve()
+    assert found.read_bytes() == (checkout / "weights" / "sekd.safetensors").read_bytes()
+
+
+def test_a_checkout_that_is_not_installed_finds_its_weights(checkout: Path, tmp_path: Path) -> None:
+    found = packaged_weights_seen_from(tmp_path, python_path=checkout)
+    assert found == (checkout / "weights" / "sekd.safetensors").resolve()
+    assert found.is_file()
+
+
+def test_the_example_pairs_name_files_that_are_there(examples: Path) -> None:
+    pairs = [line.split() for line in (examples / "pairs.txt").read_text(encoding="utf-8").splitlines()]
+    assert pairs
+    for pair in pairs:
+        assert len(pair) == 2
+        for name in pair:
+            assert (examples / name).is_file()
