@@ -1,6 +1,6 @@
 """The compact network: the default. Nothing wide at high resolution, everything a CPU does well."""
 
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from sekd_cli.geometry import upsample
 from sekd_cli.networks.base import DenseMaps, DenseNetwork
 
 DETAIL_DIM = 16  # descriptor dimensions read at 1/4, where neighbouring keypoints differ; the rest is context at 1/8
+FIRST_LOGIT = -4.0  # few pixels are keypoints: an untrained detector says so
 MINIMUM_DEVIATION = 0.01  # an even image stays even: noise is not blown up to contrast
 
 
@@ -72,6 +73,7 @@ class CompactNetwork(DenseNetwork):
         self.context2 = nn.Conv2d(32, 8, 1)
         self.surroundings = _convolution(8, 8)
         self.detector = nn.Conv2d(8, 4, 3, padding=1)
+        nn.init.constant_(cast(Tensor, self.detector.bias), FIRST_LOGIT)
 
     def forward(self, image: Tensor, statistics: Tensor | None = None) -> DenseMaps:
         """See `DenseNetwork.forward`; the input is normalised by `statistics`, by default those of each image."""

@@ -1,0 +1,31 @@
+"""The state of a training run on disk: everything that the next step depends on. Never unpickles code."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sekd_cli.errors import InputFileError
+
+FORMAT = 1
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Replace the checkpoint in one move, so that a kill leaves either the old one or the new one."""
+    part = path.with_suffix(".part")
+    torch.save({"format": FORMAT, **state}, part)
+    part.replace(path)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The state that `save_checkpoint` wrote; InputFileError if it is missing, damaged or of another format."""
+    if not path.is_file():
+        raise InputFileError(f"{path}: no checkpoint; give --resume the folder of a run that has begun")
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        known = state["format"] == FORMAT
+    except Exception as error:  # torch raises half a dozen kinds, and pickle more, for a file that is none of its own
+        raise InputFileError(f"{path}: damaged checkpoint ({type(error).__name__}); start a new run") from error
+    if not known:
+        raise InputFileError(f"{path}: checkpoint of another version of sekd; go on with that version")
+    return state

@@ -1,0 +1,121 @@
+"""Labelling photographs with keypoints: the half of a round that makes the next update's pseudo-labels."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sekd_cli.config import DetectionSettings
+from sekd_cli.features import detect
+from sekd_cli.geometry import inside
+from sekd_cli.networks import DenseNetwork
+from sekd_cli.training.affine_adaptation import adapted_scores, look_at_references
+from sekd_cli.training.dataset import generator_of
+from sekd_cli.training.photographs import Photographs
+from sekd_cli.training.photometric import LUMA
+from sekd_cli.training.reliability import WEAKEST_CORNER, corner_strength, reliability
+from sekd_cli.training.settings import TrainingSettings
+
+SAVE_EVERY = 50  # photographs between notes of how far the labelling is
+
+
+def grey_of(colour: Tensor) -> Tensor:
+    """(3, H, W) uint8 -> (1, H, W) in [0, 1]."""
+    return (colour.float() * (torch.tensor(LUMA) / 255.0)[:, None, None]).sum(dim=0, keepdim=True)
+
+
+def pad_to_stride(image: Tensor, stride: int) -> Tensor:
+    """(1, H, W) with its border repeated to the right and below, up to multiples of `stride`."""
+    height, width = image.shape[-2:]
+    return F.pad(image, (0, -width % stride, 0, -height % stride), mode="replicate")
+
+
+def label_photograph(
+    image: Tensor, kind: str, network: DenseNetwork, settings: TrainingSettings, generator: torch.Generator
+) -> np.ndarray:
+    """Keypoint labels of one grey photograph (1, H, W): (n, 3) float32 x, y, score; at most `labels_per_photograph`.
+
+    kind: "corners" (reliability of raw patches), "adaptation" (paper step A), "reliability" (step C), or
+    "adaptation-reliability": the two multiplied.
+    """
+    height, width = image.shape[-2:]
+    if kind == "corners":
+        logits, threshold = corner_strength(image), WEAKEST_CORNER
+    else:
+        logits, threshold = _network_logits(image, kind, network, settings, generator)
+    mask = torch.ones(height, width, dtype=torch.bool)
+    mask[: settings.label_border] = mask[-settings.label_border :] = False
+    mask[:, : settings.label_border] = mask[:, -settings.label_border :] = False
+    detection = DetectionSettings(max_keypoints=settings.labels_per_photograph, nms_radius=settings.label_nms_radius)
+    keypoints, scores = detect(logits[:height, :width], detection, threshold, mask.to(logits.device))
+    kept = inside(keypoints, height, width)
+    return torch.cat((keypoints[kept], scores[kept, None]), dim=1).cpu().numpy()
+
+
+def _network_logits(
+    image: Tensor, kind: str, network: DenseNetwork, settings: TrainingSettings, generator: torch.Generator
+) -> tuple[Tensor, float]:
+    """A map (H, W) of logits whose maxima are the labels, and the probability below which they don't count."""
+    adapts = settings.affine_adaptation and kind != "reliability"
+    compares = kind != "adaptation"
+    count = max(settings.adaptation_references * adapts, settings.reliability_references * compares)
+    padded = pad_to_stride(image, network.stride)
+    references = look_at_references(network, padded, count, generator)
+    scores = adapted_scores(references, settings.label_border) if adapts else references.maps.score_map[0]
+    threshold = settings.adaptation_threshold
+    if compares:
+        reliable = reliability(references, settings)
+        share = reliable / (1 + reliable)  # in [0, 1), in the same order
+        if kind == "reliability":
+            scores, threshold = share, settings.reliability_threshold / (1 + settings.reliability_threshold)
+        else:
+            scores, threshold = scores * share, threshold / 2
+    return scores.clamp(1e-6, 1 - 1e-6).logit(), threshold
+
+
+def label_photographs(
+    kind: str,
+    network: DenseNetwork,
+    photographs: Photographs,
+    chosen: np.ndarray,
+    settings: TrainingSettings,
+    *,
+    key: tuple[int, ...],
+    file: Path,
+    progress: Callable[[int], None] = lambda done: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> np.ndarray | None:
+    """Labels of the chosen photographs, (n, K, 3) memory-mapped from `file`, nan where there are fewer than K.
+
+    Goes on where an earlier call was killed. Returns None if `stop` said so before all were done.
+    """
+    shape = (len(chosen), settings.labels_per_photograph, 3)
+    note = file.with_suffix(".json")
+    done = json.loads(note.read_text(encoding="utf-8"))["done"] if note.is_file() and file.is_file() else 0
+    labels = np.lib.format.open_memmap(file, mode="r+" if done else "w+", dtype=np.float32, shape=shape)
+    network.eval()
+    with torch.inference_mode():
+        for row in range(done, len(chosen)):
+            if stop():
+                _note(note, labels, row)
+                return None
+            generator = generator_of(*key, int(chosen[row]))
+            found = label_photograph(grey_of(photographs[chosen[row]]), kind, network, settings, generator)
+            labels[row] = np.nan
+            labels[row, : len(found)] = found
+            progress(row + 1)
+            if (row + 1) % SAVE_EVERY == 0:
+                _note(note, labels, row + 1)
+    _note(note, labels, len(chosen))
+    return np.asarray(labels)
+
+
+def _note(note: Path, labels: np.memmap, done: int) -> None:
+    labels.flush()
+    part = note.with_suffix(".part")
+    part.write_text(json.dumps({"done": done}), encoding="utf-8")
+    part.replace(note)

@@ -1,0 +1,80 @@
+"""What one update asks of one batch: the losses of the detector, of the descriptor, or of both (paper Sec. 3.3)."""
+
+import torch
+from torch import Tensor
+
+from sekd_cli.features import sample_descriptors
+from sekd_cli.networks import DenseMaps, DenseNetwork
+from sekd_cli.precision import mixed_precision
+from sekd_cli.training.dataset import PairBatch
+from sekd_cli.training.descriptor_update import dual_softmax_loss, hardest_in_batch_loss
+from sekd_cli.training.detector_update import draw_targets, focal_loss
+from sekd_cli.training.repeatability import (
+    detector_repeatability,
+    frozen_descriptor_loss,
+    frozen_detector_loss,
+)
+from sekd_cli.training.settings import TrainingSettings
+
+
+def descriptor_losses(maps: DenseMaps, batch: PairBatch, settings: TrainingSettings) -> dict[str, Tensor]:
+    """Tell the points of the pairs apart."""
+    descriptors = sample_descriptors(maps.descriptor_maps, batch.points, batch.images.shape[-1])
+    first, second = descriptors.chunk(2)
+    if settings.descriptor_loss == "dual-softmax":
+        points = batch.points.chunk(2)
+        loss = dual_softmax_loss(
+            first,
+            second,
+            (points[0], points[1]),
+            batch.matched,
+            scale=settings.similarity_scale,
+            safe_radius=settings.safe_radius,
+        )
+    else:
+        loss = hardest_in_batch_loss(first, second, batch.matched, settings.triplet_ratio)
+    return {"descriptor": loss}
+
+
+def detector_losses(maps: DenseMaps, batch: PairBatch, settings: TrainingSettings) -> dict[str, Tensor]:
+    """Fire on the labels, and on the same points in both views."""
+    height, width = batch.images.shape[-2:]
+    gaussian = settings.detector_target == "gaussian"
+    targets = draw_targets(batch.keypoints, height, width, settings.target_sigma if gaussian else 0.0)
+    losses = {
+        "detector": focal_loss(maps.score_logits, targets, batch.seen, settings.focal_gamma, balance=not gaussian)
+    }
+    if settings.detector_repeatability:
+        first, second = maps.score_logits.chunk(2)
+        seen = batch.seen.chunk(2)[0]
+        losses["repeatability"] = settings.repeatability_weight * detector_repeatability(
+            first, second, batch.second_from_first, seen
+        )
+    return losses
+
+
+def losses_of(
+    network: DenseNetwork, frozen: DenseNetwork | None, batch: PairBatch, part: str, settings: TrainingSettings
+) -> dict[str, Tensor]:
+    """The losses of one batch by name; their sum is what the update descends.
+
+    part: "both", or "descriptor" or "detector", while `frozen` holds the other still (paper steps B and D).
+    """
+    device = batch.images.device
+    images = batch.images.contiguous(memory_format=torch.channels_last)
+    with mixed_precision(device):
+        maps: DenseMaps = network(images)
+        with torch.no_grad():
+            held = frozen(images) if frozen is not None else None
+    losses: dict[str, Tensor] = {}
+    if part in ("both", "descriptor"):
+        losses |= descriptor_losses(maps, batch, settings)
+    if part in ("both", "detector"):
+        losses |= detector_losses(maps, batch, settings)
+    if held is not None and part == "descriptor":
+        losses["held"] = settings.frozen_detector_weight * frozen_detector_loss(maps.score_logits, held.score_logits)
+    if held is not None and part == "detector":
+        losses["held"] = settings.frozen_descriptor_weight * frozen_descriptor_loss(
+            maps.descriptor_maps, held.descriptor_maps
+        )
+    return losses

@@ -1,0 +1,85 @@
+"""One network being learned: gradient steps, learning rate, and the running mean of its weights."""
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sekd_cli.errors import SekdError
+from sekd_cli.networks import NETWORKS, DenseNetwork
+from sekd_cli.training.settings import TrainingSettings
+
+MOST_SKIPPED = 20  # steps in a row without a finite loss: the run is lost
+
+
+class Learner:
+    """The network, its running mean and its optimiser."""
+
+    def __init__(self, settings: TrainingSettings, device: torch.device) -> None:
+        torch.manual_seed(settings.seed)
+        self.settings = settings
+        self.network: DenseNetwork = NETWORKS[settings.network]().to(device)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
+        self.average: DenseNetwork = copy.deepcopy(self.network).requires_grad_(False).eval()
+        self.optimiser = torch.optim.AdamW(
+            self.network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self.step = 0
+        self.skipped = 0
+
+    def learning_rate(self) -> float:
+        """Warm-up, constant, and a half cosine down to zero in the last update."""
+        settings = self.settings
+        warm = min(1.0, (self.step + 1) / settings.warmup_steps) if settings.warmup_steps else 1.0
+        last = self.step - (settings.total_steps - settings.last_steps)
+        fall = 0.5 * (1 + math.cos(math.pi * last / settings.last_steps)) if last > 0 else 1.0
+        return settings.learning_rate * warm * fall
+
+    def update(self, loss: Tensor) -> None:
+        """One step down the gradient of `loss`; a loss that isn't finite is skipped. Raises SekdError if many are."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.learning_rate()
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.gradient_norm)
+        if bool(torch.isfinite(norm)):
+            self.optimiser.step()
+            self.skipped = 0
+        else:
+            self.skipped += 1
+            if self.skipped > MOST_SKIPPED:
+                raise SekdError(f"training diverged at step {self.step}; lower learning_rate and start again")
+        self.step += 1
+        self._average()
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        keep = min(self.settings.average_decay, self.step / (self.step + 10))
+        for mean, value in zip(self.average.state_dict().values(), self.network.state_dict().values(), strict=True):
+            if mean.dtype.is_floating_point:
+                mean.lerp_(value, 1 - keep)
+            else:
+                mean.copy_(value)
+
+    def frozen_copy(self) -> DenseNetwork:
+        """The network as it is now, to hold what an update shouldn't change."""
+        return copy.deepcopy(self.network).requires_grad_(False).eval()
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next step depends on."""
+        return {
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.step,
+            "skipped": self.skipped,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        self.network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step, self.skipped = state["step"], state["skipped"]

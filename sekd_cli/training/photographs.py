@@ -1,0 +1,99 @@
+"""Photographs decoded once into one memory-mapped file, so that a hundred thousand need no memory."""
+
+import json
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from sekd_cli.errors import ImageError, NothingToDoError
+from sekd_cli.images import ImageEntry, read_image
+
+log = logging.getLogger(__name__)
+
+SHORTEST_EDGE = 96  # pixels; smaller photographs have no room for two views
+
+
+class Photographs:
+    """A built cache: `photographs[i]` is a colour photograph (3, H, W) uint8. Cheap to open in every process."""
+
+    def __init__(self, folder: Path) -> None:
+        index = np.load(folder / "photographs.npz", allow_pickle=False)
+        self.offsets: np.ndarray = index["offsets"]  # (n,) bytes
+        self.sizes: np.ndarray = index["sizes"]  # (n, 2) width, height
+        self._bytes = np.memmap(folder / "photographs.bin", dtype=np.uint8, mode="r")
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    @property
+    def megabytes(self) -> float:
+        """Size of the cache on disk."""
+        return self._bytes.size / 1e6
+
+    def __getitem__(self, index: int) -> Tensor:
+        width, height = (int(edge) for edge in self.sizes[index])
+        start = int(self.offsets[index])
+        return torch.from_numpy(self._bytes[start : start + 3 * height * width].reshape(3, height, width).copy())
+
+
+def cache_photographs(
+    entries: Iterable[ImageEntry], folder: Path, longest_edge: int, progress: Callable[[], None] = lambda: None
+) -> Photographs:
+    """Decode photographs into `folder`, shrunk to `longest_edge` pixels; broken ones are reported once and left out.
+
+    A finished cache of the same files and size is used as it is. Raises NothingToDoError if none can be read.
+    """
+    entries = list(entries)
+    key = {"longest_edge": longest_edge, "files": [_identity(entry.path) for entry in entries]}
+    key_file = folder / "photographs.json"
+    if key_file.is_file() and json.loads(key_file.read_text(encoding="utf-8")) == key:
+        return Photographs(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    key_file.unlink(missing_ok=True)
+    offsets, sizes, end = [], [], 0
+    with (folder / "photographs.bin").open("wb") as stream:
+        for entry in entries:
+            try:
+                pixels = _colour(entry.path, longest_edge)
+            except ImageError as error:
+                log.warning("left out: %s", error)
+                continue
+            finally:
+                progress()
+            stream.write(pixels.tobytes())
+            offsets.append(end)
+            sizes.append((pixels.shape[2], pixels.shape[1]))
+            end += pixels.size
+    if not offsets:
+        raise NothingToDoError("no photograph to learn from; give --data a folder of images")
+    np.savez(folder / "photographs.npz", offsets=np.array(offsets, np.int64), sizes=np.array(sizes, np.int64))
+    key_file.write_text(json.dumps(key), encoding="utf-8")  # last: the cache is whole
+    log.info("%d photographs in %s, %.0f MB", len(offsets), folder / "photographs.bin", end / 1e6)
+    return Photographs(folder)
+
+
+def _identity(path: Path) -> tuple[str, int] | list[object]:
+    try:
+        return [str(path.resolve()), path.stat().st_size]
+    except OSError:
+        return [str(path), -1]
+
+
+def _colour(path: Path, longest_edge: int) -> np.ndarray:
+    """(3, H, W) uint8, at most `longest_edge` pixels along either side."""
+    pixels = read_image(path).pixels
+    if pixels.ndim == 2:
+        pixels = np.repeat(pixels[..., None], 3, axis=2)
+    height, width = pixels.shape[:2]
+    if min(height, width) < SHORTEST_EDGE:
+        raise ImageError(f"{path}: {width}x{height} pixels are too few; give at least {SHORTEST_EDGE} along each side")
+    scale = longest_edge / max(height, width)
+    if scale < 1:
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))

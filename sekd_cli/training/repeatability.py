@@ -1,0 +1,46 @@
+"""Repeatability of the detector: the same probability at corresponding pixels of two views (paper Sec. 3.3)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sekd_cli.geometry import inside, pixel_grid, sample_map, warp_points
+
+
+def detector_repeatability(
+    first_logits: Tensor, second_logits: Tensor, second_from_first: Tensor, first_seen: Tensor, stride: int = 2
+) -> Tensor:
+    """Symmetric Kullback-Leibler divergence of keypoint probabilities, weighted by their mean (paper Eq. 6).
+
+    first_logits, second_logits: (B, H, W); second_from_first: (B, 3, 3); first_seen: (B, H, W), where the first view
+    shows the photograph. stride: every so many pixels along each axis are compared.
+    """
+    batch, height, width = first_logits.shape
+    xy = (
+        pixel_grid(height, width, device=first_logits.device)
+        .reshape(height, width, 2)[::stride, ::stride]
+        .reshape(-1, 2)
+    )
+    target_xy = warp_points(xy.expand(batch, -1, -1), second_from_first)
+    first = first_logits[:, ::stride, ::stride].flatten(1)
+    second = sample_map(second_logits[:, None], target_xy)[:, 0]
+    counted = first_seen[:, ::stride, ::stride].flatten(1) & inside(target_xy, height, width)
+    p, q = first.sigmoid(), second.sigmoid()
+    # KL(p, q) + KL(q, p) of two Bernoulli distributions is (p - q) (logit p - logit q)
+    divergence = (p - q) * (first - second)
+    weight = (p + q).detach() / 2 * counted
+    return (divergence * weight).sum() / weight.sum().clamp(min=1e-6)
+
+
+def frozen_detector_loss(score_logits: Tensor, frozen_logits: Tensor) -> Tensor:
+    """How far the detector moved while the descriptor was learning: MSE on the scores (paper step B)."""
+    return F.mse_loss(score_logits.sigmoid(), frozen_logits.sigmoid())
+
+
+def frozen_descriptor_loss(descriptor_maps: tuple[Tensor, ...], frozen_maps: tuple[Tensor, ...]) -> Tensor:
+    """How far the descriptors moved while the detector was learning: MSE on the normalised maps (paper step D)."""
+    pairs = zip(descriptor_maps, frozen_maps, strict=True)
+    losses = [
+        F.mse_loss(F.normalize(maps.float(), dim=1), F.normalize(frozen.float(), dim=1)) for maps, frozen in pairs
+    ]
+    return torch.stack(losses).mean()

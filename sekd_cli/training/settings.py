@@ -1,0 +1,193 @@
+"""Everything that a training run depends on, in one flat, frozen, self-checking table; two presets; TOML in and out."""
+
+import tomllib
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from sekd_cli.errors import InputFileError, UsageError
+
+FIRST_LABELS = ("corners", "reliability")
+DESCRIPTOR_LOSSES = ("dual-softmax", "hardest-in-batch")
+DETECTOR_TARGETS = ("gaussian", "pixel")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """The defaults train the compact network; `PRESETS["paper"]` is the published network and schedule."""
+
+    network: str = "compact"
+    seed: int = 0
+
+    # schedule: rounds of labelling and updating (paper Sec. 3.1)
+    rounds: int = 4
+    alternate: bool = False  # True: descriptor, then detector, a frozen copy holding the other still, as in the paper
+    first_labels: Literal["corners", "reliability"] = "corners"  # "reliability" is the paper's: of a random network
+    steps_per_update: int = 2000
+    last_steps: int = 3500  # of the last round's update, in which the learning rate falls
+    photographs_per_round: float = 0.4  # share labelled and learned from in a round; the paper takes a fifth
+    validation_share: float = 0.03  # of the photographs, held out (at most 128)
+
+    # batches
+    batch_size: int = 8  # pairs
+    height: int = 256  # pixels of a view
+    width: int = 320
+    photograph_size: int = 640  # longer edge, pixels, at which photographs are kept
+
+    # optimiser
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-2
+    warmup_steps: int = 200
+    gradient_norm: float = 5.0  # largest; the rare batch of blank photographs must not undo a minute's work
+    average_decay: float = 0.998  # of the running mean of the weights, which labels, is validated and shipped
+
+    # views: the second of a pair relative to the first (paper Sec. 4.1: affine)
+    rotation: float = 50.0  # degrees, either way
+    any_rotation_share: float = 0.12  # of the pairs, turned by any angle
+    zoom: float = 1.8  # largest, in or out
+    stretch: float = 1.5  # largest, along any axis: a plane seen from the side
+    shear: float = 20.0  # degrees, either way
+    tilt: float = 0.25  # largest change of depth across half a view: perspective
+
+    # affine adaptation (step A) and reliability (step C)
+    adaptation_references: int = 5  # the paper takes 12 to 20
+    reliability_references: int = 2
+    reliability_window: int = 5  # positions along each side; the paper takes 7
+    reliability_window_stride: int = 2
+    low_level_weight: float = 0.5  # of the low-level feature's reliability; the rest is the descriptor's
+    adaptation_threshold: float = 0.1  # keypoint probability averaged over the references
+    reliability_threshold: float = 0.85
+    label_nms_radius: int = 3  # pixels
+    labels_per_photograph: int = 400
+    label_border: int = 8  # pixels; a view of the photograph has no evidence beyond its edge
+
+    # losses
+    detector_target: Literal["gaussian", "pixel"] = "gaussian"
+    target_sigma: float = 0.7  # pixels
+    focal_gamma: float = 2.0
+    repeatability_weight: float = 0.1  # of the detector's repeatability beside the focal loss
+    descriptor_loss: Literal["dual-softmax", "hardest-in-batch"] = "dual-softmax"
+    detected_points: int = 256  # a pair, for the descriptor
+    random_points: int = 128
+    similarity_scale: float = 20.0  # inverse temperature of the dual softmax
+    safe_radius: float = 6.0  # pixels; nearer points are neither the same nor different
+    triplet_ratio: float = 0.85  # only points with d+ / d- above it count
+    frozen_detector_weight: float = 1.0
+    frozen_descriptor_weight: float = 0.1
+
+    # the paper's ablations
+    descriptor_repeatability: bool = True
+    descriptor_distinctness: bool = True
+    detector_repeatability: bool = True
+    affine_adaptation: bool = True
+
+    def __post_init__(self) -> None:
+        checks = (
+            (self.network in ("compact", "published"), "network: give compact or published"),
+            (self.first_labels in FIRST_LABELS, f"first_labels: give one of {', '.join(FIRST_LABELS)}"),
+            (self.descriptor_loss in DESCRIPTOR_LOSSES, f"descriptor_loss: give one of {', '.join(DESCRIPTOR_LOSSES)}"),
+            (self.detector_target in DETECTOR_TARGETS, f"detector_target: give one of {', '.join(DETECTOR_TARGETS)}"),
+            (self.rounds >= 1, "rounds: give 1 or more"),
+            (min(self.steps_per_update, self.last_steps) >= 1, "steps_per_update, last_steps: give 1 or more"),
+            (self.batch_size >= 2, "batch_size: give 2 or more; other photographs are the negatives"),
+            (self.height % 32 == 0 and self.width % 32 == 0, "height, width: give multiples of 32"),
+            (min(self.height, self.width) >= 64, "height, width: give 64 or more"),
+            (0 < self.photographs_per_round <= 1, "photographs_per_round: give a share, more than 0, at most 1"),
+            (0 <= self.validation_share < 0.5, "validation_share: give a share from 0 up to 0.5"),
+            (self.zoom >= 1 and self.stretch >= 1, "zoom, stretch: give 1 (none) or more"),
+            (0 <= self.tilt < 0.8, "tilt: give 0 (none) up to 0.8"),
+            (self.reliability_window % 2 == 1, "reliability_window: give an odd number"),
+            (min(self.adaptation_references, self.reliability_references) >= 1, "references: give 1 or more"),
+            (self.labels_per_photograph >= 1, "labels_per_photograph: give 1 or more"),
+            (self.descriptor_repeatability or self.descriptor_distinctness, "without both, reliability is nothing"),
+        )
+        for fine, message in checks:
+            if not fine:
+                raise UsageError(f"training settings: {message}")
+
+    def without(self, *parts: str) -> "TrainingSettings":
+        """These settings with parts of the method switched off, named as in the paper's ablations."""
+        return settings_from({part.replace("-", "_"): False for part in parts}, self, "--without")
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        updates = 2 * self.rounds - 1 if self.alternate else self.rounds
+        return (updates - 1) * self.steps_per_update + self.last_steps
+
+    def as_toml(self) -> str:
+        """The settings as TOML that `read_settings` reads back."""
+        lines = (f"{key} = {_toml_value(value)}" for key, value in asdict(self).items())
+        return "# settings of sekd train; see the comments in sekd_cli/training/settings.py\n" + "\n".join(lines) + "\n"
+
+
+ABLATIONS = ("descriptor-repeatability", "descriptor-distinctness", "detector-repeatability", "affine-adaptation")
+
+PRESETS = {
+    "default": TrainingSettings(),
+    "paper": TrainingSettings(  # paper Sec. 4.1; epochs become steps: ten of a fifth of the photographs an update
+        network="published",
+        rounds=5,
+        alternate=True,
+        first_labels="reliability",
+        steps_per_update=800,
+        last_steps=800,
+        photographs_per_round=0.2,
+        height=512,
+        width=512,
+        learning_rate=1e-4,
+        weight_decay=1e-8,
+        rotation=40.0,
+        any_rotation_share=0.0,
+        zoom=1.4,
+        stretch=1.0,
+        shear=40.0,
+        tilt=0.0,
+        adaptation_references=12,
+        reliability_references=12,
+        reliability_window=7,
+        adaptation_threshold=0.46,
+        labels_per_photograph=2000,
+        label_border=12,
+        detector_target="pixel",
+        focal_gamma=1.0,
+        repeatability_weight=1.0,
+        descriptor_loss="hardest-in-batch",
+        detected_points=1000,
+        random_points=0,
+    ),
+}
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f'"{value}"' if isinstance(value, str) else repr(value)
+
+
+def settings_from(changes: dict[str, Any], start: TrainingSettings, source: str) -> TrainingSettings:
+    """`start` with some values changed; each must be known and of the right type (UsageError names it)."""
+    kinds = {field.name: type(getattr(start, field.name)) for field in fields(start)}
+    values: dict[str, Any] = {}
+    for key, value in changes.items():
+        if key not in kinds:
+            raise UsageError(f"{source}: no such training setting: {key}")
+        number = kinds[key] is float and isinstance(value, int) and not isinstance(value, bool)
+        if type(value) is not kinds[key] and not number:
+            raise UsageError(f"{source}: {key} is {value!r}, not of type {kinds[key].__name__}")
+        values[key] = float(value) if number else value
+    return replace(start, **values)
+
+
+def read_settings(path: Path) -> TrainingSettings:
+    """Settings from a TOML file: a preset (`preset = "paper"`; default: "default") and what differs from it."""
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputFileError(f"{path}: no such file; give a TOML file or one of {', '.join(PRESETS)}") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputFileError(f"{path}: not a readable TOML file ({error})") from error
+    preset = content.pop("preset", "default")
+    if preset not in PRESETS:
+        raise UsageError(f"{path}: no such preset: {preset!r}; give one of {', '.join(PRESETS)}")
+    return settings_from(content, PRESETS[preset], str(path))

@@ -1,0 +1,71 @@
+"""How good a network is, without labels: held-out photographs under fixed homographies and changes of light."""
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from sekd_cli.config import DetectionSettings, MatchingSettings
+from sekd_cli.evaluation.homography import THRESHOLDS, corner_error, fractions_below, matching_accuracy, repeatability
+from sekd_cli.features import Features, features_of
+from sekd_cli.matching import match_descriptors
+from sekd_cli.networks import DenseNetwork
+from sekd_cli.precision import mixed_precision
+from sekd_cli.training.dataset import PairDataset
+from sekd_cli.training.photographs import Photographs
+from sekd_cli.training.settings import TrainingSettings
+
+VALIDATION_VIEWS = TrainingSettings(batch_size=2)  # fixed: figures of runs with other settings stay comparable
+VALIDATION_KEY = (20200609,)  # of the random views, the same for every run
+KEYPOINTS = 300  # a view of 320x256, as dense as the paper's 500 at 640x480 and a bit
+RANSAC_PIXELS = 3.0
+
+
+def validate(network: DenseNetwork, photographs: Photographs, held_out: np.ndarray) -> dict[str, float]:
+    """Figures over one pair of views of each held-out photograph, all in [0, 1] but localisation (pixels).
+
+    Returns repeatability and localisation error at 3 px, mean matching accuracy at 1, 3 and 5 px, homography accuracy
+    (mean over 1 to 10 px), matches a pair, and `score`: the mean of matching accuracies and homography accuracy, by
+    which the best checkpoint is chosen. Empty if nothing is held out.
+    """
+    device = next(network.parameters()).device
+    no_labels = np.full((len(held_out), 1, 3), np.nan, dtype=np.float32)
+    figures = []
+    for row in range(len(held_out)):
+        one = slice(row, row + 1)
+        pairs = PairDataset(photographs, held_out[one], no_labels[one], VALIDATION_VIEWS, VALIDATION_KEY)
+        batch = pairs[row]  # the photograph twice, in two pairs of views
+        with torch.inference_mode(), mixed_precision(device):
+            maps = network(batch.images.to(device, memory_format=torch.channels_last))
+        settings = DetectionSettings(max_keypoints=KEYPOINTS)
+        for pair in range(VALIDATION_VIEWS.batch_size):
+            both = (pair, VALIDATION_VIEWS.batch_size + pair)
+            first, second = (features_of(maps, i, settings, 0.0, batch.seen[i].to(device)) for i in both)
+            figures.append(_pair_figures(first, second, batch.second_from_first[pair]))
+    if not figures:
+        return {}
+    mean = np.nanmean(np.array(figures), axis=0)
+    named = dict(zip(FIGURES, (float(value) for value in mean), strict=True))
+    accuracies = [named["mma_1"], named["mma_3"], named["mma_5"], named["homography_accuracy"]]
+    return named | {"score": float(np.mean(accuracies))}
+
+
+FIGURES = ("repeatability", "localisation_error", "mma_1", "mma_3", "mma_5", "homography_accuracy", "matches")
+
+
+def _pair_figures(first: Features, second: Features, second_from_first: Tensor) -> tuple[float, ...]:
+    truth = second_from_first.double().numpy()
+    matches, _ = match_descriptors(first.descriptors, second.descriptors, MatchingSettings())
+    kept = (matches >= 0).cpu()
+    xy0 = first.keypoints.cpu()[kept].double().numpy()
+    xy1 = second.keypoints.cpu()[matches.cpu()[kept]].double().numpy()
+    estimated: np.ndarray | None = None
+    if len(xy0) >= 4:
+        cv2.setRNGSeed(0)
+        estimated, _ = cv2.findHomography(xy0, xy1, cv2.RANSAC, RANSAC_PIXELS)
+    error = corner_error(estimated, truth, *first.image_size)
+    found, localisation = repeatability(
+        first.keypoints.cpu().numpy(), second.keypoints.cpu().numpy(), truth, first.image_size, second.image_size
+    )
+    accuracy = matching_accuracy(xy0, xy1, truth, (1, 3, 5))
+    return (found, localisation, *accuracy, float(fractions_below([error], THRESHOLDS).mean()), float(len(xy0)))

@@ -1,0 +1,75 @@
+"""Random views of photographs: where a pair of images looks, and how adaptation turns one (paper Sec. 4.1)."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from sekd_cli.geometry import affinity, log_uniform, tilt, translation, uniform
+from sekd_cli.training.settings import TrainingSettings
+
+FIRST_ZOOM = (0.6, 1.1)  # photograph pixels a view pixel: small photographs are looked at closely more often
+FIRST_ROTATION = 15.0  # degrees; photographs are mostly taken upright
+
+
+def _turn(count: int, settings: TrainingSettings, generator: torch.Generator) -> Tensor:
+    """Rotations in radians: mostly within the range, some by any angle."""
+    usual = uniform(-settings.rotation, settings.rotation, count, generator)
+    whole = uniform(-180.0, 180.0, count, generator)
+    chosen = uniform(0.0, 1.0, count, generator) < settings.any_rotation_share
+    return torch.where(chosen, whole, usual).deg2rad()
+
+
+def random_change(count: int, settings: TrainingSettings, generator: torch.Generator) -> Tensor:
+    """Maps (count, 3, 3) about the origin from one view of a pair to the other: affine and perspective."""
+    shear = uniform(-settings.shear, settings.shear, count, generator).deg2rad()
+    zoom = log_uniform(1 / settings.zoom, settings.zoom, count, generator)
+    stretch = log_uniform(1 / settings.stretch, settings.stretch, count, generator)
+    axis = uniform(-math.pi / 2, math.pi / 2, count, generator)  # of the stretch: any, so turn, stretch, turn back
+    one, none = torch.ones(count), torch.zeros(count)
+    turned = affinity(axis, one, none, one)
+    change = affinity(_turn(count, settings, generator) - axis, zoom, shear, stretch) @ turned
+    depth = uniform(0.0, settings.tilt, count, generator) / (settings.width / 2)
+    towards = uniform(-math.pi, math.pi, count, generator)
+    return change @ tilt(depth * towards.cos(), depth * towards.sin())
+
+
+def random_pairs(sizes: Tensor, settings: TrainingSettings, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Where the two views of each photograph look: `photograph_from_view`, two of (B, 3, 3).
+
+    sizes: (B, 2), widths and heights of the photographs. Either view may be the one that is changed more.
+    """
+    count = len(sizes)
+    centre = sizes * (0.5 + 0.3 * (torch.rand(count, 2, generator=generator) - 0.5))
+    to_origin = translation(*torch.tensor([-(settings.width - 1) / 2, -(settings.height - 1) / 2]).expand(count, 2).T)
+    to_centre = translation(centre[:, 0], centre[:, 1])
+    first_turn = uniform(-FIRST_ROTATION, FIRST_ROTATION, count, generator).deg2rad()
+    zoom = log_uniform(*FIRST_ZOOM, count, generator)
+    one, none = torch.ones(count), torch.zeros(count)
+    first = affinity(first_turn, zoom, none, one)
+    shift = uniform(-0.1, 0.1, 2 * count, generator).reshape(2, count) * settings.width
+    second = first @ translation(shift[0], shift[1]) @ random_change(count, settings, generator)
+    photograph_from_first = to_centre @ first @ to_origin
+    photograph_from_second = to_centre @ second @ to_origin
+    swap = (uniform(0.0, 1.0, count, generator) < 0.5)[:, None, None]
+    return (
+        torch.where(swap, photograph_from_second, photograph_from_first),
+        torch.where(swap, photograph_from_first, photograph_from_second),
+    )
+
+
+def random_affinities(height: int, width: int, count: int, generator: torch.Generator) -> Tensor:
+    """`image_from_reference` (count, 3, 3) for affine adaptation, in the paper's range (Sec. 4.1)."""
+    shift = uniform(-0.04, 0.04, 2 * count, generator).reshape(2, count)
+    middle_x, middle_y = torch.full((count,), (width - 1) / 2), torch.full((count,), (height - 1) / 2)
+    change = affinity(
+        uniform(-40.0, 40.0, count, generator).deg2rad(),
+        log_uniform(0.7, 1.4, count, generator),
+        uniform(-40.0, 40.0, count, generator).deg2rad(),
+        torch.ones(count),
+    )
+    return (
+        translation(middle_x + shift[0] * width, middle_y + shift[1] * height)
+        @ change
+        @ translation(-middle_x, -middle_y)
+    )
