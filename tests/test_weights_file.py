@@ -82,6 +82,12 @@ def test_a_network_comes_back_as_it_was_saved(kind: type[DenseNetwork], tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["one.safetensors"]
 
 
+def test_weights_may_be_read_by_whom_other_files_may_be_read(tmp_path: Path) -> None:
+    (tmp_path / "other").touch()
+    save_network(tmp_path / "one.safetensors", CompactNetwork(), {})
+    assert (tmp_path / "one.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_a_file_of_many_kinds_of_name_is_read(tmp_path: Path) -> None:
     path = tmp_path / "poids été (1).bin"  # no suffix decides what a file is
     save_network(path, random_network(CompactNetwork), {})

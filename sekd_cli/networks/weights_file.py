@@ -46,7 +46,8 @@ def save_network(path: Path, network: DenseNetwork, metadata: dict[str, Any]) ->
     """Write a network so that `load_network` needs nothing else; `metadata` is stored as JSON beside its name."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     temporary = path.with_name(path.name + ".part")
-    safetensors.torch.save_file(tensors, temporary, {"network": network.name, "training": json.dumps(metadata)})
+    # not save_file, whose files only their owner may read
+    temporary.write_bytes(safetensors.torch.save(tensors, {"network": network.name, "training": json.dumps(metadata)}))
     temporary.replace(path)
 
 
