@@ -186,7 +186,7 @@ class RunReport:
         from sekd_cli.images import find_images  # noqa: PLC0415
         from sekd_cli.training.photographs import cache_photographs  # noqa: PLC0415
 
-        entries = find_images(list(data))
+        entries = [entry for path in data for entry in find_images([path])]  # names may meet: only pixels count
         self._new_task("decoding photographs", len(entries), 0)
         photographs = cache_photographs(entries, cache, size, lambda: self.bar.advance(self.task))
         self.say(f"{len(photographs)} photographs, {photographs.megabytes:.0f} MB decoded in {cache}")

@@ -86,9 +86,7 @@ def _identity(path: Path) -> tuple[str, int] | list[object]:
 
 def _colour(path: Path, longest_edge: int) -> np.ndarray:
     """(3, H, W) uint8, at most `longest_edge` pixels along either side."""
-    pixels = read_image(path).pixels
-    if pixels.ndim == 2:
-        pixels = np.repeat(pixels[..., None], 3, axis=2)
+    pixels = read_image(path, colour=True).pixels
     height, width = pixels.shape[:2]
     if min(height, width) < SHORTEST_EDGE:
         raise ImageError(f"{path}: {width}x{height} pixels are too few; give at least {SHORTEST_EDGE} along each side")

@@ -1,0 +1,211 @@
+"""Affine adaptation, reliability and labelling."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from drawn import draw_photographs, drawn_photograph
+
+from sekd_cli.errors import InputFileError, NothingToDoError, UsageError
+from sekd_cli.images import find_images
+from sekd_cli.networks import CompactNetwork, DenseMaps
+from sekd_cli.training.affine_adaptation import References, adapted_scores, look_at_references
+from sekd_cli.training.checkpoint import load_checkpoint, save_checkpoint
+from sekd_cli.training.dataset import PairDataset, generator_of
+from sekd_cli.training.labelling import grey_of, label_photographs
+from sekd_cli.training.photographs import Photographs, cache_photographs
+from sekd_cli.training.photometric import change_light
+from sekd_cli.training.reliability import corner_strength, map_reliability
+from sekd_cli.training.settings import PRESETS, TrainingSettings, read_settings, settings_from
+
+SMALL = TrainingSettings(height=64, width=96, batch_size=3, detected_points=20, random_points=10)
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Photographs:
+    folder = tmp_path_factory.mktemp("photographs")
+    return cache_photographs(find_images([draw_photographs(folder / "in", 5)]), folder / "cache", 640)
+
+
+def references_of(feature_map: torch.Tensor, stride: int = 1) -> References:
+    """References that are the image itself, moved nowhere."""
+    count, _, height, width = feature_map.shape
+    maps = DenseMaps(torch.zeros(count, height * stride, width * stride), (feature_map,), feature_map)
+    return References(maps=maps, image_from_reference=torch.eye(3).repeat(count - 1, 1, 1))
+
+
+def test_the_cache_keeps_the_photographs_and_is_used_again(photographs: Photographs, tmp_path: Path) -> None:
+    pixels = torch.from_numpy(drawn_photograph(2)).permute(2, 0, 1).flip(0)  # OpenCV wrote BGR
+    assert torch.equal(photographs[2], pixels)
+    folder = draw_photographs(tmp_path / "in", 2)
+    first = cache_photographs(find_images([folder]), tmp_path / "cache", 640)
+    written = (tmp_path / "cache" / "photographs.bin").stat().st_mtime_ns
+    again = cache_photographs(find_images([folder]), tmp_path / "cache", 640)
+    assert (tmp_path / "cache" / "photographs.bin").stat().st_mtime_ns == written
+    assert len(first) == len(again) == 2
+
+
+def test_broken_and_tiny_photographs_are_left_out_and_none_at_all_is_an_error(tmp_path: Path) -> None:
+    folder = draw_photographs(tmp_path / "in", 1)
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff no photograph")
+    assert len(cache_photographs(find_images([folder]), tmp_path / "cache", 640)) == 1
+    (folder / "000.png").unlink()
+    with pytest.raises(NothingToDoError, match="--data"):
+        cache_photographs(find_images([folder]), tmp_path / "cache2", 640)
+
+
+def test_large_photographs_are_shrunk(tmp_path: Path) -> None:
+    folder = draw_photographs(tmp_path / "in", 1)
+    assert cache_photographs(find_images([folder]), tmp_path / "cache", 96)[0].shape == (3, 80, 96)
+
+
+def test_a_batch_depends_on_its_step_alone_and_its_points_correspond(photographs: Photographs) -> None:
+    labels = np.full((5, 4, 3), np.nan, np.float32)
+    labels[:, 0] = (96, 80, 1)
+    pairs = PairDataset(photographs, np.arange(5), labels, SMALL, (7, 1))
+    batch, again, other = pairs[3], pairs[3], pairs[4]
+    assert all(torch.equal(one, two) for one, two in zip(batch, again, strict=True))
+    assert not torch.equal(batch.images, other.images)
+    first, second = batch.points.chunk(2)
+    for index in range(3):
+        homogeneous = torch.cat((first[index], torch.ones(len(first[index]), 1)), 1) @ batch.second_from_first[index].T
+        warped = homogeneous[:, :2] / homogeneous[:, 2:]
+        seen = batch.matched[index]
+        assert seen.sum() > 5
+        assert (warped - second[index])[seen].abs().max() < 1e-3
+
+
+def test_views_show_the_same_thing_at_the_same_points(
+    photographs: Photographs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sekd_cli.training.dataset.change_light", lambda images, generator: images)
+    monkeypatch.setattr("sekd_cli.training.dataset.random_grey", lambda colour, generator: grey_of(colour))
+    labels = np.full((5, 1, 3), np.nan, np.float32)
+    settings = replace(SMALL, zoom=1.05, stretch=1.0, shear=0.0, tilt=0.1, rotation=40.0, any_rotation_share=0.0)
+    batch = PairDataset(photographs, np.arange(5), labels, settings, (0, 0))[0]
+    size = torch.tensor([settings.width, settings.height])
+    grid = (2 * batch.points + 1) / size - 1
+    values = torch.nn.functional.grid_sample(batch.images, grid[:, None], align_corners=False)[:, 0, 0]
+    first, second = values.chunk(2)
+    apart = (first - second)[batch.matched].abs()
+    assert apart.median() < 0.05  # interpolation and noise; other points differ by ten times that
+    assert (first - second.roll(1, 1))[batch.matched].abs().median() > 2 * apart.median()
+
+
+def test_light_changes_pixels_but_never_leaves_the_range() -> None:
+    images = torch.rand(8, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    changed = change_light(images.clone(), generator_of(3))
+    assert changed.shape == images.shape
+    assert changed.min() >= 0
+    assert changed.max() <= 1
+    assert (changed - images).abs().mean() > 0.01
+
+
+def test_a_unique_map_is_reliable_and_an_even_one_is_not() -> None:
+    generator = torch.Generator().manual_seed(0)
+    unique = torch.randn(1, 64, 12, 12, generator=generator).expand(3, -1, -1, -1)
+    even = torch.ones(3, 64, 12, 12)
+    inner = (slice(4, 8), slice(4, 8))
+    assert map_reliability(unique, references_of(unique), SMALL)[inner].min() > 20  # about 1.2 / 0.03
+    assert map_reliability(even, references_of(even), SMALL)[inner].max() < 0.1
+
+
+def test_the_ablations_leave_out_one_half_of_reliability() -> None:
+    noise = torch.randn(3, 32, 12, 12, generator=torch.Generator().manual_seed(0))
+    noise[1:] = noise[:1] + 0.5 * noise[1:]
+    references = references_of(noise)
+    whole = map_reliability(noise, references, SMALL)
+    only_distinct = map_reliability(noise, references, SMALL.without("descriptor-repeatability"))
+    only_repeatable = map_reliability(noise, references, SMALL.without("descriptor-distinctness"))
+    assert not torch.allclose(whole, only_distinct)
+    assert not torch.allclose(whole, only_repeatable)
+    with pytest.raises(UsageError, match="reliability is nothing"):
+        SMALL.without("descriptor-repeatability", "descriptor-distinctness")
+
+
+def test_corners_are_found_at_corners() -> None:
+    image = torch.zeros(1, 40, 40)
+    image[0, 10:30, 10:30] = 1
+    strength = corner_strength(image)
+    y, x = divmod(int(strength.argmax()), 40)
+    assert min(abs(x - 9.5), abs(x - 29.5)) < 2
+    assert min(abs(y - 9.5), abs(y - 29.5)) < 2
+    assert strength[20, 20] < -5
+    assert strength[10, 20] < strength.max() - 3  # an edge is no corner
+
+
+def test_adaptation_averages_what_the_references_see() -> None:
+    logits = torch.full((3, 8, 8), -2.0)
+    logits[1:] = 2.0
+    maps = DenseMaps(logits, (logits[:, None],), logits[:, None])
+    scores = adapted_scores(References(maps=maps, image_from_reference=torch.eye(3).repeat(2, 1, 1)), border=0)
+    low, high = float(torch.tensor(-2.0).sigmoid()), float(torch.tensor(2.0).sigmoid())
+    assert scores[4, 4] == pytest.approx((low + 2 * high) / 3, rel=1e-5)
+    away = torch.eye(3).repeat(2, 1, 1)
+    away[:, 0, 2] = 100.0  # the references look elsewhere
+    scores = adapted_scores(References(maps=maps, image_from_reference=away), border=0)
+    assert scores[4, 4] == pytest.approx(low, rel=1e-5)
+
+
+def test_labelling_goes_on_where_it_was_stopped_and_ends_the_same(photographs: Photographs, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = CompactNetwork()
+    settings = replace(SMALL, labels_per_photograph=30, adaptation_threshold=0.0, label_border=4)
+    chosen = np.arange(5)
+    calls = iter([False, False, True])
+
+    def label(file: Path, **options: object) -> np.ndarray | None:
+        kind = "adaptation-reliability"
+        return label_photographs(kind, network, photographs, chosen, settings, key=(0, 2), file=file, **options)
+
+    whole = label(tmp_path / "whole.npy")
+    assert label(tmp_path / "part.npy", stop=lambda: next(calls)) is None
+    resumed = label(tmp_path / "part.npy")
+    assert whole is not None
+    assert np.array_equal(whole, resumed, equal_nan=True)
+    assert np.isfinite(whole[:, 0]).all()
+    x, y = whole[..., 0], whole[..., 1]
+    assert np.nanmin(x) >= 3
+    assert np.nanmax(x) <= 192 - 4
+    assert np.nanmax(y) <= 160 - 4
+
+
+def test_references_come_from_where_they_say(photographs: Photographs) -> None:
+    image = grey_of(photographs[0])[:, :160, :192]
+    references = look_at_references(CompactNetwork().eval(), image, 2, generator_of(1))
+    assert references.maps.score_logits.shape == (3, 160, 192)
+    assert references.image_from_reference.shape == (2, 3, 3)
+
+
+def test_settings_survive_toml_and_wrong_ones_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    for settings in PRESETS.values():
+        file.write_text(settings.as_toml())
+        assert read_settings(file) == settings
+    file.write_text('preset = "paper"\nrounds = 2\n')
+    assert read_settings(file) == replace(PRESETS["paper"], rounds=2)
+    with pytest.raises(UsageError, match="no such training setting: colour"):
+        settings_from({"colour": 1}, PRESETS["default"], "x")
+    with pytest.raises(UsageError, match="rounds is 'many'"):
+        settings_from({"rounds": "many"}, PRESETS["default"], "x")
+    file.write_text("rounds = [")
+    with pytest.raises(InputFileError, match=r"config\.toml"):
+        read_settings(file)
+    with pytest.raises(InputFileError, match="no such file"):
+        read_settings(tmp_path / "none.toml")
+
+
+def test_a_checkpoint_comes_back_and_code_in_one_is_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, {"step": 3, "tensor": torch.arange(3)})
+    assert load_checkpoint(path)["step"] == 3
+    torch.save({"format": 1, "code": Path}, path)  # a pickled class: refused, not run
+    with pytest.raises(InputFileError, match="damaged checkpoint"):
+        load_checkpoint(path)
+    path.write_bytes(b"nothing of the kind")
+    with pytest.raises(InputFileError, match="damaged checkpoint"):
+        load_checkpoint(path)
+    with pytest.raises(InputFileError, match="no checkpoint"):
+        load_checkpoint(tmp_path / "none.pt")

@@ -1,0 +1,146 @@
+"""The losses and labels of training, against values by hand, plain formulas and laws."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sekd_cli.training.descriptor_update import dual_softmax_loss, hardest_in_batch_loss
+from sekd_cli.training.detector_update import draw_targets, focal_loss
+from sekd_cli.training.repeatability import detector_repeatability
+
+
+def unit(*shape: int, seed: int = 0) -> torch.Tensor:
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=-1)
+
+
+def test_a_label_on_a_pixel_draws_one_there_and_the_gaussian_beside_it() -> None:
+    targets = draw_targets(torch.tensor([[[5.0, 4.0]]]), 10, 12, sigma=0.7)
+    assert targets[0, 4, 5] == 1
+    assert targets[0, 4, 6] == pytest.approx(math.exp(-1 / (2 * 0.49)))
+    assert targets[0, 5, 6] == pytest.approx(math.exp(-2 / (2 * 0.49)))
+    assert targets[0, 4, 8] == 0
+
+
+def test_a_label_between_pixels_is_symmetric_about_itself() -> None:
+    targets = draw_targets(torch.tensor([[[5.5, 4.0]]]), 10, 12, sigma=0.7)
+    assert targets[0, 4, 5] == targets[0, 4, 6] == pytest.approx(math.exp(-0.25 / (2 * 0.49)))
+
+
+def test_labels_outside_draw_nothing_and_those_at_the_edge_only_inside() -> None:
+    targets = draw_targets(torch.tensor([[[-1e4, -1e4], [0.0, 0.0], [300.0, 2.0]]]), 8, 8, sigma=0.7)
+    assert targets[0, 0, 0] == 1
+    assert (targets > 0).sum() == 9
+
+
+def test_sigma_zero_marks_the_nearest_pixel_alone() -> None:
+    targets = draw_targets(torch.tensor([[[5.4, 3.6]]]), 8, 8, sigma=0.0)
+    assert targets.sum() == 1
+    assert targets[0, 4, 5] == 1
+
+
+def test_the_focal_loss_of_one_pixel_by_hand() -> None:
+    logit = torch.tensor([[[0.4]]])
+    p = 1 / (1 + math.exp(-0.4))
+    loss = focal_loss(logit, torch.ones(1, 1, 1), torch.ones(1, 1, 1, dtype=torch.bool), gamma=1.0, balance=False)
+    assert float(loss) == pytest.approx(-(1 - p) * math.log(p), rel=1e-5)
+
+
+def test_balancing_makes_one_positive_weigh_as_much_as_all_the_background() -> None:
+    logits, targets = torch.zeros(1, 4, 4), torch.zeros(1, 4, 4)
+    targets[0, 1, 1] = 1
+    seen = torch.ones(1, 4, 4, dtype=torch.bool)
+    each = 0.5 * math.log(2)  # |t - p| = 1/2, entropy = ln 2
+    assert float(focal_loss(logits, targets, seen, 1.0, balance=True)) == pytest.approx(2 * each, rel=1e-5)
+    assert float(focal_loss(logits, targets, seen, 1.0, balance=False)) == pytest.approx(16 * each, rel=1e-5)
+
+
+def test_pixels_that_are_not_seen_do_not_count() -> None:
+    targets = torch.zeros(1, 4, 4)
+    targets[0, 1, 1] = 1
+    seen = torch.ones(1, 4, 4, dtype=torch.bool)
+    seen[0, :, 3] = False
+    logits = torch.zeros(1, 4, 4)
+    wild = logits.clone()
+    wild[0, :, 3] = 50.0
+    assert focal_loss(logits, targets, seen, 2.0, balance=False) == focal_loss(wild, targets, seen, 2.0, balance=False)
+
+
+def test_equal_score_maps_are_perfectly_repeatable_and_a_shifted_one_under_its_shift() -> None:
+    logits = torch.randn(1, 16, 20, generator=torch.Generator().manual_seed(1))
+    seen = torch.ones(1, 16, 20, dtype=torch.bool)
+    identity = torch.eye(3)[None]
+    assert float(detector_repeatability(logits, logits, identity, seen, stride=1)) == pytest.approx(0, abs=1e-6)
+    shift = torch.tensor([[[1.0, 0, 3], [0, 1, 2], [0, 0, 1]]])  # second = first moved by (3, 2)
+    moved = torch.roll(logits, (2, 3), dims=(1, 2))
+    assert float(detector_repeatability(logits, moved, shift, seen, stride=1)) == pytest.approx(0, abs=1e-6)
+    assert float(detector_repeatability(logits, moved, identity, seen, stride=1)) > 0.1
+
+
+def test_repeatability_of_one_pixel_is_the_symmetric_divergence_by_hand() -> None:
+    first, second = torch.tensor([[[1.0]]]), torch.tensor([[[-1.0]]])
+    p, q = 1 / (1 + math.exp(-1.0)), 1 / (1 + math.exp(1.0))
+    kl = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+    seen = torch.ones(1, 1, 1, dtype=torch.bool)
+    loss = detector_repeatability(first, second, torch.eye(3)[None], seen, stride=1)
+    assert float(loss) == pytest.approx(2 * kl, rel=1e-5)
+
+
+def far_apart(batch: int, count: int) -> torch.Tensor:
+    return (torch.arange(count) * 100.0)[None, :, None].expand(batch, -1, 2)
+
+
+def dual(first: torch.Tensor, second: torch.Tensor, points: torch.Tensor, matched: torch.Tensor) -> torch.Tensor:
+    return dual_softmax_loss(first, second, (points, points), matched, scale=20.0, safe_radius=6.0)
+
+
+def test_dual_softmax_is_cross_entropy_both_ways_over_own_and_next_photograph() -> None:
+    first, second = unit(2, 5, 8, seed=1), unit(2, 5, 8, seed=2)
+    matched = torch.ones(2, 5, dtype=torch.bool)
+    expected = 0.0
+    for b in range(2):
+        for i in range(5):
+            for query, own, other in ((first, second, second[1 - b]), (second, first, first[1 - b])):
+                logits = 20 * torch.cat((own[b], other)) @ query[b, i]
+                expected += float(F.cross_entropy(logits[None], torch.tensor([i]))) / 10
+    assert float(dual(first, second, far_apart(2, 5), matched)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_near_points_and_unmatched_points_are_no_wrong_answers() -> None:
+    first = unit(2, 3, 8, seed=3)
+    second = first.clone()
+    matched = torch.tensor([[True, True, False], [False, False, False]])
+    points = far_apart(2, 3).clone()
+    points[0, 1] = points[0, 0] + 3.0  # within the safe radius of the first
+    assert float(dual(first, second, points, matched)) == pytest.approx(0, abs=1e-12)
+
+
+def test_dual_softmax_has_the_gradient_of_its_value() -> None:
+    first, second = unit(2, 3, 4, seed=5).requires_grad_(), unit(2, 3, 4, seed=6).requires_grad_()
+    matched = torch.tensor([[True, True, True], [True, False, True]])
+    assert torch.autograd.gradcheck(lambda a, b: dual(a, b, far_apart(2, 3), matched), (first, second))
+
+
+def test_the_triplet_loss_by_hand() -> None:
+    first = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+    angle = math.radians(60)
+    second = torch.tensor([[[math.cos(angle), math.sin(angle)], [0.0, 1.0]]])
+    # point 0: d+ = 2 sin 30 = 1; its hardest other is second[1] at sqrt 2, or from the other side first[1] at
+    # 2 sin 15 to second[0]. Point 1: d+ = 0, so it is easy and does not count.
+    negative = 2 * math.sin(math.radians(15))
+    loss = hardest_in_batch_loss(first, second, torch.ones(1, 2, dtype=torch.bool), ratio=0.85)
+    assert float(loss) == pytest.approx(1 - negative, abs=1e-3)
+
+
+def test_duplicates_are_not_negatives() -> None:
+    first = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
+    loss = hardest_in_batch_loss(first, first.clone(), torch.ones(1, 2, dtype=torch.bool), ratio=0.85)
+    assert float(loss) == 0
+
+
+def test_no_matched_point_costs_nothing() -> None:
+    nothing = torch.zeros(2, 4, dtype=torch.bool)
+    first, second = unit(2, 4, 8), unit(2, 4, 8, seed=9)
+    assert float(dual(first, second, far_apart(2, 4), nothing)) == 0
+    assert float(hardest_in_batch_loss(first, second, nothing, 0.85)) == 0
