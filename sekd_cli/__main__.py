@@ -1,0 +1,8 @@
+"""`python -m sekd_cli`, which torchrun needs."""
+
+import sys
+
+from sekd_cli.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""The command line's edge: finds subcommands, sets up logging, turns errors into one line and an exit code."""
+
+import importlib
+import importlib.util
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sekd_cli import __version__
+from sekd_cli.errors import OutputError, SekdError
+
+# Subcommands by name, with the help that `sekd --help` shows, so that it need not load them (and torch).
+COMMANDS = {
+    "extract": "Find and describe keypoints in photographs.",
+    "match": "Match the keypoints of pairs of photographs.",
+    "pairs": "List which photographs to match with which.",
+    "train": "Train a network on a folder of photographs.",
+    "evaluate": "Measure features: homographies, relative pose, speed.",
+    "show": "Draw keypoints or matches.",
+    "info": "Say what a feature or match file holds.",
+    "export": "Write a COLMAP database or an ONNX model.",
+    "convert": "Turn feature and match files into other layouts.",
+    "merge": "Join the files of shards.",
+}
+INTERRUPTED = 130  # what shells give for Ctrl-C
+BROKEN_PIPE = 141  # and for a reader that went away
+
+logger = logging.getLogger("sekd_cli")
+
+
+class LazyGroup(click.Group):
+    """Imports a subcommand when it is called; each takes the common options too."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of COMMANDS."""
+        return [name for name in COMMANDS if _module_exists(name)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The subcommand, imported now."""
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        command: click.Command = getattr(importlib.import_module(f"sekd_cli.commands.{cmd_name}"), cmd_name)
+        _add_common_options(command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list in the help, without importing any."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name]) for name in self.list_commands(ctx)])
+
+
+def _module_exists(command: str) -> bool:
+    return importlib.util.find_spec(f"sekd_cli.commands.{command}") is not None
+
+
+def _quieter(context: click.Context, _: click.Parameter, quiet: bool) -> None:
+    if quiet:
+        _set_level(logging.WARNING)
+
+
+def _louder(context: click.Context, _: click.Parameter, verbose: bool) -> None:
+    if verbose:
+        _set_level(logging.DEBUG)
+
+
+def _log_to(context: click.Context, _: click.Parameter, path: Path | None) -> None:
+    if path is None:
+        return
+    try:
+        handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise OutputError(f"{path}: the log can't be written ({error.strerror}); give another --log-file") from error
+    handler.setLevel(logging.DEBUG)
+    handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+
+
+def _common_options() -> list[click.Option]:
+    """Options that the group and every subcommand take; they act at once and reach no function."""
+    return [
+        click.Option(["--quiet", "-q"], is_flag=True, expose_value=False, callback=_quieter, help="Errors only."),
+        click.Option(["--verbose", "-v"], is_flag=True, expose_value=False, callback=_louder, help="Every detail."),
+        click.Option(
+            ["--log-file"],
+            type=click.Path(dir_okay=False, path_type=Path),
+            expose_value=False,
+            callback=_log_to,
+            help="Add every detail to this file.",
+        ),
+    ]
+
+
+def _add_common_options(command: click.Command) -> None:
+    taken = {flag for parameter in command.params for flag in parameter.opts}
+    command.params += [option for option in _common_options() if not taken.intersection(option.opts)]
+    if isinstance(command, click.Group):
+        for subcommand in command.commands.values():
+            _add_common_options(subcommand)
+
+
+@click.group(cls=LazyGroup, params=list(_common_options()), context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="sekd")
+def cli() -> None:
+    """Find, describe and match keypoints in photographs, and train that on photographs of your own.
+
+    \b
+    sekd extract photos -o feats.h5
+    sekd pairs photos --exhaustive | sekd match - --features feats.h5 -o matches.h5
+    """  # noqa: D301 - click's mark for lines that stay as they are
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code (see `errors.py` and README)."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads of torch leave the cores to decoding
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # what it has to say of an image, the caller says
+    _set_up_logging()
+    try:
+        result: Any = cli.main(arguments, prog_name="sekd", standalone_mode=False)
+        sys.stdout.flush()
+    except SekdError as error:
+        logger.error("%s", error)
+        logger.debug("where it happened:", exc_info=True)
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        logger.error("interrupted; run the same command to go on")
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it exits
+        return BROKEN_PIPE
+    return result if isinstance(result, int) else 0
+
+
+class _OneLine(logging.Formatter):
+    """One record, one line: file names may hold line breaks, and bytes that are no text."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name in `logging`
+        text = super().formatMessage(record)
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class _StandardError(logging.StreamHandler[Any]):
+    """Writes to what `sys.stderr` is at the moment: a progress bar or a test may stand in for it."""
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: Any) -> None:
+        pass  # given by the base class when it is made
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text if record.levelno == logging.INFO else f"{record.levelname.lower()}: {text}"
+
+
+def _set_up_logging() -> None:
+    for handler in logger.handlers[:]:
+        logger.removeHandler(handler)
+        handler.close()
+    handler = _StandardError()
+    handler.setFormatter(_OneLine())
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    _set_level(logging.INFO)
+
+
+def _set_level(level: int) -> None:
+    """What reaches stderr; a log file gets everything."""
+    logger.handlers[0].setLevel(level)
