@@ -1,0 +1,46 @@
+"""`sekd extract`: photographs to a feature file. What it does is in `extract_run`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option(
+    "--output", "-o", type=click.Path(path_type=Path), default=Path("feats.h5"), show_default=True, help="Feature file."
+)
+@click.option("--max-keypoints", default=2048, show_default=True, help="Best by score of each image; 0 for all.")
+@click.option("--threshold", type=float, help="Smallest keypoint probability; default: the network's own.")
+@click.option("--nms-radius", default=4, show_default=True, help="Pixels between keypoints, along x or y.")
+@click.option("--max-size", default=1600, show_default=True, help="Longer edge seen by the network; 0 for none.")
+@click.option("--weights", type=click.Path(path_type=Path), help="A .safetensors of sekd train, or the authors' .pth.")
+@click.option("--descriptor-dtype", type=click.Choice(("float32", "float16")), default="float32", show_default=True)
+@click.option(
+    "--masks",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of masks named as COLMAP does, photo.jpg.png; black is ignored.",
+)
+@click.option("--root", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Names are relative to it.")
+@click.option("--overwrite", is_flag=True, help="Start afresh; without it, go on where the file ends.")
+@click.option("--update", is_flag=True, help="Extract images again that changed since.")
+@click.option("--shard", metavar="I/N", help="Do the I-th of N parts, counted from 1.")
+@click.option("--failures", type=click.Path(dir_okay=False, path_type=Path), help="List failed images here, as JSONL.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Images at a time; default: 1 on a CPU, 8 on a GPU.")
+@click.option("--threads", type=click.IntRange(min=1), help="Of the CPU; default: all cores.")
+@click.option("--max-pixels", default=250_000_000, show_default=True, help="Refuse larger images; 0 for no limit.")
+@click.option("--tile", type=int, help="Edge in pixels above which images are done in tiles; 0 for never.")
+def extract(**options: Any) -> int:
+    """Find and describe keypoints in photographs: files, folders, patterns, or - for a list of paths on stdin.
+
+    \b
+    sekd extract photos -o feats.h5
+    find photos -name '*.jpg' | sekd extract - --root photos -o feats.h5 --max-keypoints 4096
+
+    Prints the path of the feature file. The same command again goes on where it stopped.
+    """  # noqa: D301 - click's mark for lines that stay as they are
+    from sekd_cli.commands.extract_run import ExtractOptions, run  # noqa: PLC0415 - loads torch, which --help needs not
+
+    return run(ExtractOptions(**options))

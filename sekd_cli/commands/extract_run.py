@@ -1,0 +1,214 @@
+"""What `sekd extract` does: find the images, set up the network and the file, extract, tell how it went."""
+
+import json
+import logging
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import click
+
+from sekd_cli.commands.progress import progress_bar
+from sekd_cli.config import DetectionSettings
+from sekd_cli.device import available_cores, resolve_device, set_threads
+from sekd_cli.errors import NothingToDoError, OutputError, UsageError
+from sekd_cli.extraction import Extractor
+from sekd_cli.extraction_pipeline import Job, Outcome, PipelineSettings, extract_all
+from sekd_cli.feature_file import ChangedImageError, FeatureWriter, Source, file_attributes, source_of
+from sekd_cli.images import find_images
+from sekd_cli.networks.weights_file import load_network, packaged_weights, weights_digest
+from sekd_cli.shards import Shard, parse_shard, torchrun_shard
+
+logger = logging.getLogger(__name__)
+
+SOME_FAILED = 1  # exit code
+GPU_BATCH = 8  # keeps a GPU busy with photographs of the default size; a CPU gains nothing from batches
+MOST_WORKERS = 8  # decoding threads; more are faster than any network here
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractOptions:
+    """What the command line of `sekd extract` gives; its help tells what each means."""
+
+    paths: tuple[str, ...]
+    output: Path
+    max_keypoints: int
+    threshold: float | None
+    nms_radius: int
+    max_size: int
+    weights: Path | None
+    descriptor_dtype: str
+    masks: Path | None
+    root: Path | None
+    overwrite: bool
+    update: bool
+    shard: str | None
+    failures: Path | None
+    device: str
+    batch_size: int | None
+    threads: int | None
+    max_pixels: int
+    tile: int | None
+
+    def __post_init__(self) -> None:
+        if self.max_pixels < 0:
+            raise UsageError(f"--max-pixels {self.max_pixels}: give 0 (no limit) or more")
+
+
+def run(options: ExtractOptions) -> int:
+    """Extract; prints the path of the feature file and returns the exit code."""
+    shard, output = _shard(options.shard, options.output)
+    jobs = _find_jobs(options, shard)
+    extractor, attributes = _set_up(options, shard)
+    with FeatureWriter(output, attributes, overwrite=options.overwrite) as writer:
+        remaining = _remaining(jobs, writer, update=options.update)
+        with _Report(len(jobs) - len(remaining), options.failures) as report, progress_bar("extract", len(jobs)) as bar:
+            bar.advance(report.skipped)
+            for outcome in extract_all(remaining, extractor, writer, _pipeline_settings(options, extractor)):
+                report.add(outcome)
+                bar.advance(note=f"{len(report.failures)} failed" if report.failures else "")
+    exit_code = report.exit_code()
+    click.echo(os.fsencode(output))
+    return exit_code
+
+
+def _shard(text: str | None, output: Path) -> tuple[Shard, Path]:
+    """The part to do and the file it goes to: torchrun gives all its processes one command, so these name their own."""
+    if text is not None:
+        return parse_shard(text), output
+    shard = torchrun_shard()
+    return (Shard(), output) if shard is None else (shard, shard.own_path(output))
+
+
+def _find_jobs(options: ExtractOptions, shard: Shard) -> list[Job]:
+    """The images of this shard, each with its mask. Raises NothingToDoError if all shards together have none."""
+    given = [path for argument in options.paths for path in (_listed_paths() if argument == "-" else [argument])]
+    entries = find_images(given, root=options.root)
+    if not entries:
+        paths = ", ".join(options.paths)
+        raise NothingToDoError(f"no images in {paths}; give photographs, or folders that hold some")
+    jobs = [Job(entry, _mask_of(entry.name, options.masks)) for entry in shard.part_of(entries)]
+    if options.masks is not None and jobs and not any(job.mask for job in jobs):
+        logger.warning("%s holds no mask for any image; they are named like photo.jpg.png", options.masks)
+    return jobs
+
+
+def _mask_of(name: str, folder: Path | None) -> Path | None:
+    """COLMAP's name for it; an image without a mask may have keypoints anywhere."""
+    path = None if folder is None else folder / f"{name}.png"
+    return path if path is not None and path.exists() else None
+
+
+def _listed_paths() -> list[str]:
+    """Paths on stdin, one a line, or each ended by a zero byte (find -print0), which lets names hold line breaks."""
+    content = sys.stdin.buffer.read()
+    separator = b"\0" if b"\0" in content else b"\n"
+    return [os.fsdecode(line) for line in (part.rstrip(b"\r") for part in content.split(separator)) if line]
+
+
+def _set_up(options: ExtractOptions, shard: Shard) -> tuple[Extractor, dict[str, Any]]:
+    """The extractor, and the attributes of its feature file: all that decides the numbers in it."""
+    device = resolve_device(options.device)
+    set_threads(options.threads)
+    weights = options.weights or packaged_weights()
+    network = load_network(weights)
+    detection = DetectionSettings(
+        max_keypoints=options.max_keypoints, threshold=options.threshold, nms_radius=options.nms_radius
+    )
+    extractor = Extractor(network, detection, device=device, max_size=options.max_size, tile=options.tile)
+    decisive = {
+        **asdict(detection),
+        "threshold": extractor.threshold,
+        "max_size": options.max_size,
+        "descriptor_dtype": options.descriptor_dtype,
+        "masks": options.masks is not None,
+        "shard": str(shard),
+    }
+    return extractor, file_attributes(network=network.name, weights_sha256=weights_digest(weights), settings=decisive)
+
+
+def _pipeline_settings(options: ExtractOptions, extractor: Extractor) -> PipelineSettings:
+    return PipelineSettings(
+        batch_size=options.batch_size or (1 if extractor.device.type == "cpu" else GPU_BATCH),
+        workers=max(2, min(MOST_WORKERS, options.threads or available_cores())),
+        max_pixels=options.max_pixels,
+        descriptor_dtype=options.descriptor_dtype,
+    )
+
+
+def _remaining(jobs: list[Job], writer: FeatureWriter, *, update: bool) -> list[Job]:
+    """Jobs whose features aren't in the file yet. Raises OutputError if images changed, unless they are updated."""
+    remaining, changed = [], []
+    for job in jobs:
+        try:
+            source: Source | None = source_of(job.entry.path, job.mask)
+        except OSError:
+            source = None  # gone since, or it never was there
+        try:
+            if not writer.is_complete(job.entry.name, source):
+                remaining.append(job)
+        except ChangedImageError:
+            changed.append(job)
+    if changed and not update:
+        names = ", ".join(job.entry.name for job in changed[:3]) + (", ..." if len(changed) > 3 else "")
+        raise OutputError(
+            f"{writer.path}: {len(changed)} images (or their masks) changed since they were extracted: {names}; "
+            "give --update to extract these again, --overwrite for all"
+        )
+    return remaining + changed
+
+
+class _Report:
+    """What was done, what not and why; written to `failures_path` as it happens, told at the end."""
+
+    def __init__(self, skipped: int, failures_path: Path | None) -> None:
+        self.skipped = skipped
+        self.done = 0
+        self.keypoints = 0
+        self.failures: list[str] = []
+        self._start = time.monotonic()
+        self._file: IO[str] | None = None
+        if failures_path is not None:
+            try:
+                self._file = failures_path.open("w", encoding="utf-8")
+            except OSError as error:
+                raise OutputError(f"{failures_path}: {error.strerror}; give another --failures") from error
+
+    def add(self, outcome: Outcome) -> None:
+        """Count an image."""
+        if outcome.failure is None:
+            self.done += 1
+            self.keypoints += outcome.keypoints
+            if outcome.keypoints == 0:
+                logger.warning("%s: no keypoints; it is even or tiny, or --threshold is too high", outcome.entry.path)
+            return
+        self.failures.append(outcome.failure)
+        if self._file is not None:
+            path = os.fsencode(outcome.entry.path).decode(errors="backslashreplace")
+            record = {"name": outcome.entry.name, "path": path, "reason": outcome.failure}
+            print(json.dumps(record), file=self._file, flush=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+        seconds = time.monotonic() - self._start
+        for failure in self.failures:
+            logger.error("%s", failure)
+        skipped = f", {self.skipped} done before" if self.skipped else ""
+        rate = f"; {self.keypoints:,} keypoints, {self.done / seconds:.1f} images/s" if self.done else ""
+        logger.info("%d images done%s, %d failed%s", self.done, skipped, len(self.failures), rate)
+
+    def exit_code(self) -> int:
+        """0, or 1 if some failed. Raises NothingToDoError if no image could be read."""
+        if self.failures and not self.done and not self.skipped:
+            raise NothingToDoError("no image could be read; the reasons are above")
+        return SOME_FAILED if self.failures else 0

@@ -1,0 +1,212 @@
+"""Many photographs to one file: decoding, network and writing overlap, and one bad image stops none of the others.
+
+Threads decode ahead of the network, which runs in the caller's thread; another thread writes. Every queue is bounded,
+so a thousand photographs need the memory of ten.
+"""
+
+import logging
+import queue
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from sekd_cli.errors import ImageError
+from sekd_cli.extraction import Extractor, PreparedImage
+from sekd_cli.feature_file import FeatureWriter, Source, StoredFeatures, source_of
+from sekd_cli.images import DEFAULT_MAX_PIXELS, ImageEntry, read_image, read_image_size, read_mask
+
+logger = logging.getLogger(__name__)
+
+PREFETCH_PIXELS = 50_000_000  # larger images are decoded one at a time, when their turn comes
+DECODED_PER_WORKER = 2  # images that wait decoded, for each decoding thread
+WAITING_TO_BE_WRITTEN = 8  # images whose features wait for the disk
+
+
+class Job(NamedTuple):
+    """An image to extract, and its mask if it has one."""
+
+    entry: ImageEntry
+    mask: Path | None = None
+
+
+class Outcome(NamedTuple):
+    """What became of an image: its features are in the file, or why they are not."""
+
+    entry: ImageEntry
+    keypoints: int
+    failure: str | None = None
+
+
+class _Loaded(NamedTuple):
+    """An image ready for the network."""
+
+    job: Job
+    image: PreparedImage
+    source: Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineSettings:
+    """What decides speed and memory, and no number in the file but the type of descriptors."""
+
+    batch_size: int = 1
+    workers: int = 2  # decoding threads
+    max_pixels: int = DEFAULT_MAX_PIXELS  # largest image to decode; 0 for no limit
+    descriptor_dtype: str = "float32"
+
+
+def extract_all(
+    jobs: Iterable[Job], extractor: Extractor, writer: FeatureWriter, settings: PipelineSettings
+) -> Iterator[Outcome]:
+    """Extract every job into the file; yields each outcome once its features are durable, in no particular order.
+
+    Raises OutputError if the file can't be written.
+    """
+    with _BackgroundWriter(writer, settings.descriptor_dtype) as background:
+        with ThreadPoolExecutor(settings.workers, "decode") as pool:
+            loaded = _load_ahead(jobs, extractor, settings, pool)
+            for batch in _batches(loaded, extractor, settings.batch_size):
+                if isinstance(batch, Outcome):
+                    yield batch
+                else:
+                    yield from _extract_batch(batch, extractor, background)
+                yield from background.finished()
+        background.finish()
+        yield from background.finished()
+
+
+def _extract_batch(batch: list[_Loaded], extractor: Extractor, background: "_BackgroundWriter") -> Iterator[Outcome]:
+    """Run the network and hand the features on; yields what failed."""
+    try:
+        features = extractor.extract([item.image for item in batch])
+    except ImageError as error:  # only of a batch of one
+        yield _failed(batch[0].job, f"{batch[0].job.entry.path}: {error}")
+        return
+    for item, one in zip(batch, features, strict=True):
+        background.put(item.job, one, item.source)
+
+
+def _load(job: Job, extractor: Extractor, max_pixels: int) -> _Loaded:
+    try:
+        source = source_of(job.entry.path, job.mask)  # before reading: a later change is then noticed
+    except OSError:
+        source = Source(0, 0)  # reading says what is wrong
+    photograph = read_image(job.entry.path, max_pixels=max_pixels)
+    mask = None if job.mask is None else read_mask(job.mask, photograph)
+    return _Loaded(job, extractor.prepare(photograph, mask), source)
+
+
+def _load_ahead(
+    jobs: Iterable[Job], extractor: Extractor, settings: PipelineSettings, pool: ThreadPoolExecutor
+) -> Iterator[_Loaded | Outcome]:
+    """Decoded images in the order of the jobs, or why one can't be read."""
+
+    def load_small(job: Job) -> _Loaded | None:
+        width, height = read_image_size(job.entry.path, max_pixels=settings.max_pixels)
+        small = width * height <= PREFETCH_PIXELS
+        return _load(job, extractor, settings.max_pixels) if small else None
+
+    waiting: deque[tuple[Job, Future[_Loaded | None]]] = deque()
+    remaining = iter(jobs)
+    try:
+        while True:
+            while len(waiting) < settings.workers * DECODED_PER_WORKER and (job := next(remaining, None)) is not None:
+                waiting.append((job, pool.submit(load_small, job)))
+            if not waiting:
+                return
+            job, future = waiting.popleft()
+            try:
+                yield future.result() or _load(job, extractor, settings.max_pixels)
+            except ImageError as error:
+                yield _failed(job, str(error))
+            except MemoryError:
+                yield _failed(job, f"{job.entry.path}: too large for the memory; make it smaller")
+    finally:
+        for _, future in waiting:
+            future.cancel()
+
+
+def _batches(
+    loaded: Iterable[_Loaded | Outcome], extractor: Extractor, batch_size: int
+) -> Iterator[list[_Loaded] | Outcome]:
+    """Images of equal padded size together, up to `batch_size`; at most four batches wait to become full."""
+    pending: dict[tuple[int, int], list[_Loaded]] = {}
+    for item in loaded:
+        if isinstance(item, Outcome):
+            yield item
+            continue
+        size = extractor.padded_size(item.image)
+        pending.setdefault(size, []).append(item)
+        if len(pending[size]) >= batch_size:
+            yield pending.pop(size)
+        elif sum(map(len, pending.values())) >= 4 * batch_size:
+            yield pending.pop(max(pending, key=lambda size: len(pending[size])))
+    yield from pending.values()
+
+
+def _failed(job: Job, reason: str) -> Outcome:
+    logger.debug("failed: %s", reason)
+    return Outcome(job.entry, 0, reason)
+
+
+class _BackgroundWriter:
+    """Writes in a thread of its own; an error comes up at the next call."""
+
+    def __init__(self, writer: FeatureWriter, descriptor_dtype: str) -> None:
+        self._writer = writer
+        self._descriptor_dtype = descriptor_dtype
+        self._queue: queue.Queue[tuple[Job, StoredFeatures, Source] | None] = queue.Queue(WAITING_TO_BE_WRITTEN)
+        self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._work, name="write", daemon=True)
+
+    def put(self, job: Job, features: StoredFeatures, source: Source) -> None:
+        """Hand over the features of an image; waits while too many wait."""
+        self._raise()
+        self._queue.put((job, features, source))
+
+    def finished(self) -> Iterator[Outcome]:
+        """What was written, or refused, since the last call."""
+        self._raise()
+        while not self._outcomes.empty():
+            yield self._outcomes.get()
+
+    def finish(self) -> None:
+        """Wait until everything is written."""
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join()
+        self._raise()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join()
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _work(self) -> None:
+        while (item := self._queue.get()) is not None:
+            if self._error is not None:
+                continue  # nothing can be written any more; let the caller come and see
+            job, features, source = item
+            try:
+                self._writer.write(job.entry.name, features, source=source, descriptor_dtype=self._descriptor_dtype)
+                self._outcomes.put(Outcome(job.entry, len(features)))
+            except ImageError as error:
+                self._outcomes.put(_failed(job, str(error)))
+            except Exception as error:  # raised again in the caller's thread
+                self._error = error
