@@ -1,20 +1,24 @@
 """`sekd train`: a local feature from nothing but photographs."""
 
-import os
-import sys
+import logging
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sekd_cli.errors import DeviceError, UsageError
+from sekd_cli.commands.progress import Bar, progress_bar
+from sekd_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    import torch
-
+    from sekd_cli.training.photographs import Photographs
+    from sekd_cli.training.run_folder import RunFolder
     from sekd_cli.training.self_evolution import Phase
     from sekd_cli.training.settings import TrainingSettings
+
+logger = logging.getLogger(__name__)
 
 PARTS = ("descriptor-repeatability", "descriptor-distinctness", "detector-repeatability", "affine-adaptation")
 
@@ -46,8 +50,7 @@ def train(data: tuple[str, ...], output: Path | None, resume: Path | None, **opt
     Writes RUN/model.safetensors, which extract --weights takes, and prints its path. The same command again, or
     --resume RUN, goes on where it stopped.
     """
-    import torch  # noqa: PLC0415 - heavy; --help needs none of it
-
+    from sekd_cli.device import available_cores, resolve_device, set_threads  # noqa: PLC0415 - heavy, as all below
     from sekd_cli.training.run_folder import RunFolder  # noqa: PLC0415
     from sekd_cli.training.self_evolution import SelfEvolution  # noqa: PLC0415
 
@@ -59,29 +62,25 @@ def train(data: tuple[str, ...], output: Path | None, resume: Path | None, **opt
         settings, facts = run.settings(), run.data()
         data, cache = tuple(facts["data"]), Path(facts["cache"])
     else:
-        settings = _settings(options)
-        cache = options["cache"] or run.path
+        settings, cache = _settings(options), options["cache"] or run.path
         run.begin(settings, [str(Path(path).resolve()) for path in data], cache)
-    device = _device(options["device"])
-    threads, workers = _processors(device, options["threads"], options["workers"])
-    torch.set_num_threads(threads)
-    minutes = options["minutes"]
+    device = resolve_device(options["device"])
+    cores = available_cores()
+    workers = options["workers"]
+    if workers is None:  # on a CPU the network needs the cores: one process prepares data for about four
+        workers = max(1, cores // 4) if device.type == "cpu" else cores
+    set_threads(options["threads"] or max(1, cores - workers))
+    deadline = start + 60 * options["minutes"] if options["minutes"] else float("inf")
     with RunReport(run, settings) as report:
-        photographs = report.cached(data, cache, settings.photograph_size)
+        photographs = report.decode(data, cache, settings.photograph_size)
         evolution = SelfEvolution(
-            run.path,
-            photographs,
-            settings,
-            report,
-            device=device,
-            workers=workers,
-            deadline=start + 60 * minutes if minutes else float("inf"),
+            run.path, photographs, settings, report, device=device, workers=workers, deadline=deadline
         )
         if run.has_checkpoint:
             evolution.resume()
         finished = evolution.run()
     steps = f"{evolution.learner.step} of {settings.total_steps} steps"
-    report.say(f"finished: {steps}" if finished else f"{steps} in time; go on with: sekd train --resume {run.path}")
+    logger.info("%s", f"finished: {steps}" if finished else f"{steps} in time; go on: sekd train --resume {run.path}")
     click.echo(run.path / "model.safetensors")
 
 
@@ -115,112 +114,71 @@ def _value(text: str) -> bool | int | float | str:
     return text
 
 
-def _device(name: str) -> "torch.device":
-    import torch  # noqa: PLC0415
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise DeviceError(f"--device {name}: not available here; give cpu or auto") from error
-    return device
-
-
-def _processors(device: "torch.device", threads: int | None, workers: int | None) -> tuple[int, int]:
-    """Threads of the network and processes for the data: on a CPU they share the cores, one thread a process."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if workers is None:
-        workers = max(1, cores // 4) if device.type == "cpu" else cores
-    return threads or max(1, cores - workers), workers
-
-
 class RunReport:
     """Tells people on stderr and the run's log how it goes."""
 
-    def __init__(self, run: Any, settings: "TrainingSettings") -> None:
-        from rich.console import Console  # noqa: PLC0415
-        from rich.progress import (  # noqa: PLC0415
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
+    def __init__(self, run: "RunFolder", settings: "TrainingSettings") -> None:
         self.run, self.settings = run, settings
-        self.console = Console(file=sys.stderr)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-        )
-        times = (TimeElapsedColumn(), TimeRemainingColumn())
-        self.bar = Progress(*columns, *times, console=self.console, disable=not self.console.is_terminal)
-        self.task: Any = None
-        self.began, self.before = time.monotonic(), 0
+        self.bars = ExitStack()
+        self.bar: Bar | None = None
+        self.done = 0
         self.now: Phase | None = None
 
     def __enter__(self) -> "RunReport":
-        self.bar.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.bar.stop()
+        self.bars.close()
 
-    def say(self, text: str) -> None:
-        """One line for people."""
-        self.console.print(text, highlight=False)
+    def _begin(self, name: str, total: int, done: int, unit: str) -> None:
+        self.bars.close()
+        self.bar = self.bars.enter_context(progress_bar(name, total, unit))
+        self.done = 0
+        self._reach(done)
 
-    def _new_task(self, name: str, total: int, done: int) -> None:
-        if self.task is not None:
-            self.bar.remove_task(self.task)
-        self.task = self.bar.add_task(name, total=total, completed=done, rate="")
-        self.began, self.before = time.monotonic(), done
+    def _reach(self, done: int, note: str | None = None) -> None:
+        if self.bar is not None:
+            self.bar.advance(done - self.done, note)
+        self.done = done
 
-    def cached(self, data: tuple[str, ...], cache: Path, size: int) -> Any:
+    def decode(self, data: tuple[str, ...], cache: Path, size: int) -> "Photographs":
         """The photographs, decoded once, with a bar while that lasts."""
         from sekd_cli.images import find_images  # noqa: PLC0415
         from sekd_cli.training.photographs import cache_photographs  # noqa: PLC0415
 
         entries = [entry for path in data for entry in find_images([path])]  # names may meet: only pixels count
-        self._new_task("decoding photographs", len(entries), 0)
-        photographs = cache_photographs(entries, cache, size, lambda: self.bar.advance(self.task))
-        self.say(f"{len(photographs)} photographs, {photographs.megabytes:.0f} MB decoded in {cache}")
+        self._begin("decoding", len(entries), 0, "photographs")
+        advance: Callable[[], None] = lambda: self._reach(self.done + 1)  # noqa: E731
+        photographs = cache_photographs(entries, cache, size, advance)
+        logger.info("%d photographs, decoded in %s (%.0f MB)", len(photographs), cache, photographs.megabytes)
         return photographs
 
     def phase(self, phase: "Phase", total: int, done: int) -> None:
         """A phase begins."""
         self.now = phase
-        self._new_task(f"round {phase.round}: {phase.action} {phase.what}", total, done)
+        unit = "photographs" if phase.action == "label" else "steps"
+        self._begin(f"round {phase.round}: {phase.action} {phase.what}", total, done, unit)
 
     def labelled(self, done: int) -> None:
         """So many photographs are labelled."""
-        self._advance(done, "")
+        self._reach(done)
 
     def stepped(self, step: int, figures: dict[str, float]) -> None:
         """A step is done."""
-        assert self.now is not None
-        losses = {name: figures[name] for name in ("descriptor", "detector") if name in figures}
-        pairs = self.settings.batch_size * (step - self.before) / max(time.monotonic() - self.began, 1e-9)
-        text = ", ".join(f"{name} {value:.3f}" for name, value in losses.items())
-        self._advance(step, f"{text}, {pairs:.1f} pairs/s")
-        entry = {"action": "update", "round": self.now.round, "what": self.now.what, "step": step}
-        self.run.log(entry | {name: round(value, 6) for name, value in figures.items()})
+        losses = (f"{name} {figures[name]:.3f}" for name in ("descriptor", "detector") if name in figures)
+        self._reach(step, ", ".join(losses))
+        if self.now is not None:
+            entry = {"action": "update", "round": self.now.round, "what": self.now.what, "step": step}
+            self.run.log(entry | {name: round(value, 6) for name, value in figures.items()})
 
     def validated(self, phase: "Phase", figures: dict[str, float]) -> None:
         """The held-out photographs were measured."""
         self.run.log({"action": "validation", "round": phase.round, "what": phase.what} | figures)
         if figures:
-            text = (
-                f"round {phase.round}, {phase.what}: repeatability {100 * figures['repeatability']:.1f} %, "
-                f"matching accuracy at 1/3/5 px {100 * figures['mma_1']:.1f}/{100 * figures['mma_3']:.1f}/"
-                f"{100 * figures['mma_5']:.1f} %, homography accuracy {100 * figures['homography_accuracy']:.1f} %"
+            percent = {name: f"{100 * value:.1f}" for name, value in figures.items()}
+            logger.info(
+                "round %d, %s: repeatability %s %%, matches right to 1/3/5 px %s/%s/%s %%, homography accuracy %s %%",
+                phase.round,
+                phase.what,
+                *(percent[name] for name in ("repeatability", "mma_1", "mma_3", "mma_5", "homography_accuracy")),
             )
-            self.say(text)
-
-    def _advance(self, done: int, rate: str) -> None:
-        self.bar.update(self.task, completed=done, rate=rate)
