@@ -1,19 +1,83 @@
 """`sekd evaluate`: the paper's tasks on any features, side by side."""
 
-import json
-import sys
-from collections.abc import Callable
+# ruff: noqa: PLC0415 - what is heavy is imported by the command that runs, so that --help is quick
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from sekd_cli.commands.evaluate_output import show
+from sekd_cli.commands.progress import Bar, progress_bar
+from sekd_cli.errors import DeviceError
+
 if TYPE_CHECKING:
-    from sekd_cli.evaluation.methods import Method
+    import torch
+
+    from sekd_cli.evaluation.methods import ComputedMethod, Method
+    from sekd_cli.evaluation.plots import Panel
     from sekd_cli.evaluation.tables import Table
 
-EXISTING = click.Path(exists=True, path_type=Path)
-FORMATS = ("table", "json", "csv", "markdown")
+Command = Callable[..., None]
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+COUNT = click.IntRange(min=0)
+POSITIVE = click.IntRange(min=1)
+
+
+def _together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several options as one decorator, in this order in the help."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def _method_options(max_keypoints: int) -> Callable[[Command], Command]:
+    names = click.Choice(("sekd", "sift", "rootsift", "orb"))
+    return _together(
+        click.option("-m", "--method", "methods", multiple=True, type=names, help="Features computed here; repeat."),
+        click.option("-w", "--weights", multiple=True, type=FILE, help="sekd's weights; a row for each file."),
+        click.option("--max-keypoints", type=COUNT, default=max_keypoints, show_default=True, help="0 for all."),
+        click.option("--threshold", type=float, help="sekd's keypoint probability.  [default: the network's own]"),
+        click.option("--device", default="cpu", show_default=True, help="Where sekd runs: cpu, cuda, cuda:1, mps."),
+    )
+
+
+_features_option = click.option(
+    "-f", "--features", multiple=True, type=FILE, help="Feature file of any tool, hloc's layout; a row for each."
+)
+_output_options = _together(
+    click.option("--json", "output", flag_value="json", help="Every figure, as JSON."),
+    click.option("--csv", "output", flag_value="csv", help="Every figure, as CSV."),
+    click.option("--markdown", "output", flag_value="markdown", help="The table, as Markdown."),
+    click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw curves or bars: png, pdf, svg."),
+)
+_per_pair_option = click.option("--per-pair", is_flag=True, help="List every pair, those that failed marked.")
+
+
+def _seeds_option(default: int) -> Callable[[Command], Command]:
+    text = "Runs of each robust estimator; the median counts."
+    return click.option("--seeds", type=POSITIVE, default=default, show_default=True, help=text)
+
+
+def _size_option(default: int) -> Callable[[Command], Command]:
+    text = "Longer edge in pixels; 0 for no limit."
+    return click.option("--max-size", type=COUNT, default=default, show_default=True, help=text)
+
+
+_scene_options = _together(
+    click.option("--neighbours", type=POSITIVE, default=8, show_default=True, help="Farthest apart, by name."),
+    click.option("--max-angle", default=60.0, show_default=True, help="Between viewing directions, degrees."),
+    click.option("--max-pairs", type=POSITIVE, default=1000, show_default=True, help="In a scene; thinned evenly."),
+)
 
 
 @click.group()
@@ -24,105 +88,220 @@ def evaluate() -> None:
     """
 
 
-def method_options(max_keypoints: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """The options that say which features are evaluated and how the figures are printed."""
-    options = (
-        click.option(
-            "--method", "-m", "methods", multiple=True, type=click.Choice(("sekd", "sift", "rootsift", "orb"))
-        ),
-        click.option("--weights", "-w", multiple=True, type=EXISTING, help="Weights for sekd; a row for each file."),
-        click.option("--features", "-f", multiple=True, type=EXISTING, help="Feature file; a row for each."),
-        click.option("--max-keypoints", default=max_keypoints, show_default=True, help="Best by score; 0 for all."),
-        click.option("--threshold", type=float, help="sekd's keypoint probability; default: the network's own."),
-        click.option("--device", default="cpu", show_default=True, help="For sekd: cpu, cuda, cuda:1, mps."),
-        click.option("--json", "output", flag_value="json", help="Every figure, as JSON."),
-        click.option("--csv", "output", flag_value="csv", help="Every figure, as CSV."),
-        click.option("--markdown", "output", flag_value="markdown", help="The table, as Markdown."),
-    )
+@evaluate.command(epilog="Example:  sekd evaluate homography hpatches -m sekd -m sift -f disk.h5")
+@click.argument("root", type=FOLDER)
+@_method_options(max_keypoints=500)
+@_features_option
+@_size_option(640)
+@_seeds_option(5)
+@_per_pair_option
+@_output_options
+def homography(
+    *, root: Path, max_size: int, seeds: int, per_pair: bool, output: str | None, plot: Path | None, **which: Any
+) -> None:
+    """Homography and matching accuracy on folders in HPatches form.
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-@evaluate.command()
-@click.argument("root", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@method_options(max_keypoints=500)
-@click.option("--max-size", default=640, show_default=True, help="Longer edge in pixels; 0 for none.")
-@click.option("--seeds", default=5, show_default=True, help="Runs of each robust estimator; the median counts.")
-@click.option("--per-pair", is_flag=True, help="List every pair, those that failed marked.")
-def homography(root: Path, max_size: int, seeds: int, per_pair: bool, output: str | None, **which: Any) -> None:
-    """Homography accuracy on folders in HPatches form (images 1 to 6, H_1_2 to H_1_6).
-
-    \b
-    Example: sekd evaluate homography hpatches --method sekd --method sift
+    ROOT holds folders with images 1.* to 6.* and homographies H_1_2 to H_1_6, or is one. HA is the accuracy averaged
+    over 1 to 10 px, the mean of RANSAC and MAGSAC; MMA the share of right matches; rep. the keypoints' repeatability.
     """
     from sekd_cli.evaluation import homography_benchmark as benchmark
-    from sekd_cli.evaluation.homography_tables import pair_table, summary_table
+    from sekd_cli.evaluation import homography_tables as tables
 
+    _check_plot(plot)
     sequences = benchmark.read_sequences(root)
     methods = _methods(**which)
     protocol = benchmark.HomographyProtocol(max_size=max_size, seeds=seeds)
-    results = benchmark.evaluate_sequences(sequences, methods, protocol, lambda _: None)
-    _report([summary_table(results)] + [pair_table(results)] * per_pair, output or "table")
+    with progress_bar(
+        "evaluating", len(methods) * sum(len(sequence.homographies) for sequence in sequences), "steps"
+    ) as bar:
+        results = benchmark.evaluate_sequences(sequences, methods, protocol, _advance(bar))
+    summary = tables.summary_table(results)
+    _report([summary, tables.pair_table(results)] if per_pair else [summary], output, tables.panels(summary), plot)
 
 
-def _methods(
+@evaluate.command(epilog="Example:  sekd evaluate pose strecha -m sekd -m sift --max-keypoints 2048 --plot pose.png")
+@click.argument("root", type=FOLDER)
+@_method_options(max_keypoints=2048)
+@_features_option
+@_scene_options
+@_size_option(1600)
+@_seeds_option(5)
+@_per_pair_option
+@_output_options
+def pose(
+    *, root: Path, max_size: int, seeds: int, per_pair: bool, output: str | None, plot: Path | None, **rest: Any
+) -> None:
+    """Relative pose of calibrated photographs, by an essential matrix (MAGSAC).
+
+    ROOT is a scene or a folder of scenes, each with cameras/NAME.camera and images/NAME (Strecha), with images/ and a
+    COLMAP model in sparse/, or with a pairs.txt of names, turns, K0, K1 and T_0to1 (SuperGlue).
+    """
+    from sekd_cli.evaluation import pose_benchmark as benchmark
+    from sekd_cli.evaluation.scenes import PairSelection, find_scenes
+
+    _check_plot(plot)
+    selection = PairSelection(**{name: rest.pop(name) for name in ("neighbours", "max_angle", "max_pairs")})
+    scenes = find_scenes(root, selection)
+    methods = _methods(**rest)
+    protocol = benchmark.PoseProtocol(max_size=max_size, seeds=seeds)
+    with progress_bar("evaluating", len(methods) * sum(len(scene.pairs) for scene in scenes), "steps") as bar:
+        results = benchmark.evaluate_scenes(scenes, methods, protocol, _advance(bar))
+    summary = benchmark.summary_table(results)
+    tables = [summary, benchmark.pair_table(results)] if per_pair else [summary]
+    _report(tables, output, benchmark.panels(results), plot)
+
+
+@evaluate.command(epilog="Example:  sekd evaluate sfm strecha -m sekd -m sift")
+@click.argument("root", type=FOLDER)
+@_method_options(max_keypoints=2048)
+@_features_option
+@_size_option(1600)
+@_seeds_option(3)
+@click.option("--threads", type=POSITIVE, default=1, show_default=True, help="Of COLMAP; with 1, runs repeat exactly.")
+@_per_pair_option
+@_output_options
+def sfm(
+    *,
+    root: Path,
+    max_size: int,
+    seeds: int,
+    threads: int,
+    per_pair: bool,
+    output: str | None,
+    plot: Path | None,
+    **which: Any,
+) -> None:
+    """Structure from motion with pycolmap (extra colmap) from all pairs of each scene.
+
+    ROOT as for pose, except pairs.txt. The cameras' calibration is given; the poses found are compared with the truth.
+    """
+    from sekd_cli.evaluation import sfm as benchmark
+    from sekd_cli.evaluation.scenes import PairSelection, find_scenes
+
+    _check_plot(plot)
+    benchmark.require_pycolmap()
+    scenes = find_scenes(root, PairSelection())
+    methods = _methods(**which)
+    protocol = benchmark.SfmProtocol(max_size=max_size, seeds=seeds, threads=threads)
+    with progress_bar("evaluating", len(methods) * len(scenes) * seeds, "steps") as bar:
+        results = benchmark.evaluate_scenes(scenes, methods, protocol, _advance(bar))
+    summary = benchmark.summary_table(results)
+    tables = [summary, benchmark.pair_table(results)] if per_pair else [summary]
+    _report(tables, output, benchmark.panels(summary), plot)
+
+
+@evaluate.command(epilog="Example:  sekd evaluate speed photo.jpg -m sekd -m sift --threads 1")
+@click.argument("images", nargs=-1, type=FILE)
+@_method_options(max_keypoints=2048)
+@_size_option(0)
+@click.option("--rounds", type=POSITIVE, default=20, show_default=True, help="After one to warm up.")
+@click.option("--threads", type=POSITIVE, default=1, show_default=True, help="Of torch and OpenCV.")
+@_output_options
+def speed(
+    *,
+    images: tuple[Path, ...],
+    max_size: int,
+    rounds: int,
+    threads: int,
+    output: str | None,
+    plot: Path | None,
+    **which: Any,
+) -> None:
+    """Milliseconds for each step, methods interleaved in rounds; medians, and ratios to the first method.
+
+    IMAGES are files; without any, one of 640x480 is drawn. OpenCV's features do all their work in one step, which is
+    shown as network.
+    """
+    from sekd_cli.evaluation import speed as benchmark
+
+    _check_plot(plot)
+    methods = _computed(**which)
+    _tell_apart(methods)
+    protocol = benchmark.SpeedProtocol(max_size=max_size, rounds=rounds, threads=threads)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        progress_bar("evaluating", len(methods) * (rounds + 1), "steps") as bar,
+    ):
+        paths = list(images) or [benchmark.draw_image(Path(folder))]
+        rows = benchmark.measure(paths, methods, protocol, _advance(bar))
+    _report([benchmark.summary_table(rows)], output, benchmark.panels(rows), plot)
+
+
+def _methods(features: tuple[Path, ...], max_keypoints: int, **which: Any) -> "list[Method]":
+    from sekd_cli.evaluation.stored import Stored
+
+    chosen: list[Method] = list(_computed(max_keypoints=max_keypoints, alone=not features, **which))
+    chosen += [Stored(path, max_keypoints) for path in features]
+    _tell_apart(chosen)
+    return chosen
+
+
+def _computed(
     methods: tuple[str, ...],
     weights: tuple[Path, ...],
-    features: tuple[Path, ...],
+    *,
     max_keypoints: int,
     threshold: float | None,
     device: str,
-) -> "list[Method]":
+    alone: bool = True,
+) -> "list[ComputedMethod]":
+    """The methods that compute features here; sekd with the packaged weights if nothing was asked for and `alone`."""
     from sekd_cli.config import DetectionSettings
     from sekd_cli.evaluation.baselines import Orb, Sift
     from sekd_cli.evaluation.own import Sekd
     from sekd_cli.networks.weights_file import load_network, packaged_weights
 
-    settings = DetectionSettings(max_keypoints=max_keypoints, threshold=threshold)
-    chosen: list[Method] = []
-    if "sekd" in methods or weights or not (methods or features):
-        for path in weights or (packaged_weights(),):
-            chosen.append(Sekd(load_network(path), path.stem, settings, device))
-    for name in methods:
-        if name == "orb":
-            chosen.append(Orb(max_keypoints))
-        elif name != "sekd":
-            chosen.append(Sift(max_keypoints, root=name == "rootsift"))
+    chosen: list[ComputedMethod] = []
+    if "sekd" not in methods and (weights or (alone and not methods)):
+        methods = ("sekd", *methods)
+    for name in dict.fromkeys(methods):
+        if name == "sekd":
+            settings = DetectionSettings(max_keypoints=max_keypoints, threshold=threshold)
+            for path in weights or (packaged_weights(),):
+                chosen.append(Sekd(load_network(path), path.stem, settings, _device(device)))
+        else:
+            chosen.append(Orb(max_keypoints) if name == "orb" else Sift(max_keypoints, root=name == "rootsift"))
     return chosen
 
 
-def _report(tables: "list[Table]", output: str) -> None:
-    """Print the tables on stdout, in one of FORMATS."""
-    from sekd_cli.evaluation.tables import plain
-
-    if output == "json":
-        click.echo(json.dumps(plain({table.title.lower(): table.rows for table in tables}), indent=1))
-    elif output == "csv":
-        click.echo(tables[-1].csv(), nl=False)
-    elif output == "markdown":
-        click.echo("\n".join(table.markdown() for table in tables), nl=False)
-    else:
-        _draw(tables)
+def _advance(bar: Bar) -> Callable[[str], None]:
+    """What moves a bar by one and shows what was done."""
+    return lambda what: bar.advance(note=what)
 
 
-def _draw(tables: "list[Table]") -> None:
-    import rich.box
-    import rich.console
-    import rich.table
+def _tell_apart(methods: "Sequence[Method]") -> None:
+    """Number labels that occur more than once, in the order of the command line: model, model-2."""
+    seen: Counter[str] = Counter()
+    for method in methods:
+        seen[method.label] += 1
+        if seen[method.label] > 1:
+            method.label += f"-{seen[method.label]}"
 
-    console = rich.console.Console(file=sys.stdout)
-    for table in tables:
-        drawn = rich.table.Table(box=rich.box.SIMPLE_HEAD)
-        for index, column in enumerate(table.columns):
-            drawn.add_column(column.header, justify="right" if index else "left")
-        for cells in table.cells():
-            drawn.add_row(*cells)
-        console.print(drawn)
+
+def _device(name: str) -> "torch.device":
+    import torch
+
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise DeviceError(f"--device {name}: not available here; give cpu") from error
+
+
+def _check_plot(path: Path | None) -> None:
+    """Before the work: what draws must be there, and the folder to write to."""
+    if path is None:
+        return
+    from sekd_cli.evaluation.plots import check_plot
+
+    check_plot(path)
+
+
+def _report(tables: "list[Table]", output: str | None, panels: "list[Panel]", plot: Path | None) -> None:
+    from sekd_cli.evaluation.plots import draw
+
+    show(tables, output)
+    if plot is not None:
+        draw(panels, plot)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,15 @@ descriptors. ORB (Rublee et al. 2011): OpenCV's defaults, the FAST threshold hal
 with several orientations is several keypoints, as OpenCV counts them; the best by response are kept.
 """
 
+from dataclasses import replace
+from time import perf_counter
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from sekd_cli.evaluation.methods import ComputedMethod, LocalFeatures, Stage
+from sekd_cli.evaluation.methods import ComputedMethod, LocalFeatures
 
 SIFT_CONTRASTS = tuple(0.04 / 2**step for step in range(8))
 FAST_THRESHOLDS = (20, 10, 5, 2, 1)
@@ -27,26 +29,26 @@ class Sift(ComputedMethod):
         self._max_keypoints = max_keypoints
         self._root = root
 
-    def stages(self) -> list[Stage]:
-        """See `ComputedMethod.stages`."""
-        return [("network", self._detect), ("post-processing", self._normalise)]
+    def compute(self, grey: NDArray[np.uint8]) -> LocalFeatures:
+        """See `ComputedMethod.compute`."""
+        start = perf_counter()
+        keypoints, descriptors = self._detect(grey)
+        self.network_seconds = perf_counter() - start
+        features = _gather(keypoints, descriptors, self._max_keypoints, width=128)
+        unit = features.descriptors.astype(np.float32)
+        if self._root:
+            unit = np.sqrt(unit / np.maximum(unit.sum(axis=1, keepdims=True), 1e-12))
+        unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
+        return replace(features, descriptors=unit)
 
     def _detect(self, grey: NDArray[np.uint8]) -> tuple[Any, NDArray[Any] | None]:
         keypoints: Any = ()
         for contrast in SIFT_CONTRASTS:
-            detector = cv2.SIFT_create(nfeatures=self._max_keypoints, contrastThreshold=contrast)
+            detector = cv2.SIFT.create(nfeatures=self._max_keypoints, contrastThreshold=contrast)
             keypoints = detector.detect(grey, None)
             if len(keypoints) >= self._max_keypoints:  # at once for 0, all
                 break
         return detector.compute(grey, keypoints)
-
-    def _normalise(self, found: tuple[Any, NDArray[Any] | None]) -> LocalFeatures:
-        features = _gather(*found, self._max_keypoints, width=128)
-        descriptors = features.descriptors.astype(np.float32)
-        if self._root:
-            descriptors = np.sqrt(descriptors / np.maximum(descriptors.sum(axis=1, keepdims=True), 1e-12))
-        descriptors /= np.maximum(np.linalg.norm(descriptors, axis=1, keepdims=True), 1e-12)
-        return LocalFeatures(keypoints=features.keypoints, scores=features.scores, descriptors=descriptors)
 
 
 class Orb(ComputedMethod):
@@ -56,20 +58,20 @@ class Orb(ComputedMethod):
         self.label = "orb"
         self._max_keypoints = max_keypoints
 
-    def stages(self) -> list[Stage]:
-        """See `ComputedMethod.stages`."""
-        return [("network", self._detect), ("post-processing", self._gather)]
+    def compute(self, grey: NDArray[np.uint8]) -> LocalFeatures:
+        """See `ComputedMethod.compute`."""
+        start = perf_counter()
+        keypoints, descriptors = self._detect(grey)
+        self.network_seconds = perf_counter() - start
+        return _gather(keypoints, descriptors, self._max_keypoints, width=32)
 
     def _detect(self, grey: NDArray[np.uint8]) -> tuple[Any, NDArray[Any] | None]:
         for threshold in FAST_THRESHOLDS:
-            detector = cv2.ORB_create(nfeatures=self._max_keypoints or ALL, fastThreshold=threshold)
+            detector = cv2.ORB.create(nfeatures=self._max_keypoints or ALL, fastThreshold=threshold)
             keypoints, descriptors = detector.detectAndCompute(grey, None)
             if len(keypoints) >= self._max_keypoints:
                 break
         return keypoints, descriptors
-
-    def _gather(self, found: tuple[Any, NDArray[Any] | None]) -> LocalFeatures:
-        return _gather(*found, self._max_keypoints, width=32)
 
 
 def _gather(keypoints: Any, descriptors: NDArray[Any] | None, max_keypoints: int, width: int) -> LocalFeatures:

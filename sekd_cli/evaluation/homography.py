@@ -1,7 +1,7 @@
 """What features are worth on pairs of photographs that a homography relates. Pure functions of numpy arrays.
 
 Points are (M, 2), x and y in pixels, the centre of the top-left pixel at (0, 0). The metrics are those of HPatches
-(Balntas et al. 2017), SuperPoint (DeTone et al. 2018) and D2-Net (Dusmanu et al. 2019), which the paper uses (Sec. 4.2).
+(Balntas et al. 2017), SuperPoint (DeTone et al. 2018) and D2-Net (Dusmanu et al. 2019), as in the paper (Sec. 4.2).
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.floating]
+Numbers = FloatArray | Sequence[float]
 
 THRESHOLDS = tuple(range(1, 11))  # pixels; Avg.HA@1:10 is the mean over these
 
@@ -53,10 +54,16 @@ def transfer_errors(xy0: FloatArray, xy1: FloatArray, homography_1_from_0: Float
     """Distances (M,) in pixels of image 1 between matched points, those of image 0 warped there."""
     if len(xy0) == 0:
         return np.zeros(0)
-    return np.linalg.norm(warp(xy0, homography_1_from_0) - xy1, axis=1)
+    return _lengths(warp(xy0, homography_1_from_0) - xy1)
 
 
-def fractions_below(errors: FloatArray | Sequence[float], thresholds: Sequence[float]) -> NDArray[np.float64]:
+def _lengths(vectors: FloatArray) -> NDArray[np.float64]:
+    return np.asarray(np.linalg.norm(vectors, axis=1), dtype=np.float64)
+
+
+def fractions_below(
+    errors: FloatArray | Sequence[float], thresholds: FloatArray | Sequence[float]
+) -> NDArray[np.float64]:
     """Share of errors at or below each threshold, (T,); zeros where there are no errors at all."""
     found = np.asarray(errors, dtype=np.float64)
     if len(found) == 0:
@@ -74,7 +81,7 @@ def matching_accuracy(
     return fractions_below(transfer_errors(xy0, xy1, homography_1_from_0), thresholds)
 
 
-def repeatability(
+def repeatability(  # noqa: PLR0917 - a pair has two of everything
     xy0: FloatArray,
     xy1: FloatArray,
     homography_1_from_0: FloatArray,
@@ -116,12 +123,11 @@ def _nearest(
     if len(shown) == 0:
         return np.full(len(warped), np.inf)
     squared = (warped**2).sum(axis=1)[:, None] + (shown**2).sum(axis=1)[None] - 2 * warped @ shown.T
-    return np.sqrt(squared.min(axis=1).clip(min=0))
+    return np.asarray(np.sqrt(squared.min(axis=1).clip(min=0)), dtype=np.float64)
 
 
 def _within(xy: FloatArray, size: tuple[int, int]) -> NDArray[np.bool_]:
-    inside: NDArray[np.bool_] = ((xy >= 0) & (xy <= np.array(size) - 1)).all(axis=1)
-    return inside
+    return np.asarray(((xy >= 0) & (xy <= np.array(size) - 1)).all(axis=1), dtype=np.bool_)
 
 
 def area_under_curve(errors: FloatArray | Sequence[float], thresholds: Sequence[float]) -> NDArray[np.float64]:

@@ -88,6 +88,7 @@ def _image(folder: Path, stem: str) -> Path:
 
 
 def evaluate_pair(
+    *,
     method: Method,
     images: tuple[EvaluationImage, EvaluationImage],
     features: tuple[LocalFeatures, LocalFeatures],
@@ -137,9 +138,7 @@ def evaluate_sequences(
     """All pairs of all sequences by every method: label -> results. `advance(text)` is called after each pair."""
     results: dict[str, list[PairResult]] = {method.label: [] for method in methods}
     for sequence in sequences:
-        images = [
-            read_evaluation_image(path, f"{sequence.name}/{path.name}", protocol.max_size) for path in sequence.images
-        ]
+        images = [read_evaluation_image(path, protocol.max_size) for path in sequence.images]
         for method in methods:
             for result in _evaluate_sequence(sequence, images, method, protocol):
                 results[method.label].append(result)
@@ -154,7 +153,14 @@ def _evaluate_sequence(
     for image, original in zip(images[1:], sequence.homographies, strict=True):
         homography = image.evaluated_from_original @ original @ np.linalg.inv(images[0].evaluated_from_original)
         both = (first, method.features(image))
-        yield evaluate_pair(method, (images[0], image), both, homography, protocol, sequence.name)
+        yield evaluate_pair(
+            method=method,
+            images=(images[0], image),
+            features=both,
+            homography=homography,
+            protocol=protocol,
+            sequence=sequence.name,
+        )
 
 
 def summarise(pairs: list[PairResult]) -> dict[str, Any]:

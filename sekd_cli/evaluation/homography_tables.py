@@ -1,10 +1,12 @@
-"""The homography figures as tables."""
+"""The homography figures as tables and curves."""
 
 from math import isfinite
 
 import numpy as np
 
+from sekd_cli.evaluation.homography import THRESHOLDS
 from sekd_cli.evaluation.homography_benchmark import PairResult, groups_of, summarise
+from sekd_cli.evaluation.plots import Panel
 from sekd_cli.evaluation.tables import Row, Table, number, percent, text
 
 FAILED = 10.0  # pixels; a pair whose corners are further off counts at none of the thresholds
@@ -22,12 +24,12 @@ def summary_table(results: dict[str, list[PairResult]]) -> Table:
     columns = (
         text("method", "method"),
         percent("ha", "HA"),
-        percent(("ha_ransac", "ha_magsac"), "RANSAC / MAGSAC"),
+        percent(("ha_ransac", "ha_magsac"), "RANSAC/MAGSAC"),
         percent("illumination_ha", "HA light"),
         percent("viewpoint_ha", "HA view"),
-        percent(("ha_ransac@1", "ha_ransac@3", "ha_ransac@5"), "HA@1 / 3 / 5"),
-        percent(("auc_magsac@1", "auc_magsac@3", "auc_magsac@5"), "AUC@1 / 3 / 5"),
-        percent(("mma@1", "mma@3", "mma@5"), "MMA@1 / 3 / 5"),
+        percent(("ha_ransac@1", "ha_ransac@3", "ha_ransac@5"), "HA@1/3/5"),
+        percent(("auc_magsac@1", "auc_magsac@3", "auc_magsac@5"), "AUC@1/3/5"),
+        percent(("mma@1", "mma@3", "mma@5"), "MMA@1/3/5"),
         percent("repeatability", "rep."),
         number("localisation", "loc. px", 2),
         number("keypoints", "keypoints"),
@@ -67,3 +69,22 @@ def pair_table(results: dict[str, list[PairResult]]) -> Table:
         text("failed", "failed"),
     )
     return Table(title="Pairs", columns=columns, rows=rows)
+
+
+def panels(table: Table) -> list[Panel]:
+    """Homography accuracy and matching accuracy against the threshold, of a `summary_table`."""
+    thresholds = [float(threshold) for threshold in THRESHOLDS]
+    titles = {
+        "ha_ransac": "Homography accuracy (RANSAC)",
+        "ha_magsac": "Homography accuracy (MAGSAC)",
+        "mma": "Mean matching accuracy",
+    }
+    return [
+        Panel(
+            title=title,
+            x_label="threshold, pixels",
+            y_label="share of pairs" if name != "mma" else "share of matches",
+            curves={row["method"]: (thresholds, [row[f"{name}@{t}"] for t in THRESHOLDS]) for row in table.rows},
+        )
+        for name, title in titles.items()
+    ]

@@ -1,4 +1,4 @@
-"""The photographs as every method sees them: grey, at the same size."""
+"""The photographs as every method sees them: grey, at the same size, in the pixel grid of the file."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,8 +7,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from sekd_cli.errors import InputFileError
+from sekd_cli.errors import ImageError, InputFileError
 from sekd_cli.geometry import resize_matrix
+from sekd_cli.images import read_image, turn_upright
+
+OPPOSITE_TURN = {6: 8, 8: 6}  # EXIF orientations that undo each other; the others undo themselves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +19,6 @@ class EvaluationImage:
     """One image, shrunk to the protocol's size."""
 
     path: Path
-    name: str  # relative to the evaluated folder, with forward slashes: what feature files are asked for
     grey: NDArray[np.uint8]  # (H, W)
     original_size: tuple[int, int]  # width, height of the file
 
@@ -32,23 +34,25 @@ class EvaluationImage:
         return resize_matrix(self.size[0] / width, self.size[1] / height)
 
 
-def read_evaluation_image(path: Path, name: str, max_size: int) -> EvaluationImage:
+def read_evaluation_image(path: Path, max_size: int) -> EvaluationImage:
     """Read an image as it lies in the file, its longer edge shrunk to `max_size` pixels (0: as it is).
 
     Never turned by EXIF, since ground truth speaks of the file's pixel grid. Raises InputFileError.
     """
     try:
-        content = np.frombuffer(path.read_bytes(), dtype=np.uint8)
-        grey = cv2.imdecode(content, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION) if len(content) else None
-    except (OSError, cv2.error) as error:
-        raise InputFileError(f"{path}: can't be read ({error}); the evaluation needs every image") from error
-    if grey is None:
-        raise InputFileError(f"{path}: not an image; the evaluation needs every image")
+        photograph = read_image(path)
+    except ImageError as error:
+        raise InputFileError(f"{error}; the evaluation needs every image") from error
+    grey = turn_upright(photograph.pixels, OPPOSITE_TURN.get(photograph.orientation, photograph.orientation))
+    pixels = shrink(np.ascontiguousarray(grey), max_size)
+    return EvaluationImage(path=path, grey=pixels, original_size=photograph.stored_size)
+
+
+def shrink(grey: NDArray[np.uint8], max_size: int) -> NDArray[np.uint8]:
+    """Grey pixels (H, W) with the longer edge at most `max_size`, never enlarged; 0 leaves them alone."""
     height, width = grey.shape
     longer = max(height, width)
-    if max_size and longer > max_size:
-        shrunk = (max(1, round(width * max_size / longer)), max(1, round(height * max_size / longer)))
-        resized = cv2.resize(grey, shrunk, interpolation=cv2.INTER_AREA)
-    else:
-        resized = grey
-    return EvaluationImage(path=path, name=name, grey=np.asarray(resized, np.uint8), original_size=(width, height))
+    if not max_size or longer <= max_size:
+        return grey
+    size = (max(1, round(width * max_size / longer)), max(1, round(height * max_size / longer)))
+    return np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)

@@ -1,8 +1,7 @@
 """What can be evaluated: a network of ours, OpenCV's features, or a feature file; all behind one interface."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -11,11 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from sekd_cli.config import MatchingSettings
+from sekd_cli.evaluation.homography import FloatArray, warp
 from sekd_cli.evaluation.images import EvaluationImage
 from sekd_cli.matching import NO_MATCH, match_descriptors
-
-Stage = tuple[str, Callable[[Any], Any]]
-"""A step's name and the function that takes what the step before gave; the first takes grey uint8 pixels (H, W)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +26,9 @@ class LocalFeatures:
     def __len__(self) -> int:
         return len(self.keypoints)
 
-    def best(self, count: int) -> "LocalFeatures":
-        """The first `count`; all for 0."""
-        end = count or None
-        return LocalFeatures(
-            keypoints=self.keypoints[:end], scores=self.scores[:end], descriptors=self.descriptors[:end]
-        )
+    def moved(self, target_from_source: FloatArray) -> "LocalFeatures":
+        """The same features with their keypoints through a homography (3, 3)."""
+        return replace(self, keypoints=warp(self.keypoints, target_from_source).astype(np.float32))
 
 
 class Method(ABC):
@@ -56,19 +50,17 @@ class Method(ABC):
 
 
 class ComputedMethod(Method):
-    """Features computed here from the pixels, in stages that can be timed one by one."""
+    """Features computed here from the pixels."""
+
+    network_seconds = 0.0  # of the last image: its network, or what OpenCV does in its place
 
     @abstractmethod
-    def stages(self) -> list[Stage]:
-        """The steps from grey uint8 pixels (H, W) to LocalFeatures."""
+    def compute(self, grey: NDArray[np.uint8]) -> LocalFeatures:
+        """The best features of grey pixels (H, W), at most the budget."""
 
     def features(self, image: EvaluationImage) -> LocalFeatures:
         """See `Method.features`."""
-        value: Any = image.grey
-        for _, step in self.stages():
-            value = step(value)
-        features: LocalFeatures = value
-        return features
+        return self.compute(image.grey)
 
 
 def match_mutually(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.int64]:

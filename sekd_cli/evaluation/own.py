@@ -1,54 +1,45 @@
-"""Our networks as a method of the evaluation."""
+"""Our networks as a method of the evaluation, through the same extractor as `sekd extract`."""
 
-from pathlib import Path
+from collections.abc import Sequence
+from time import perf_counter
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
 from sekd_cli.config import DetectionSettings
-from sekd_cli.evaluation.methods import ComputedMethod, LocalFeatures, Stage
-from sekd_cli.features import features_of
+from sekd_cli.evaluation.methods import ComputedMethod, LocalFeatures
+from sekd_cli.extraction import Extractor
+from sekd_cli.images import Photograph
 from sekd_cli.networks import DenseMaps, DenseNetwork
 
 
 class Sekd(ComputedMethod):
-    """A network's features, read off as `sekd extract` does."""
+    """A network's features."""
 
-    def __init__(self, network: DenseNetwork, label: str, settings: DetectionSettings, device: str = "cpu") -> None:
+    def __init__(self, network: DenseNetwork, label: str, settings: DetectionSettings, device: torch.device) -> None:
         self.label = label
-        self._network = network.eval().to(device)
-        self._settings = settings
-        self._device = device
+        self._extractor = TimedExtractor(network, settings, device=device, max_size=0)
 
-    def stages(self) -> list[Stage]:
-        """See `ComputedMethod.stages`."""
-        return [("network", self._maps), ("post-processing", self._read_off)]
-
-    @torch.inference_mode()
-    def _maps(self, grey: NDArray) -> tuple[DenseMaps, int, int]:
-        image = torch.from_numpy(grey).to(self._device)[None, None].float() / 255
+    def compute(self, grey: NDArray[np.uint8]) -> LocalFeatures:
+        """See `ComputedMethod.compute`."""
+        self._extractor.network_seconds = 0.0
         height, width = grey.shape
-        stride = self._network.stride
-        padding = (0, -width % stride, 0, -height % stride)
-        pixels = image.flatten(1)
-        statistics = torch.stack((pixels.mean(dim=1), pixels.std(dim=1)), dim=1)
-        return self._network(F.pad(image, padding, mode="replicate"), statistics), height, width
-
-    @torch.inference_mode()
-    def _read_off(self, found: tuple[DenseMaps, int, int]) -> LocalFeatures:
-        maps, height, width = found
-        mask: Tensor = torch.zeros_like(maps.score_logits[0], dtype=torch.bool)
-        mask[:height, :width] = True
-        features = features_of(maps, 0, self._settings, self._network.default_threshold, mask)
-        return LocalFeatures(
-            keypoints=features.keypoints.cpu().numpy(),
-            scores=features.scores.cpu().numpy(),
-            descriptors=features.descriptors.cpu().numpy(),
-        )
+        photograph = Photograph(pixels=grey, orientation=1, stored_size=(width, height))
+        found = self._extractor.extract([self._extractor.prepare(photograph)])[0]
+        self.network_seconds = self._extractor.network_seconds
+        return LocalFeatures(keypoints=found.keypoints, scores=found.scores, descriptors=found.descriptors)
 
 
-def label_of(weights: Path | None) -> str:
-    """What a table calls these weights: the file's name without its suffix, `sekd` for the packaged ones."""
-    return "sekd" if weights is None else weights.stem
+class TimedExtractor(Extractor):
+    """An extractor that keeps how long its network took."""
+
+    network_seconds = 0.0  # all passes since it was last set to 0
+
+    def _run(self, pixels: Sequence[NDArray[np.uint8]], statistics: Sequence[tuple[float, float]]) -> DenseMaps:
+        start = perf_counter()
+        maps = super()._run(pixels, statistics)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.network_seconds += perf_counter() - start
+        return maps

@@ -68,7 +68,7 @@ def number(key: str, header: str, digits: int = 0) -> Column:
 def percent(keys: str | tuple[str, ...], header: str, digits: int = 1) -> Column:
     """Fractions in percent, several divided by slashes."""
     names = (keys,) if isinstance(keys, str) else keys
-    return Column(header, lambda row: " / ".join(_rounded(row.get(name), 100, digits) for name in names))
+    return Column(header, lambda row: "/".join(_rounded(row.get(name), 100, digits) for name in names))
 
 
 def _rounded(value: float | None, factor: float, digits: int) -> str:

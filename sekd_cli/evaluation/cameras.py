@@ -1,0 +1,47 @@
+"""Calibrated cameras and where they stood."""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from sekd_cli.evaluation.homography import FloatArray
+
+Pose = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""Rotation (3, 3) and translation (3,), X_target = R X_source + t."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Camera:
+    """A pinhole camera, distorted perhaps, in the pixels of the file: the top-left pixel's centre is (0, 0)."""
+
+    matrix: NDArray[np.float64]  # (3, 3), K
+    distortion: tuple[float, ...] = ()  # OpenCV's k1, k2, p1, p2, k3, k4, k5, k6, as far as given
+
+    @property
+    def focal_length(self) -> float:
+        """Mean of both focal lengths, pixels."""
+        return float(self.matrix[0, 0] + self.matrix[1, 1]) / 2
+
+    def normalise(self, xy: FloatArray) -> NDArray[np.float64]:
+        """Pixels (M, 2) -> directions (x / z, y / z), (M, 2), undistorted."""
+        if len(xy) == 0:
+            return np.zeros((0, 2))
+        if not any(self.distortion):
+            return np.asarray((xy - self.matrix[:2, 2]) / np.diag(self.matrix)[:2], dtype=np.float64)
+        pixels = np.ascontiguousarray(xy, dtype=np.float64)[:, None]
+        return np.asarray(cv2.undistortPoints(pixels, self.matrix, self._opencv_distortion()), np.float64)[:, 0]
+
+    def _opencv_distortion(self) -> NDArray[np.float64]:
+        count = next(count for count in (4, 5, 8) if count >= len(self.distortion))
+        return np.pad(np.array(self.distortion, dtype=np.float64), (0, count - len(self.distortion)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """One photograph of a scene: its camera, its pose, and the scene's points it shows where they are known."""
+
+    camera: Camera
+    camera_from_world: Pose
+    points: frozenset[int] = frozenset()

@@ -1,0 +1,159 @@
+"""`sekd evaluate pose`: the relative pose of two photographs by an essential matrix (paper Sec. 4.3)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sekd_cli.evaluation.estimators import estimate_pose
+from sekd_cli.evaluation.homography import area_under_curve, fractions_below
+from sekd_cli.evaluation.images import read_evaluation_image
+from sekd_cli.evaluation.methods import LocalFeatures, Method
+from sekd_cli.evaluation.plots import Panel
+from sekd_cli.evaluation.pose import mean_average_accuracy, pose_error
+from sekd_cli.evaluation.scenes import PosePair, Scene
+from sekd_cli.evaluation.tables import Row, Table, number, percent, text
+
+AUC_THRESHOLDS = (5, 10, 20)  # degrees
+MAA_LIMIT = 10  # degrees; IMC's
+FAILED = 20.0  # degrees; a pair that is further off counts in none of the figures
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoseProtocol:
+    """How poses are estimated; IMC's two-view task, with mutual nearest neighbours."""
+
+    max_size: int = 1600  # pixels, longer edge, for the features; 0 for none
+    threshold: float = 1.0  # pixels of the file at the mean focal length, an inlier's largest error
+    seeds: int = 5  # runs of the robust estimator; the median counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoseResult:
+    """What one pair gave."""
+
+    scene: str
+    name0: str
+    name1: str
+    keypoints: float  # mean of both images
+    matches: int
+    errors: NDArray[np.float64]  # (seeds,), degrees; inf where no pose was found
+
+
+def scene_features(scene: Scene, method: Method, max_size: int) -> dict[str, LocalFeatures]:
+    """The features of all images of a scene, keypoints in the pixels of the files."""
+    found = {}
+    for name, path in scene.paths.items():
+        image = read_evaluation_image(path, max_size)
+        found[name] = method.features(image).moved(np.linalg.inv(image.evaluated_from_original))
+    return found
+
+
+def evaluate_scenes(
+    scenes: list[Scene], methods: list[Method], protocol: PoseProtocol, advance: Callable[[str], None]
+) -> dict[str, list[PoseResult]]:
+    """All pairs of all scenes by every method: label -> results. `advance(text)` is called after each pair."""
+    results: dict[str, list[PoseResult]] = {method.label: [] for method in methods}
+    for scene in scenes:
+        for method in methods:
+            features = scene_features(scene, method, protocol.max_size)
+            for pair in scene.pairs:
+                both = features[pair.name0], features[pair.name1]
+                results[method.label].append(_evaluate_pair(scene.name, pair, method, both, protocol))
+                advance(f"{method.label} {pair.name0} {pair.name1}")
+    return results
+
+
+def _evaluate_pair(
+    scene: str, pair: PosePair, method: Method, features: tuple[LocalFeatures, LocalFeatures], protocol: PoseProtocol
+) -> PoseResult:
+    found = method.match(*features)
+    xy0, xy1 = features[0].keypoints[found[:, 0]], features[1].keypoints[found[:, 1]]
+    cameras = (pair.camera0, pair.camera1)
+    poses = [estimate_pose(xy0, xy1, cameras, threshold=protocol.threshold, seed=s) for s in range(protocol.seeds)]
+    return PoseResult(
+        scene=scene,
+        name0=pair.name0,
+        name1=pair.name1,
+        keypoints=(len(features[0]) + len(features[1])) / 2,
+        matches=len(found),
+        errors=np.array([pose_error(pose, pair.pose_1_from_0) for pose in poses]),
+    )
+
+
+def summarise(pairs: list[PoseResult]) -> Row:
+    """The figures of one method in one scene, as fractions; each is the median over seeds."""
+    by_seed = np.array([pair.errors for pair in pairs]).T  # (seeds, pairs)
+    areas = np.median([area_under_curve(errors, AUC_THRESHOLDS) for errors in by_seed], axis=0)
+    accuracies = [mean_average_accuracy(errors, MAA_LIMIT) for errors in by_seed]
+    return {
+        f"maa@{MAA_LIMIT}": float(np.median(accuracies)),
+        f"maa@{MAA_LIMIT}_lowest": float(np.min(accuracies)),
+        f"maa@{MAA_LIMIT}_highest": float(np.max(accuracies)),
+        **{f"auc@{limit}": float(area) for limit, area in zip(AUC_THRESHOLDS, areas, strict=True)},
+        "median_error": float(np.median(by_seed)),
+        "keypoints": float(np.mean([pair.keypoints for pair in pairs])),
+        "matches": float(np.mean([pair.matches for pair in pairs])),
+    }
+
+
+def summary_table(results: dict[str, list[PoseResult]]) -> Table:
+    """One row a method: means over scenes of each scene's figures."""
+    rows = []
+    for label, pairs in results.items():
+        scenes = dict.fromkeys(pair.scene for pair in pairs)
+        each = [summarise([pair for pair in pairs if pair.scene == scene]) for scene in scenes]
+        means = {name: float(np.mean([figures[name] for figures in each])) for name in each[0]}
+        rows.append({"method": label, "scenes": len(scenes), "pairs": len(pairs), **means})
+    columns = (
+        text("method", "method"),
+        percent(f"maa@{MAA_LIMIT}", f"mAA@{MAA_LIMIT}"),
+        percent((f"maa@{MAA_LIMIT}_lowest", f"maa@{MAA_LIMIT}_highest"), "worst/best seed"),
+        percent(tuple(f"auc@{limit}" for limit in AUC_THRESHOLDS), f"AUC@{'/'.join(map(str, AUC_THRESHOLDS))}"),
+        number("median_error", "median deg", 2),
+        number("pairs", "pairs"),
+        number("keypoints", "keypoints"),
+        number("matches", "matches"),
+    )
+    return Table(title="Pose", columns=columns, rows=rows)
+
+
+def pair_table(results: dict[str, list[PoseResult]]) -> Table:
+    """One row a pair and method; errors are medians over seeds."""
+    rows: list[Row] = []
+    for label, pairs in results.items():
+        for pair in pairs:
+            error = float(np.median(pair.errors))
+            rows.append(
+                {
+                    "method": label,
+                    "scene": pair.scene,
+                    "image0": pair.name0,
+                    "image1": pair.name1,
+                    "error": error,
+                    "failed": error > FAILED,
+                    "keypoints": pair.keypoints,
+                    "matches": pair.matches,
+                }
+            )
+    columns = (
+        text("method", "method"),
+        text("scene", "scene"),
+        text("image0", "image 0"),
+        text("image1", "image 1"),
+        number("error", "error deg", 2),
+        number("matches", "matches"),
+        text("failed", "failed"),
+    )
+    return Table(title="Pairs", columns=columns, rows=rows)
+
+
+def panels(results: dict[str, list[PoseResult]]) -> list[Panel]:
+    """Share of pairs against the error, all seeds together."""
+    limits = np.linspace(0, AUC_THRESHOLDS[-1], 101)
+    curves = {
+        label: (limits.tolist(), fractions_below(np.concatenate([pair.errors for pair in pairs]), limits).tolist())
+        for label, pairs in results.items()
+    }
+    return [Panel(title="Relative pose", x_label="pose error, degrees", y_label="share of pairs", curves=curves)]

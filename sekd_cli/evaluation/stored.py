@@ -1,0 +1,50 @@
+"""A feature file, ours or another tool's, as a method of the evaluation."""
+
+from pathlib import Path
+
+import numpy as np
+
+from sekd_cli.errors import InputFileError
+from sekd_cli.evaluation.images import EvaluationImage
+from sekd_cli.evaluation.methods import LocalFeatures, Method
+from sekd_cli.feature_file import FeatureReader
+
+
+class Stored(Method):
+    """The features of a file in hloc's layout, moved to the evaluated size, the best of each image by score."""
+
+    def __init__(self, path: Path, max_keypoints: int) -> None:
+        self.label = path.stem
+        self._reader = FeatureReader(path)
+        self._max_keypoints = max_keypoints
+        self._names = frozenset(self._reader.names())
+        self._paths: dict[str, Path] = {}  # whose features each name turned out to be
+
+    def features(self, image: EvaluationImage) -> LocalFeatures:
+        """See `Method.features`. Raises InputFileError where the file hasn't this image, or one of another size."""
+        stored = self._reader.read(self._name_of(image.path))
+        if any(ours < theirs for ours, theirs in zip(image.original_size, stored.image_size, strict=True)):
+            theirs, ours = ("x".join(map(str, size)) for size in (stored.image_size, image.original_size))
+            raise InputFileError(f"{self._reader.path}: {image.path} is {theirs} there, {ours} here; extract it again")
+        order = np.argsort(-stored.scores, kind="stable")[: self._max_keypoints or None]
+        norms = np.linalg.norm(stored.descriptors[order], axis=1, keepdims=True)
+        features = LocalFeatures(
+            keypoints=stored.keypoints[order],
+            scores=stored.scores[order],
+            descriptors=stored.descriptors[order] / np.maximum(norms, 1e-12),
+        )
+        return features.moved(image.evaluated_from_original)
+
+    def _name_of(self, path: Path) -> str:
+        """The longest name in the file that the path ends with; no two images may share one."""
+        parts = path.resolve().parts
+        for start in range(len(parts)):
+            name = "/".join(parts[start:])
+            if name in self._names:
+                other = self._paths.setdefault(name, path)
+                if other != path:
+                    raise InputFileError(
+                        f"{self._reader.path}: {name} could be {other} or {path}; extract the folder above both"
+                    )
+                return name
+        raise InputFileError(f"{self._reader.path}: no features of {path}; extract the folder that is evaluated")
