@@ -38,11 +38,29 @@ class MatchingSettings:
         _check(0 < self.ratio <= 1, f"--ratio {self.ratio}: give more than 0, at most 1 (off)")
         _check(-1 <= self.min_similarity <= 1, f"--min-similarity {self.min_similarity}: give -1 (off) to 1")
         _check(
-            self.temperature == 0 or 0.02 <= self.temperature <= 10,  # less would underflow float32
-            f"--dual-softmax {self.temperature}: give a temperature of 0.02 to 10",
+            self.temperature == 0 or 0.03 <= self.temperature <= 10,  # exp(-2 / 0.03) is still above float32's least
+            f"--dual-softmax {self.temperature}: give a temperature of 0.03 to 10",
         )
         _check(0 <= self.min_probability <= 1, f"--min-probability {self.min_probability}: give 0 (off) to 1")
         _check(
             self.min_probability == 0 or self.temperature > 0,
             f"--min-probability {self.min_probability}: needs --dual-softmax",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerificationSettings:
+    """Which matches agree on the geometry of a pair (OpenCV's USAC with MAGSAC scores)."""
+
+    model: str  # homography, fundamental or essential
+    threshold: float  # largest error of an inlier, pixels
+    min_inliers: int = 15  # a model with fewer is chance: the pair keeps no match (COLMAP's default)
+    camera: tuple[float, ...] | None = None  # fx, fy, cx, cy in pixels, or one focal length and the image's centre
+
+    def __post_init__(self) -> None:
+        _check(0 < self.threshold <= 1000, f"--threshold {self.threshold:g}: give more than 0, at most 1000 pixels")
+        _check(self.min_inliers >= 0, f"--min-inliers {self.min_inliers}: give 0 or more")
+        _check(
+            self.camera is None or (len(self.camera) in {1, 4} and min(self.camera[:2]) > 0),
+            "--camera: give F, or FX,FY,CX,CY, in pixels; focal lengths are positive",
         )

@@ -1,0 +1,51 @@
+"""`sekd match`: pairs of images and their features to matches. What it does is in `match_run`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+MODELS = ("homography", "fundamental", "essential")
+
+
+@click.command()
+@click.argument("pairs", type=click.Path(allow_dash=True, path_type=Path))
+@click.option(
+    "--features", type=click.Path(path_type=Path), default=Path("feats.h5"), show_default=True, help="Of sekd extract."
+)
+@click.option(
+    "--output", "-o", type=click.Path(path_type=Path), default=Path("matches.h5"), show_default=True, help="Match file."
+)
+@click.option("--ratio", default=1.0, show_default=True, help="Largest distance to the best over second best; 1: off.")
+@click.option("--min-similarity", default=-1.0, show_default=True, help="Smallest cosine similarity; -1: off.")
+@click.option("--dual-softmax", type=float, metavar="T", help="Scores: dual-softmax probabilities at temperature T.")
+@click.option("--min-probability", default=0.0, show_default=True, help="Smallest of these.")
+@click.option("--verify", type=click.Choice(MODELS), help="Keep only what agrees on such a model.")
+@click.option("--threshold", type=float, help="Largest error of an inlier in pixels; default: homography 3, others 1.")
+@click.option("--min-inliers", default=15, show_default=True, help="With fewer a pair keeps no match.")
+@click.option("--camera", metavar="F|FX,FY,CX,CY", help="Focal lengths and centre in pixels, for essential.")
+@click.option(
+    "--images",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Image folder; focal lengths for essential come from EXIF.",
+)
+@click.option("--overwrite", is_flag=True, help="Start afresh; without it, go on where the file ends.")
+@click.option("--update", is_flag=True, help="Match pairs again whose features changed since.")
+@click.option("--shard", metavar="I/N", help="Do the I-th of N parts, counted from 1.")
+@click.option("--failures", type=click.Path(dir_okay=False, path_type=Path), help="List failed pairs here, as JSONL.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps.")
+@click.option("--threads", type=click.IntRange(min=1), help="Pairs matched at once; default: all cores.")
+@click.option("--cache", type=click.FloatRange(min=0), default=1.0, show_default=True, help="GB of features in memory.")
+def match(**options: Any) -> int:
+    """Match the keypoints of pairs of images: mutual nearest neighbours of their descriptors.
+
+    \b
+    sekd match pairs.txt --features feats.h5 -o matches.h5
+    sekd pairs feats.h5 --nearest 20 | sekd match - --verify fundamental
+
+    PAIRS is a text file of two names a line, as in the feature file, or - for stdin. Prints the path of the match
+    file. The same command again goes on where it stopped.
+    """  # noqa: D301 - click's mark for lines that stay as they are
+    from sekd_cli.commands.match_run import MatchOptions, run  # noqa: PLC0415 - loads torch, which --help needs not
+
+    return run(MatchOptions(**options))

@@ -1,0 +1,192 @@
+"""What `sekd match` does: read the pairs, open the files, match, tell how it went."""
+
+import json
+import logging
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+import click
+
+from sekd_cli.commands.progress import progress_bar
+from sekd_cli.config import MatchingSettings, VerificationSettings
+from sekd_cli.device import available_cores, resolve_device
+from sekd_cli.errors import ImageError, NothingToDoError, OutputError, UsageError
+from sekd_cli.feature_file import FeatureReader
+from sekd_cli.focal_length import read_focal_length
+from sekd_cli.match_file import MatchWriter, check_flat_names, match_attributes
+from sekd_cli.match_pipeline import CameraOf, Outcome, PipelineSettings, Plan, match_all, plan
+from sekd_cli.pairs import read_pairs
+from sekd_cli.shards import parse_shard
+from sekd_cli.verification import DEFAULT_THRESHOLDS, Camera, camera_of
+
+logger = logging.getLogger(__name__)
+
+SOME_FAILED = 1  # exit code
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchOptions:
+    """What the command line of `sekd match` gives; its help tells what each means."""
+
+    pairs: Path
+    features: Path
+    output: Path
+    ratio: float
+    min_similarity: float
+    dual_softmax: float | None
+    min_probability: float
+    verify: str | None
+    threshold: float | None
+    min_inliers: int
+    camera: str | None
+    images: Path | None
+    overwrite: bool
+    update: bool
+    shard: str | None
+    failures: Path | None
+    device: str
+    threads: int | None
+    cache: float
+
+    def __post_init__(self) -> None:
+        if self.verify is None and (self.threshold, self.camera, self.images) != (None, None, None):
+            raise UsageError("--threshold, --camera and --images: only with --verify")
+        if self.verify == "essential" and self.camera is None and self.images is None:
+            raise UsageError("--verify essential: give focal lengths with --camera, or --images to find them in EXIF")
+        if self.output.exists() and self.features.exists() and self.output.samefile(self.features):
+            raise UsageError(f"-o {self.output}: is the feature file; give another output")
+
+
+def run(options: MatchOptions) -> int:
+    """Match; prints the path of the match file and returns the exit code."""
+    matching = MatchingSettings(
+        ratio=options.ratio,
+        min_similarity=options.min_similarity,
+        temperature=options.dual_softmax or 0.0,
+        min_probability=options.min_probability,
+    )
+    verification = _verification(options)
+    decisive = asdict(matching) | ({"model": None} if verification is None else asdict(verification))
+    settings = PipelineSettings(
+        device=resolve_device(options.device),
+        threads=options.threads or available_cores(),
+        cache_bytes=int(options.cache * 1e9),
+        update=options.update,
+    )
+    work = _plan(options)
+    with (
+        FeatureReader(options.features) as features,
+        MatchWriter(options.output, match_attributes(features, decisive), overwrite=options.overwrite) as writer,
+        _Report(options.failures) as report,
+        progress_bar("match", len(work.pairs), "pairs") as bar,
+    ):
+        for outcome in match_all(
+            work,
+            features,
+            writer,
+            settings,
+            matching=matching,
+            verification=verification,
+            camera_of=_cameras(verification, options.images),
+        ):
+            report.add(outcome)
+            bar.advance(note=f"{report.failed} failed" if report.failed else None)
+    exit_code = report.exit_code()
+    click.echo(os.fsencode(options.output))
+    return exit_code
+
+
+def _plan(options: MatchOptions) -> Plan:
+    """The pairs of this shard. Raises NothingToDoError if all shards together have none."""
+    source = "standard input" if str(options.pairs) == "-" else str(options.pairs)
+    work = plan(read_pairs(options.pairs))
+    if not len(work.pairs):
+        raise NothingToDoError(f"{source}: no pairs of two different images; give two names a line")
+    check_flat_names(work.names)
+    if left_out := work.repeated + work.with_itself:
+        logger.info("%s: %d pairs left out, repeated or of an image with itself", source, left_out)
+    if options.shard is None:
+        return work
+    shard, count = parse_shard(options.shard), len(work.pairs)
+    first, end = (count * number // shard.count for number in (shard.number - 1, shard.number))
+    return work._replace(pairs=work.pairs[first:end])  # neighbours in the list share images, so not every n-th
+
+
+def _verification(options: MatchOptions) -> VerificationSettings | None:
+    if options.verify is None:
+        return None
+    try:
+        camera = None if options.camera is None else tuple(float(value) for value in options.camera.split(","))
+    except ValueError:
+        raise UsageError(f"--camera {options.camera}: give F, or FX,FY,CX,CY, in pixels") from None
+    threshold = DEFAULT_THRESHOLDS[options.verify] if options.threshold is None else options.threshold
+    return VerificationSettings(
+        model=options.verify, threshold=threshold, min_inliers=options.min_inliers, camera=camera
+    )
+
+
+def _cameras(verification: VerificationSettings | None, images: Path | None) -> CameraOf:
+    """Where the cameras of essential matrices come from."""
+
+    def find(name: str, image_size: tuple[int, int]) -> Camera | None:
+        if verification is None or verification.model != "essential":
+            return None
+        if verification.camera is not None:
+            return camera_of(verification.camera, image_size)
+        focal_length = read_focal_length((images or Path()) / name)
+        if focal_length is None:
+            raise ImageError(f"{name}: no focal length in its EXIF data; give --camera")
+        return camera_of((focal_length,), image_size)
+
+    return find
+
+
+class _Report:
+    """What was done, what not and why; written to `failures_path` as it happens, told at the end."""
+
+    def __init__(self, failures_path: Path | None) -> None:
+        self.done = self.skipped = self.failed = self.matches = 0
+        self._start = time.monotonic()
+        self._file: IO[str] | None = None
+        if failures_path is not None:
+            try:
+                self._file = failures_path.open("w", encoding="utf-8", errors="backslashreplace")
+            except OSError as error:
+                raise OutputError(f"{failures_path}: {error.strerror}; give another --failures") from error
+
+    def add(self, outcome: Outcome) -> None:
+        """Count a pair."""
+        if outcome.failure is not None:
+            self.failed += 1
+            logger.error("%s and %s: %s", *outcome.pair, outcome.failure)
+            if self._file is not None:
+                print(json.dumps({"pair": outcome.pair, "reason": outcome.failure}), file=self._file, flush=True)
+        elif outcome.skipped:
+            self.skipped += 1
+        else:
+            self.done += 1
+            self.matches += outcome.matches
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+        seconds = max(time.monotonic() - self._start, 1e-9)
+        skipped = f", {self.skipped} done before" if self.skipped else ""
+        mean = f"; {self.matches:,} matches, {self.matches / self.done:.0f} a pair" if self.done else ""
+        rate = f", {self.done / seconds:.1f} pairs/s" if self.done else ""
+        logger.info("%d pairs done%s, %d failed%s%s", self.done, skipped, self.failed, mean, rate)
+
+    def exit_code(self) -> int:
+        """0, or 1 if some failed. Raises NothingToDoError if no pair could be matched."""
+        if self.failed and not self.done and not self.skipped:
+            raise NothingToDoError("no pair could be matched; the reasons are above")
+        return SOME_FAILED if self.failed else 0

@@ -1,0 +1,115 @@
+"""`sekd pairs`: which images to match with which."""
+
+import logging
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sekd_cli.errors import NothingToDoError, UsageError
+
+logger = logging.getLogger(__name__)
+
+SOME_FAILED = 1  # exit code
+
+
+@click.command()
+@click.argument("source", metavar="IMAGES_OR_FEATS...", nargs=-1, required=True)
+@click.option("--exhaustive", is_flag=True, help="Every image with every other; the default.")
+@click.option("--sequential", type=click.IntRange(1), metavar="K", help="Each with the K that follow it.")
+@click.option("--loop", is_flag=True, help="With --sequential: the first images follow the last.")
+@click.option("--nearest", type=click.IntRange(1), metavar="K", help="Each with the K that look most like it.")
+@click.option(
+    "--root", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Image names are relative to it."
+)
+def pairs(source: tuple[str, ...], *, sequential: int | None, nearest: int | None, loop: bool, **options: Any) -> int:
+    """List pairs of images to match, two names a line with a tab between them.
+
+    \b
+    sekd pairs photos --sequential 10 --loop > pairs.txt
+    sekd pairs feats.h5 --nearest 20 | sekd match - --features feats.h5
+
+    Give photographs (folders, files, patterns) or a feature file, whose images are then meant; --nearest needs a
+    feature file. What follows what is told by the names, numbers in them by value. With several choices, all their
+    pairs are listed, each once.
+    """  # noqa: D301 - click's mark for lines that stay as they are
+    from sekd_cli.pairs import exhaustive as every_pair  # noqa: PLC0415
+    from sekd_cli.pairs import natural_order  # noqa: PLC0415
+    from sekd_cli.pairs import sequential as neighbours  # noqa: PLC0415
+
+    if loop and not sequential:
+        raise UsageError("--loop: only with --sequential")
+    feature_file = Path(source[0]) if len(source) == 1 and _is_hdf5(Path(source[0])) else None
+    if nearest and feature_file is None:
+        raise UsageError("--nearest: needs one feature file; run sekd extract first, then sekd pairs feats.h5")
+    names, failures = (_names_in(feature_file), 0) if feature_file else _names_of_images(source, options["root"])
+    if len(names) < 2:
+        raise NothingToDoError(f"{', '.join(source)}: {len(names) or 'no'} images; a pair takes two")
+    chosen: list[Iterator[tuple[str, str]]] = []
+    if options["exhaustive"] or not (sequential or nearest):
+        chosen.append(every_pair(names))
+    if sequential:
+        chosen.append(neighbours(names, sequential, loop=loop))
+    if nearest and feature_file:
+        chosen.append(_nearest(feature_file, natural_order(names), nearest))
+    failures += _write(chain.from_iterable(chosen), repeats=len(chosen) > 1)
+    return SOME_FAILED if failures else 0
+
+
+def _write(pairs: Iterable[tuple[str, str]], *, repeats: bool) -> int:
+    """Write pairs to standard output, each once even if it `repeats`; returns how many names can't be written."""
+    from sekd_cli.pairs import format_pair  # noqa: PLC0415
+
+    output = sys.stdout.buffer  # names may hold bytes that are no text
+    seen: set[frozenset[str]] = set()
+    unwritable: set[str] = set()
+    for pair in pairs:
+        if repeats:
+            if frozenset(pair) in seen:
+                continue
+            seen.add(frozenset(pair))
+        try:
+            output.write(os.fsencode(format_pair(pair)))
+        except ValueError as error:
+            unwritable.add(str(error))
+    output.flush()
+    for message in sorted(unwritable):
+        logger.error("%s", message)
+    return len(unwritable)
+
+
+def _is_hdf5(path: Path) -> bool:
+    if not path.is_file():
+        return path.suffix.lower() in {".h5", ".hdf5"}  # a feature file that is missing, rather than an image
+    with path.open("rb") as stream:
+        return stream.read(8) == b"\x89HDF\r\n\x1a\n"
+
+
+def _names_in(feature_file: Path) -> list[str]:
+    from sekd_cli.feature_file import FeatureReader  # noqa: PLC0415
+
+    with FeatureReader(feature_file) as reader:
+        return reader.names()
+
+
+def _names_of_images(source: tuple[str, ...], root: Path | None) -> tuple[list[str], int]:
+    """Names of images, and how many of those given don't exist."""
+    from sekd_cli.image_search import find_images  # noqa: PLC0415
+
+    entries = find_images(source, root=root)
+    missing = [entry for entry in entries if not entry.path.exists()]
+    for entry in missing:
+        logger.error("%s: no such file; mend the path", entry.path)
+    return [entry.name for entry in entries if entry.path.exists()], len(missing)
+
+
+def _nearest(feature_file: Path, names: list[str], count: int) -> Iterator[tuple[str, str]]:
+    from sekd_cli.feature_file import FeatureReader  # noqa: PLC0415
+    from sekd_cli.retrieval import nearest  # noqa: PLC0415
+
+    with FeatureReader(feature_file) as reader:
+        yield from nearest(reader, names, count)

@@ -1,0 +1,40 @@
+"""The focal length of a photograph in pixels, as its EXIF data tell it."""
+
+import math
+from pathlib import Path
+
+from PIL import ExifTags, Image
+
+from sekd_cli.errors import ImageError
+
+FILM_DIAGONAL = 43.267  # mm of a 36 x 24 mm frame, to which "35 mm equivalent" focal lengths refer (CIPA DCG-001)
+UNIT_MM = {2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}  # of the resolution of the focal plane: inch, cm, mm, um
+
+
+def read_focal_length(path: Path) -> float | None:
+    """Focal length in pixels of the image as stored; None if EXIF does not tell. Raises ImageError if unreadable."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            exif = image.getexif().get_ifd(ExifTags.IFD.Exif)
+    except Exception as error:  # Pillow raises a dozen kinds for damage; this is one file, and it is named
+        raise ImageError(f"{path}: can't read its EXIF data; give the focal length with --camera") from error
+    equivalent = _number(exif.get(ExifTags.Base.FocalLengthIn35mmFilm))
+    if equivalent:
+        return equivalent / FILM_DIAGONAL * math.hypot(width, height)
+    focal = _number(exif.get(ExifTags.Base.FocalLength))  # mm
+    resolution = _number(exif.get(ExifTags.Base.FocalPlaneXResolution))  # pixels of the original per unit
+    unit = UNIT_MM.get(int(_number(exif.get(ExifTags.Base.FocalPlaneResolutionUnit, 2))))
+    if not focal or not resolution or unit is None:
+        return None
+    original_width = _number(exif.get(ExifTags.Base.ExifImageWidth)) or width
+    return focal * resolution / unit * width / original_width
+
+
+def _number(value: object) -> float:
+    """A positive finite number, or 0: EXIF holds fractions with a denominator of zero, and worse."""
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, ZeroDivisionError):
+        return 0.0
+    return number if math.isfinite(number) and number > 0 else 0.0

@@ -1,0 +1,219 @@
+"""Many pairs of a feature file to one match file: each image read a few times only, pairs matched in parallel.
+
+Pairs are taken in blocks. The images of a block's rows stay in memory, the others stream past, as in a blocked matrix
+product: of n images of which m fit into the memory given, each is read about 1 + n / m times for all pairs of them, and
+once where all fit. No result depends on the order.
+"""
+
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from sekd_cli.config import MatchingSettings, VerificationSettings
+from sekd_cli.errors import ImageError, InputFileError
+from sekd_cli.feature_file import FeatureReader
+from sekd_cli.match_file import ChangedFeaturesError, MatchWriter, StoredMatches
+from sekd_cli.pair_matching import MatchableImage, match_images, matchable_image
+from sekd_cli.pairs import Pair
+from sekd_cli.verification import Camera
+
+PAIRS_IN_FLIGHT = 4  # for each thread: enough that none waits while features are read or matches written
+COMMIT_PAIRS, COMMIT_SECONDS = 64, 1.0  # matches are made durable, and reported, after so many or so long
+
+CameraOf = Callable[[str, tuple[int, int]], Camera | None]
+"""The camera of an image by name and (width, height). It may raise ImageError."""
+
+
+class Plan(NamedTuple):
+    """What is to be matched: pairs of images by number, each pair once, and no image with itself."""
+
+    names: list[str]
+    pairs: np.ndarray  # (P, 2) int32, numbers of `names`, as given
+    repeated: int  # pairs left out: they came up before, either way round
+    with_itself: int  # pairs left out: an image with itself
+
+
+class Outcome(NamedTuple):
+    """What became of a pair: its matches are in the file (now, or before), or why they are not."""
+
+    pair: Pair
+    matches: int = 0
+    skipped: bool = False  # was there before
+    failure: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineSettings:
+    """What decides speed and memory, and no number in the file."""
+
+    device: torch.device
+    threads: int = 1  # pairs matched at once
+    cache_bytes: int = 1 << 30  # of features in memory
+    update: bool = False  # match pairs again whose features changed since
+
+
+def plan(pairs: Iterable[Pair]) -> Plan:
+    """Number the images in the order in which they come up; leave out what needs no matching."""
+    numbers: dict[str, int] = {}
+    given = np.array([numbers.setdefault(name, len(numbers)) for pair in pairs for name in pair], dtype=np.int32)
+    given = given.reshape(-1, 2)
+    different = given[given[:, 0] != given[:, 1]]
+    keys = different.min(axis=1).astype(np.int64) * len(numbers) + different.max(axis=1)
+    first = np.sort(np.unique(keys, return_index=True)[1])
+    return Plan(list(numbers), different[first], len(different) - len(first), len(given) - len(different))
+
+
+def match_all(
+    work: Plan,
+    features: FeatureReader,
+    writer: MatchWriter,
+    settings: PipelineSettings,
+    *,
+    matching: MatchingSettings,
+    verification: VerificationSettings | None = None,
+    camera_of: CameraOf = lambda name, size: None,
+) -> Iterator[Outcome]:
+    """Match every pair into the file; yields each outcome once its matches are durable, in no particular order.
+
+    Raises OutputError if the file can't be written or holds matches of other features, DeviceError if the device runs
+    out of memory.
+    """
+    cache = FeatureCache(features, settings, camera_of)
+    at_once = max(1, min(settings.threads, len(work.pairs)))
+    share = max(1, settings.threads // at_once)  # threads for one pair: more than one where pairs are few
+    written = _Written(writer)
+    running: deque[tuple[Pair, tuple[int, int], Future[StoredMatches]]] = deque()
+    with ThreadPoolExecutor(at_once, "match", initializer=torch.set_num_threads, initargs=(share,)) as pool:
+        try:
+            for pair, image0, image1 in cache.walk(work):
+                if isinstance(image0, str) or isinstance(image1, str):
+                    reasons = [reason for reason in (image0, image1) if isinstance(reason, str)]
+                    written.add(Outcome(pair, failure="; ".join(reasons)))
+                elif _is_done(writer, pair, fingerprints := (image0.fingerprint, image1.fingerprint), settings.update):
+                    written.add(Outcome(pair, skipped=True))
+                else:
+                    running.append(
+                        (pair, fingerprints, pool.submit(match_images, image0, image1, matching, verification))
+                    )
+                while len(running) >= PAIRS_IN_FLIGHT * at_once:
+                    written.take(*running.popleft())
+                yield from written.reported()
+            while running:
+                written.take(*running.popleft())
+                yield from written.reported()
+            yield from written.reported(now=True)
+        finally:
+            for _, _, future in running:
+                future.cancel()
+
+
+def _is_done(writer: MatchWriter, pair: Pair, fingerprints: tuple[int, int], update: bool) -> bool:
+    try:
+        return writer.is_complete(pair, fingerprints)
+    except ChangedFeaturesError:
+        if not update:
+            raise
+    return False
+
+
+class _Written:
+    """Pairs on their way into the file, reported when they are durable."""
+
+    def __init__(self, writer: MatchWriter) -> None:
+        self._writer = writer
+        self._outcomes: list[Outcome] = []
+        self._committed = time.monotonic()
+
+    def add(self, outcome: Outcome) -> None:
+        """Report this, in turn."""
+        self._outcomes.append(outcome)
+
+    def take(self, pair: Pair, fingerprints: tuple[int, int], future: Future[StoredMatches]) -> None:
+        """Write the matches of a pair as soon as they are there."""
+        try:
+            matches = future.result()
+        except ImageError as error:
+            self.add(Outcome(pair, failure=str(error)))
+            return
+        self._writer.write(pair, matches, fingerprints)
+        self.add(Outcome(pair, int((matches.matches0 >= 0).sum())))
+
+    def reported(self, *, now: bool = False) -> Iterator[Outcome]:
+        """Outcomes that are durable: none until it is time to commit, or `now`."""
+        if now or len(self._outcomes) >= COMMIT_PAIRS or time.monotonic() > self._committed + COMMIT_SECONDS:
+            self._writer.commit()
+            self._committed = time.monotonic()
+            outcomes, self._outcomes = self._outcomes, []
+            yield from outcomes
+
+
+class FeatureCache:
+    """Features in bounded memory: half of it for the rows of the block at hand, half for what was used last."""
+
+    def __init__(self, features: FeatureReader, settings: PipelineSettings, camera_of: CameraOf) -> None:
+        self._features = features
+        self._device = settings.device
+        self._half = settings.cache_bytes // 2
+        self._camera_of = camera_of
+        self._passing: OrderedDict[str, MatchableImage | str] = OrderedDict()
+        self._passing_size = 0
+        self.reads = 0  # of images, so far
+
+    def walk(self, work: Plan) -> Iterator[tuple[Pair, MatchableImage | str, MatchableImage | str]]:
+        """Every pair with its images, or why there is none, in an order that needs few reads."""
+        row, column = work.pairs.min(axis=1), work.pairs.max(axis=1)
+        order = np.lexsort((column, row))
+        sorted_rows = row[order]
+        start = 0
+        while start < len(order):
+            held: dict[int, MatchableImage | str] = {}
+            size, end = 0, start
+            while end < len(order) and (not held or size < self._half):
+                number = int(sorted_rows[end])
+                held[number] = self._take(work.names[number])
+                size += _size(held[number])
+                end = int(np.searchsorted(sorted_rows, number, side="right"))
+            block = order[start:end]
+            for index in block[np.lexsort((row[block], column[block]))]:
+                first, second = work.pairs[index].tolist()
+                images = [held.get(number) or self._pass(work.names[number]) for number in (first, second)]
+                yield (work.names[first], work.names[second]), images[0], images[1]
+            start = end
+
+    def _take(self, name: str) -> MatchableImage | str:
+        """An image for a row: out of those that passed, if it is one of them."""
+        image = self._passing.pop(name, None)
+        if image is None:
+            return self._load(name)
+        self._passing_size -= _size(image)
+        return image
+
+    def _pass(self, name: str) -> MatchableImage | str:
+        """An image that is used now, and kept until others need its room."""
+        image = self._passing.get(name)
+        if image is None:
+            image = self._passing[name] = self._load(name)
+            self._passing_size += _size(image)
+        self._passing.move_to_end(name)
+        while self._passing_size > self._half and len(self._passing) > 1:
+            self._passing_size -= _size(self._passing.popitem(last=False)[1])
+        return image
+
+    def _load(self, name: str) -> MatchableImage | str:
+        self.reads += 1
+        try:
+            stored = self._features.read(name)
+            camera = self._camera_of(name, stored.image_size)
+        except (ImageError, InputFileError) as error:
+            return str(error)
+        return matchable_image(name, stored, self._device, camera)
+
+
+def _size(image: MatchableImage | str) -> int:
+    return 0 if isinstance(image, str) else image.size

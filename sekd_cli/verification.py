@@ -1,0 +1,88 @@
+"""Geometric verification: the matches of a pair that one homography, fundamental or essential matrix explains.
+
+OpenCV's USAC framework with MAGSAC scores (Barath et al., CVPR 2020). Its sampling starts from the same state each
+time, so equal matches give equal results.
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from sekd_cli.config import VerificationSettings
+
+MODELS = {"homography": 4, "fundamental": 8, "essential": 6}
+"""What can be fitted, and to how many matches at least."""
+
+DEFAULT_THRESHOLDS = {"homography": 3.0, "fundamental": 1.0, "essential": 1.0}  # pixels
+CONFIDENCE, ITERATIONS = 0.9999, 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Camera:
+    """A pinhole camera in pixels; the centre of the top-left pixel is (0, 0)."""
+
+    focal: tuple[float, float]  # along x and y
+    centre: tuple[float, float]
+
+    def directions(self, xy: np.ndarray) -> np.ndarray:
+        """Points (M, 2) in pixels as x / z, y / z, (M, 2) float64."""
+        return np.asarray((xy.astype(np.float64) - self.centre) / self.focal)
+
+
+def camera_of(values: tuple[float, ...], image_size: tuple[int, int]) -> Camera:
+    """The camera that `VerificationSettings.camera` means for an image (width, height)."""
+    if len(values) == 4:
+        return Camera(focal=(values[0], values[1]), centre=(values[2], values[3]))
+    width, height = image_size
+    return Camera(focal=(values[0], values[0]), centre=((width - 1) / 2, (height - 1) / 2))
+
+
+def verify(
+    xy0: np.ndarray, xy1: np.ndarray, settings: VerificationSettings, cameras: tuple[Camera, Camera] | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Which of the matches xy0, xy1 (M, 2), in pixels, agree on the model, and the model.
+
+    cameras: of the two images, needed for the essential matrix. Returns inliers (M,) bool and the model (3, 3) float64,
+    or no inliers and None where fewer than `min_inliers` agree. Homography H: x1 ~ H x0. Fundamental matrix F:
+    x1^T F x0 = 0. Essential matrix E: d1^T E d0 = 0 for directions d = (x - cx) / fx, (y - cy) / fy, 1.
+    """
+    nothing = np.zeros(len(xy0), dtype=bool), None
+    if len(xy0) < max(MODELS[settings.model], settings.min_inliers):
+        return nothing
+    try:
+        model, mask = _fit(xy0.astype(np.float64), xy1.astype(np.float64), settings, cameras)
+    except cv2.error:  # points that determine nothing (all in one place, on one line): some versions raise
+        return nothing
+    if model is None or mask is None or np.shape(model) != (3, 3) or not np.isfinite(model).all():
+        return nothing
+    inliers = np.asarray(mask).ravel() > 0
+    if inliers.sum() < settings.min_inliers:
+        return nothing
+    return inliers, np.asarray(model, dtype=np.float64)
+
+
+def _fit(
+    xy0: np.ndarray, xy1: np.ndarray, settings: VerificationSettings, cameras: tuple[Camera, Camera] | None
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    if settings.model == "homography":
+        found = cv2.findHomography(
+            xy0, xy1, cv2.USAC_MAGSAC, settings.threshold, maxIters=ITERATIONS, confidence=CONFIDENCE
+        )
+    elif settings.model == "fundamental":
+        found = cv2.findFundamentalMat(xy0, xy1, cv2.USAC_MAGSAC, settings.threshold, CONFIDENCE, ITERATIONS)
+    else:
+        if cameras is None:
+            raise ValueError("the essential matrix needs both cameras")
+        focal = np.mean([camera.focal for camera in cameras])
+        found = cv2.findEssentialMat(
+            cameras[0].directions(xy0),
+            cameras[1].directions(xy1),
+            np.eye(3),
+            method=cv2.USAC_MAGSAC,
+            prob=CONFIDENCE,
+            threshold=settings.threshold / float(focal),
+            maxIters=ITERATIONS,
+        )
+    model, mask = found
+    return model, mask
