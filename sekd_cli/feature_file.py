@@ -187,7 +187,10 @@ class FeatureWriter:
         self._writer.__exit__(kind, value, traceback)
 
     def _started(self) -> bool:
-        return next(_images(self._writer.file, own=True), None) is not None
+        """Whether there is anything that starting afresh would lose: images, or whatever another tool wrote."""
+        file = self._writer.file
+        own = "sekd_schema" in file.attrs
+        return next(_images(file, own=True), None) is not None if own else len(file) > 0
 
     def _differs(self, attributes: Mapping[str, Any]) -> list[str]:
         """In words, where the file's attributes are not those given; the version of sekd alone changes nothing."""

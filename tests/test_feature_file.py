@@ -1,0 +1,310 @@
+import contextlib
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sekd_cli.errors import ImageError, InputFileError, OutputError
+from sekd_cli.feature_file import (
+    ChangedImageError,
+    FeatureReader,
+    FeatureWriter,
+    Source,
+    StoredFeatures,
+    file_attributes,
+    source_of,
+)
+
+ATTRIBUTES = file_attributes(network="compact", weights_sha256="ab" * 32, settings={"max_keypoints": 2048})
+
+
+def features(count: int = 5, seed: int = 0, scales: bool = True) -> StoredFeatures:
+    """Random numbers of the right shapes; descriptors (count, 3)."""
+    random = np.random.default_rng(seed)
+    return StoredFeatures(
+        keypoints=random.random((count, 2), dtype=np.float32) * 100,
+        scores=-np.sort(-random.random(count, dtype=np.float32)),
+        descriptors=random.random((count, 3), dtype=np.float32),
+        image_size=(640, 480),
+        scales=np.full(count, 2, dtype=np.float32) if scales else None,
+    )
+
+
+def write(path: Path, *names: str, **attributes: object) -> None:
+    with FeatureWriter(path, {**ATTRIBUTES, **attributes}) as writer:
+        for seed, name in enumerate(names):
+            writer.write(name, features(seed=seed))
+
+
+def assert_equal(one: StoredFeatures, other: StoredFeatures) -> None:
+    np.testing.assert_array_equal(one.keypoints, other.keypoints)
+    np.testing.assert_array_equal(one.scores, other.scores)
+    np.testing.assert_array_equal(one.descriptors, other.descriptors)
+    assert one.image_size == other.image_size
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "feats.h5"
+
+
+def test_what_is_written_is_read_again_bit_for_bit(path: Path) -> None:
+    names = ["b.jpg", "a/c.png", "a/ü ö/line\nbreak.jpg", "B.jpg"]
+    write(path, *names)
+    with FeatureReader(path) as reader:
+        assert reader.names() == sorted(names)
+        for seed, name in enumerate(names):
+            assert name in reader
+            assert_equal(reader.read(name), features(seed=seed))
+            assert (reader.read(name).scales == 2).all()
+        assert reader.attributes["network"] == "compact"
+        assert reader.attributes["sekd_schema"] == 1
+
+
+def test_the_layout_is_hlocs(path: Path) -> None:
+    write(path, "a/c.png")
+    with h5py.File(path) as file:
+        group = file["a/c.png"]
+        assert group["keypoints"].shape == (5, 2)
+        assert group["keypoints"].dtype == np.float32
+        assert group["descriptors"].shape == (3, 5)
+        assert group["descriptors"].dtype == np.float32
+        assert group["scores"].shape == (5,)
+        assert group["image_size"].dtype == np.int64
+        np.testing.assert_array_equal(group["image_size"].__array__(), [640, 480])
+        assert group["keypoints"].attrs.get("uncertainty") == 2
+        assert group.attrs["complete"]
+
+
+def test_descriptors_may_be_halved_but_never_keypoints(path: Path) -> None:
+    with FeatureWriter(path, ATTRIBUTES) as writer:
+        writer.write("a", features(), descriptor_dtype="float16")
+    with h5py.File(path) as file:
+        assert file["a/descriptors"].dtype == np.float16
+        assert file["a/keypoints"].dtype == np.float32
+    with FeatureReader(path) as reader:
+        assert reader.read("a").descriptors.dtype == np.float32
+        np.testing.assert_allclose(reader.read("a").descriptors, features().descriptors, atol=1e-3)
+
+
+def test_an_image_without_keypoints_is_complete_too(path: Path) -> None:
+    with FeatureWriter(path, ATTRIBUTES) as writer:
+        writer.write("a", features(0))
+        assert writer.is_complete("a")
+    with FeatureReader(path) as reader:
+        assert reader.read("a").descriptors.shape == (0, 3)
+
+
+def test_a_writer_goes_on_where_another_stopped(path: Path) -> None:
+    write(path, "a", "b")
+    with FeatureWriter(path, ATTRIBUTES) as writer:
+        assert writer.is_complete("a")
+        assert not writer.is_complete("c")
+        writer.write("c", features(seed=2))
+    with FeatureReader(path) as reader:
+        assert reader.names() == ["a", "b", "c"]
+
+
+def test_writing_an_image_again_replaces_its_features(path: Path) -> None:
+    write(path, "a")
+    with FeatureWriter(path, ATTRIBUTES) as writer:
+        writer.write("a", features(9, seed=7))
+    with FeatureReader(path) as reader:
+        assert_equal(reader.read("a"), features(9, seed=7))
+
+
+def test_a_group_that_was_not_finished_does_not_count(path: Path) -> None:
+    write(path, "a")
+    with h5py.File(path, "a") as file:
+        file.create_group("half.jpg")["keypoints"] = np.zeros((3, 2), dtype=np.float32)
+    with FeatureReader(path) as reader:
+        assert reader.names() == ["a"]
+        assert "half.jpg" not in reader
+        with pytest.raises(InputFileError, match="no features of half"):
+            reader.read("half.jpg")
+    with FeatureWriter(path, ATTRIBUTES) as writer:
+        assert not writer.is_complete("half.jpg")
+        writer.write("half.jpg", features())
+        assert writer.is_complete("half.jpg")
+
+
+def test_other_settings_are_named_and_overwriting_is_offered(path: Path) -> None:
+    write(path, "a")
+    other = file_attributes(network="compact", weights_sha256="cd" * 32, settings={"max_keypoints": 500})
+    with pytest.raises(OutputError, match=r"max_keypoints 2048 there, 500 now; weights_sha256 .*--overwrite"):
+        FeatureWriter(path, other)
+    with FeatureWriter(path, other, overwrite=True) as writer:
+        assert not writer.is_complete("a")
+
+
+def test_other_settings_do_not_matter_before_the_first_image(path: Path) -> None:
+    write(path)
+    other = file_attributes(network="compact", weights_sha256="cd" * 32, settings={})
+    with FeatureWriter(path, other) as writer:
+        writer.write("a", features())
+    with FeatureReader(path) as reader:
+        assert reader.attributes["weights_sha256"] == "cd" * 32
+
+
+def test_a_file_of_another_tool_is_not_added_to(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file.create_group("a")["keypoints"] = np.zeros((3, 2))
+    with pytest.raises(OutputError, match="not a feature file of sekd"):
+        FeatureWriter(path, ATTRIBUTES)
+
+
+def test_another_version_of_sekd_may_go_on(path: Path) -> None:
+    write(path, "a")
+    write(path, "b", sekd_version="99")
+    with FeatureReader(path) as reader:
+        assert reader.names() == ["a", "b"]
+
+
+def test_a_changed_image_or_mask_is_noticed(path: Path, tmp_path: Path) -> None:
+    image, mask = tmp_path / "image", tmp_path / "mask"
+    image.write_bytes(b"123")
+    mask.write_bytes(b"12")
+    with FeatureWriter(path, ATTRIBUTES) as writer:
+        writer.write("a", features(), source=source_of(image, mask))
+        assert writer.is_complete("a", source_of(image, mask))
+        for changed in (source_of(image), source_of(image, mask)._replace(modified=1), Source(3, 4, 5, 6)):
+            with pytest.raises(ChangedImageError, match="changed since"):
+                writer.is_complete("a", changed)
+
+
+@pytest.mark.parametrize("name", ["../a", "/a", "a//b", "", ".", "a\0", "\udc80.jpg"])
+def test_names_that_lead_elsewhere_are_refused(path: Path, name: str) -> None:
+    with FeatureWriter(path, ATTRIBUTES) as writer:
+        with pytest.raises(ImageError):
+            writer.write(name, features())
+        writer.write("good", features())
+    with FeatureReader(path) as reader:
+        assert reader.names() == ["good"]
+        assert name not in reader
+
+
+def test_an_image_and_a_folder_of_the_same_name_are_refused_in_either_order(path: Path) -> None:
+    with FeatureWriter(path, ATTRIBUTES) as writer:
+        writer.write("a.jpg", features())
+        with pytest.raises(ImageError, match=r"'a\.jpg' is an image too"):
+            writer.write("a.jpg/keypoints", features())
+        writer.write("folder/b.jpg", features())
+        with pytest.raises(ImageError, match="the folder of another image"):
+            writer.write("folder", features())
+    with FeatureReader(path) as reader:
+        assert reader.names() == ["a.jpg", "folder/b.jpg"]
+
+
+def foreign(path: Path, **datasets: np.ndarray) -> None:
+    """A file as another tool writes it, with one image `a/b.jpg`."""
+    with h5py.File(path, "w") as file:
+        group = file.create_group("a/b.jpg")
+        for name, values in datasets.items():
+            group[name] = values
+
+
+def test_files_of_other_tools_are_read_without_scores_scales_or_size(path: Path) -> None:
+    keypoints = np.array([[3, 4], [10.25, 2]], dtype=np.float16)
+    foreign(path, keypoints=keypoints, descriptors=np.eye(2, dtype=np.float16))
+    with FeatureReader(path) as reader:
+        assert reader.names() == ["a/b.jpg"]
+        read = reader.read("a/b.jpg")
+    assert read.keypoints.dtype == read.scores.dtype == read.descriptors.dtype == np.float32
+    np.testing.assert_array_equal(read.scores, [1, 1])
+    assert read.scales is None
+    assert read.image_size == (11, 5)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"keypoints": np.zeros((4, 3))}, r"\(4, 3\)"),
+        ({"descriptors": np.zeros((8, 5))}, "not as many"),
+        ({"scores": np.zeros(3)}, "not as many"),
+        ({"scores": np.zeros((4, 1))}, "not as many"),
+        ({"scales": np.zeros(3)}, "not as many"),
+        ({"keypoints": np.array([b"a", b"b"])}, "no array of numbers"),
+        ({"image_size": np.zeros(3)}, "width and height"),
+    ],
+)
+def test_wrong_shapes_are_named(path: Path, changed: dict[str, np.ndarray], words: str) -> None:
+    foreign(path, **({"keypoints": np.zeros((4, 2)), "descriptors": np.zeros((8, 4))} | changed))
+    with FeatureReader(path) as reader, pytest.raises(InputFileError, match=words):
+        reader.read("a/b.jpg")
+
+
+def test_a_claim_of_billions_of_keypoints_does_not_fill_the_memory(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        group = file.create_group("a")
+        group.create_dataset("keypoints", (2**40, 2), dtype="f4", chunks=(1024, 2))
+        group.create_dataset("descriptors", (64, 2**40), dtype="f4", chunks=(64, 1024))
+    with FeatureReader(path) as reader, pytest.raises(InputFileError, match="no array of numbers"):
+        reader.read("a")
+
+
+def test_links_in_circles_and_to_nowhere_end(path: Path) -> None:
+    write(path, "a/b/c.jpg")
+    with h5py.File(path, "a") as file:
+        file["a/b/again"] = file["a"]
+        file["a/soft"] = h5py.SoftLink("/a")
+        file["a/dangling"] = h5py.SoftLink("/nowhere")
+        file["outside"] = h5py.ExternalLink("no-such-file.h5", "/a")
+    with FeatureReader(path) as reader:
+        assert "a/b/c.jpg" in reader.names()
+
+
+def test_a_later_schema_is_refused(path: Path) -> None:
+    write(path, "a", sekd_schema=99)
+    with pytest.raises(InputFileError, match="later sekd"):
+        FeatureReader(path)
+
+
+def test_a_file_cut_anywhere_is_read_or_refused_in_one_line(path: Path, tmp_path: Path) -> None:
+    write(path, "a", "b/c", "d")
+    content = path.read_bytes()
+    cut = tmp_path / "cut.h5"
+    for tenth in range(10):
+        cut.write_bytes(content[: len(content) * tenth // 10])
+        with pytest.raises(InputFileError) as raised, FeatureReader(cut) as reader:
+            [reader.read(name) for name in reader.names()]
+        assert "\n" not in str(raised.value)
+
+
+@given(st.binary(max_size=300))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_random_bytes_are_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "random.h5"
+    path.write_bytes(content)
+    with pytest.raises(InputFileError):
+        FeatureReader(path)
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=[]), max_size=12), max_size=6))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+def test_any_name_is_kept_or_refused(tmp_path: Path, names: list[str]) -> None:
+    path = tmp_path / "names.h5"
+    path.unlink(missing_ok=True)
+    kept = set()
+    with FeatureWriter(path, ATTRIBUTES) as writer:
+        for name in names:
+            with contextlib.suppress(ImageError):
+                writer.write(name, features(1))
+                kept.add(name)
+    with FeatureReader(path) as reader:
+        assert reader.names() == sorted(kept)
+        for name in kept:
+            assert_equal(reader.read(name), features(1))
+
+
+def test_a_copy_taken_while_it_is_written_has_all_that_was_written(path: Path, tmp_path: Path) -> None:
+    with FeatureWriter(path, ATTRIBUTES) as writer:
+        for index in range(20):
+            writer.write(f"{index}.jpg", features(seed=index))
+            copy = shutil.copyfile(path, tmp_path / "copy.h5")
+            with FeatureReader(copy) as reader:
+                assert len(reader.names()) == index + 1
+                assert_equal(reader.read(f"{index}.jpg"), features(seed=index))

@@ -1,0 +1,253 @@
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from sekd_cli.errors import InputFileError, OutputError
+from sekd_cli.hdf5_file import HDF5Writer, check_name, open_for_reading, write_reason
+
+
+def add(writer: HDF5Writer, index: int) -> None:
+    """One group with an array of its own, committed."""
+    group = writer.file.create_group(f"folder{index // 6}/image{index}")
+    group["values"] = np.full(40, index, dtype=np.float32)
+    group.attrs["complete"] = True
+    writer.commit()
+
+
+def committed(path: Path) -> list[int]:
+    """Indices of the groups in a file, after checking that their arrays are whole."""
+    with open_for_reading(path, "test") as file:
+        found = []
+        for folder in file.values():
+            for name in folder:
+                group = folder[name]
+                if group.attrs.get("complete", False):
+                    found.append(int(name.removeprefix("image")))
+                    assert (group["values"][()] == found[-1]).all()
+        return sorted(found)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "file.h5"
+
+
+def test_what_was_committed_is_there_after_closing_and_opening_again(path: Path) -> None:
+    for start in (0, 10):
+        with HDF5Writer(path, {"schema": 1}) as writer:
+            for index in range(start, start + 10):
+                add(writer, index)
+    assert committed(path) == list(range(20))
+    with h5py.File(path) as file:  # any reader, not ours alone
+        assert file.attrs["schema"] == 1
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_kill_after_any_single_operation_on_the_disk_loses_nothing(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every state that the disk goes through is kept, and each must hold all that was committed until then."""
+    journal = path.with_name("file.h5.journal")
+    states: list[tuple[Path, int]] = []
+    count = 0
+
+    def keep(journal_content: bytes | None) -> None:
+        state = tmp_path / f"state{len(states)}.h5"
+        shutil.copyfile(path, state)
+        if journal_content is not None:
+            with state.with_name(state.name + ".journal").open("wb") as stream:
+                stream.write(journal_content)
+        states.append((state, count))
+
+    def and_keep(function: Callable[..., Any]) -> Callable[..., Any]:
+        def done_and_kept(*arguments: Any) -> Any:
+            result = function(*arguments)
+            content = journal.read_bytes() if journal.exists() else None
+            if content is not None and function.__name__ == "write_bytes":
+                keep(content[: len(content) // 2])  # killed while the journal was being written
+            keep(content)
+            return result
+
+        return done_and_kept
+
+    with HDF5Writer(path, {}) as writer:
+        for owner, name in ((os, "pwrite"), (os, "ftruncate"), (Path, "write_bytes"), (Path, "unlink")):
+            monkeypatch.setattr(owner, name, and_keep(getattr(owner, name)))
+        for index in range(25):
+            add(writer, index)
+            count = index + 1
+        monkeypatch.undo()
+
+    assert len(states) > 25 * 8
+    for state, at_least in states:
+        assert committed(state)[:at_least] == list(range(at_least)), state.name
+        assert not state.with_name(state.name + ".journal").exists()
+
+
+def test_a_kill_while_changes_are_applied_leaves_a_file_that_only_the_journal_mends(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That the journal is needed at all: without it, some state in between can't be read."""
+    broken = []
+    journal = path.with_name("file.h5.journal")
+    real = os.pwrite
+
+    def and_try(*arguments: Any) -> int:
+        written = real(*arguments)
+        if journal.exists():
+            state = tmp_path / "state.h5"
+            shutil.copyfile(path, state)
+            try:
+                committed(state)
+            except (InputFileError, OSError, RuntimeError, KeyError, TypeError):
+                broken.append(state)
+        return written
+
+    with HDF5Writer(path, {}) as writer:
+        monkeypatch.setattr(os, "pwrite", and_try)
+        for index in range(25):
+            add(writer, index)
+        monkeypatch.undo()
+    assert broken
+
+
+@pytest.mark.parametrize("failing", range(12))
+def test_a_full_disk_is_said_clearly_and_what_was_committed_stays(
+    path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    real, calls = os.pwrite, iter(range(1000))
+
+    def until_full(*arguments: Any) -> int:
+        if next(calls) >= failing:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*arguments)
+
+    def add_three(writer: HDF5Writer) -> None:
+        for index in range(3, 6):
+            try:
+                add(writer, index)
+            except (OSError, RuntimeError, ValueError) as error:  # before the commit
+                raise writer.failure(error) from error
+
+    with HDF5Writer(path, {}) as writer:
+        for index in range(3):
+            add(writer, index)
+        monkeypatch.setattr(os, "pwrite", until_full)
+        with pytest.raises(OutputError, match="disk is full; free some space; what was done is kept"):
+            add_three(writer)
+        monkeypatch.undo()
+    assert committed(path)[:3] == [0, 1, 2]
+    with HDF5Writer(path, {}) as writer:
+        for index in range(6, 9):
+            add(writer, index)
+    assert set(committed(path)) >= {0, 1, 2, 6, 7, 8}
+
+
+def test_an_exception_in_the_block_leaves_the_last_commit(path: Path) -> None:
+    def fail() -> None:
+        with HDF5Writer(path, {}) as writer:
+            add(writer, 0)
+            writer.file.create_group("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    with open_for_reading(path, "test") as file:
+        assert list(file) == ["folder0"]
+
+
+def test_a_second_writer_and_a_reader_are_told_to_wait(path: Path) -> None:
+    with HDF5Writer(path, {}) as writer:
+        add(writer, 0)
+        with pytest.raises(OutputError, match="another process is using it"):
+            HDF5Writer(path, {})
+        with pytest.raises(OutputError, match="another process is using it"):
+            HDF5Writer(path, {}, overwrite=True)
+        with pytest.raises(InputFileError, match="being written by another process"):
+            open_for_reading(path, "test")
+        add(writer, 1)
+    assert committed(path) == [0, 1]
+
+
+def test_overwriting_starts_afresh_and_an_empty_file_is_no_obstacle(path: Path) -> None:
+    path.touch()
+    with HDF5Writer(path, {}) as writer:
+        add(writer, 0)
+    with HDF5Writer(path, {}, overwrite=True) as writer:
+        add(writer, 1)
+    assert committed(path) == [1]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_that_is_not_hdf5_is_never_touched(path: Path, overwrite: bool) -> None:
+    path.write_bytes(b"a photograph, say")
+    with pytest.raises(OutputError, match="not an HDF5 file, so it stays as it is"):
+        HDF5Writer(path, {}, overwrite=overwrite)
+    assert path.read_bytes() == b"a photograph, say"
+
+
+def test_impossible_outputs_are_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="is a folder"):
+        HDF5Writer(tmp_path, {})
+    with pytest.raises(OutputError, match=r"file/feats\.h5: (its folder is a file|can't be written)"):
+        HDF5Writer(tmp_path / "file" / "feats.h5", {})
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(errno.EROFS, "read-only"), (errno.EACCES, "permission denied"), (errno.EDQUOT, "quota"), (errno.EIO, "error")],
+)
+def test_the_operating_systems_reasons_come_with_a_remedy(number: int, words: str) -> None:
+    assert words in write_reason(OSError(number, os.strerror(number)))
+
+
+def test_missing_folders_are_made(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "file.h5"
+    with HDF5Writer(path, {}) as writer:
+        add(writer, 0)
+    assert committed(path) == [0]
+
+
+def test_a_journal_of_another_file_is_thrown_away(path: Path) -> None:
+    with HDF5Writer(path, {}) as writer:
+        add(writer, 0)
+    content = path.read_bytes()
+    for strange in (b"", b"sekdjrn1", os.urandom(200), b"sekdjrn1" + bytes(40)):
+        journal = path.with_name("file.h5.journal")
+        journal.write_bytes(strange)
+        assert committed(path) == [0]
+        assert path.read_bytes() == content
+        assert not journal.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "no such file"), (b"", "an empty file"), (b"text", "not an HDF5 file"), (b"\x89HDF\r\n\x1a\n", "damaged")],
+)
+def test_what_is_wrong_with_an_input_is_one_line(path: Path, content: bytes | None, words: str) -> None:
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputFileError, match=words) as raised:
+        open_for_reading(path, "features")
+    assert "\n" not in str(raised.value)
+    assert str(path) in str(raised.value)
+    assert "features file that sekd wrote" in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "b/c.jpg", "ü ö/x\ny.png", "..a", "a../b", " ", "..."])
+def test_plain_names_are_allowed(name: str) -> None:
+    check_name(name)
+
+
+@pytest.mark.parametrize("name", ["", "/a", "a/", "a//b", ".", "..", "../a", "a/../b", "./a", "a\0b", "\udcff"])
+def test_names_that_lead_elsewhere_or_nowhere_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"plain relative path|UTF-8"):
+        check_name(name)
