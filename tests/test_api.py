@@ -1,0 +1,116 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import sekd_cli
+from sekd_cli import Features, Sekd
+from sekd_cli.errors import DeviceError, ImageError, InputFileError, UsageError
+
+
+@pytest.fixture(scope="module")
+def sekd(untrained_weights: Path) -> Sekd:
+    return Sekd.from_pretrained(untrained_weights, device="cpu", max_keypoints=300, threshold=0.0)
+
+
+def features_from(descriptors: list[list[float]]) -> Features:
+    rows = torch.nn.functional.normalize(torch.tensor(descriptors, dtype=torch.float32), dim=1)
+    keypoints = torch.arange(2.0 * len(rows)).reshape(-1, 2)
+    return Features(keypoints=keypoints, scores=torch.ones(len(rows)), descriptors=rows, image_size=(64, 48))
+
+
+def test_a_file_and_its_pixels_have_the_same_features(sekd: Sekd, examples: Path) -> None:
+    from_file = sekd.extract(examples / "box.png")
+    from_pixels = sekd.extract(cv2.imread(str(examples / "box.png"), cv2.IMREAD_GRAYSCALE))
+    assert len(from_file) == 300
+    assert from_file.image_size == (324, 223)
+    assert from_file.keypoints.dtype == torch.float32
+    assert torch.equal(from_file.keypoints, from_pixels.keypoints)
+    assert torch.equal(from_file.descriptors, from_pixels.descriptors)
+    torch.testing.assert_close(from_file.descriptors.norm(dim=1), torch.ones(300))
+
+
+def test_pixels_may_be_colour_or_fractions_or_deep(sekd: Sekd, examples: Path) -> None:
+    grey = cv2.imread(str(examples / "box.png"), cv2.IMREAD_GRAYSCALE)
+    grey[0, :2] = 0, 255  # the whole range, so that every depth is the same picture
+    expected = sekd.extract(grey).keypoints
+    for same in (np.stack([grey] * 3, axis=2), grey / 255, grey.astype(np.uint16) * 257, grey[::-1][::-1]):
+        torch.testing.assert_close(sekd.extract(same).keypoints, expected)
+
+
+def test_an_image_matches_itself_keypoint_by_keypoint(sekd: Sekd, examples: Path) -> None:
+    features = sekd.extract(str(examples / "box.png"))
+    matches = sekd.match(features, features)
+    assert len(matches) == len(features)
+    assert torch.equal(matches.indices[:, 0], matches.indices[:, 1])
+    assert torch.equal(matches.keypoints0, matches.keypoints1)
+    torch.testing.assert_close(matches.scores, torch.ones(len(matches)))
+
+
+def test_matches_name_the_keypoints_of_both_images(sekd: Sekd) -> None:
+    one = features_from([[1, 0, 0], [0, 1, 0], [0, 0, 1]])
+    other = features_from([[0, 0, 1], [1, 0, 0]])
+    matches = sekd.match(one, other)
+    assert matches.indices.tolist() == [[0, 1], [2, 0]]
+    assert matches.keypoints0.tolist() == [[0, 1], [4, 5]]
+    assert matches.keypoints1.tolist() == [[2, 3], [0, 1]]
+
+
+def test_filters_leave_matches_out(sekd: Sekd) -> None:
+    one, other = features_from([[1, 0], [0, 1]]), features_from([[1, 0.9], [0.1, 1]])
+    assert len(sekd.match(one, other)) == 2
+    assert sekd.match(one, other, min_similarity=0.9).indices.tolist() == [[1, 1]]
+    with pytest.raises(UsageError, match="--ratio"):
+        sekd.match(one, other, ratio=0)
+
+
+def test_nothing_matches_an_image_without_keypoints(sekd: Sekd) -> None:
+    blank = sekd.extract(np.full((40, 60), 128, dtype=np.uint8))
+    assert len(blank) == 0
+    matches = sekd.match(blank, sekd.extract(np.random.default_rng(0).random((64, 64))))
+    assert matches.indices.shape == (0, 2)
+    assert matches.keypoints1.shape == (0, 2)
+
+
+def test_features_of_different_networks_do_not_match(sekd: Sekd) -> None:
+    with pytest.raises(UsageError, match="2 and 3 values"):
+        sekd.match(features_from([[1, 0]]), features_from([[1, 0, 0]]))
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5,), (3, 8, 8), (8, 8, 4), (1, 8, 8, 3)])
+def test_an_array_that_is_no_image_is_refused(sekd: Sekd, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ImageError, match=r"give \(H, W\)"):
+        sekd.extract(np.zeros(shape))
+
+
+def test_what_is_neither_a_path_nor_an_array_is_refused(sekd: Sekd) -> None:
+    with pytest.raises(ImageError, match="type list"):
+        sekd.extract([[0, 1]])  # type: ignore[arg-type]
+
+
+def test_what_is_wrong_is_said_as_on_the_command_line(untrained_weights: Path, tmp_path: Path, sekd: Sekd) -> None:
+    with pytest.raises(InputFileError, match="no such weights"):
+        Sekd.from_pretrained(tmp_path / "missing.safetensors")
+    with pytest.raises(UsageError, match="--device tpu"):
+        Sekd.from_pretrained(untrained_weights, device="tpu")
+    with pytest.raises(DeviceError, match="cuda:99"):
+        Sekd.from_pretrained(untrained_weights, device="cuda:99")
+    with pytest.raises(UsageError, match="--max-keypoints"):
+        Sekd.from_pretrained(untrained_weights, max_keypoints=-1)
+    with pytest.raises(ImageError, match=r"missing\.jpg"):
+        sekd.extract(tmp_path / "missing.jpg")
+
+
+def test_the_package_is_imported_without_torch() -> None:
+    program = "import sys, sekd_cli; sekd_cli.__version__; assert 'torch' not in sys.modules; sekd_cli.Sekd"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_the_package_has_only_the_names_it_declares() -> None:
+    assert {name for name in sekd_cli.__all__ if hasattr(sekd_cli, name)} == set(sekd_cli.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Sheep'"):
+        _ = sekd_cli.Sheep
