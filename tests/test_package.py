@@ -30,7 +30,7 @@ def setup_cfg() -> configparser.ConfigParser:
 
 def commands() -> Iterator[tuple[str, click.Command]]:
     """Every command with what a user types to get it, subcommands of subcommands included."""
-    from sekd_cli.cli import main
+    from sekd_cli.cli import cli
 
     def below(typed: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
         if isinstance(command, click.Group):
@@ -42,7 +42,7 @@ def commands() -> Iterator[tuple[str, click.Command]]:
         else:
             yield typed, command
 
-    yield from below("sekd", main)
+    yield from below("sekd", cli)
 
 
 def test_every_folder_of_modules_is_in_the_package() -> None:
@@ -54,8 +54,8 @@ def test_every_folder_of_modules_is_in_the_package() -> None:
 def test_every_command_tells_what_it_does_with_an_example() -> None:
     for typed, command in commands():
         text = command.help or ""
-        assert text.split("\n")[0].strip().endswith("."), f"{typed}: no first line that is a sentence"
-        assert typed in text.replace("\b", ""), f"{typed}: no example in its help"
+        assert text.split("\n\n")[0].strip().endswith("."), f"{typed}: begins with no sentence"
+        assert f"{typed} " in text + (command.epilog or ""), f"{typed}: no example in its help"
 
 
 def test_every_option_tells_what_it_is_for() -> None:
@@ -70,13 +70,14 @@ def test_every_option_tells_what_it_is_for() -> None:
 
 def test_readme_knows_every_command() -> None:
     for typed, _ in commands():
-        assert f"`{typed}" in README or f"\n{typed} " in README, f"README says nothing of {typed}"
+        alone = typed.split()[-1]  # a subcommand may be told of by its own name, in its command's section
+        assert f"{typed} " in README or f"`{alone}`" in README, f"README says nothing of {typed}"
 
 
 def test_readme_knows_every_option_it_shows() -> None:
-    from sekd_cli.cli import main
+    from sekd_cli.cli import cli
 
-    everything = [main, *(command for _, command in commands())]
+    everything = [cli, *(command for _, command in commands())]
     known = {name for one in everything for option in one.params for name in (*option.opts, *option.secondary_opts)}
     shown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
     assert shown <= known | {"--help"}

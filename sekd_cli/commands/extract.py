@@ -16,7 +16,13 @@ import click
 @click.option("--nms-radius", default=4, show_default=True, help="Pixels between keypoints, along x or y.")
 @click.option("--max-size", default=1600, show_default=True, help="Longer edge seen by the network; 0 for none.")
 @click.option("--weights", type=click.Path(path_type=Path), help="A .safetensors of sekd train, or the authors' .pth.")
-@click.option("--descriptor-dtype", type=click.Choice(("float32", "float16")), default="float32", show_default=True)
+@click.option(
+    "--descriptor-dtype",
+    type=click.Choice(("float32", "float16")),
+    default="float32",
+    show_default=True,
+    help="In the file; float16 halves it.",
+)
 @click.option(
     "--masks",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
