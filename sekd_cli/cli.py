@@ -5,6 +5,7 @@ import importlib.util
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (see `errors.py` and README)."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads of torch leave the cores to decoding
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # what it has to say of an image, the caller says
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged EXIF, which changes nothing
     _set_up_logging()
     try:
         result: Any = cli.main(arguments, prog_name="sekd", standalone_mode=False)

@@ -29,7 +29,7 @@ def find_images(paths: Sequence[str | Path], *, root: Path | None = None) -> lis
     """All images that `paths` mean, sorted by name, each once.
 
     A folder stands for the images in it and below, by suffix, hidden ones left out; a file for itself, whatever its
-    suffix; a pattern for what it matches (`**` for any folders). A path that does not exist becomes an entry as well:
+    suffix; a pattern for the images that it matches (`**` for any folders). A path that does not exist becomes an entry as well:
     reading it says so, and the others go on. Names are relative to the folder given, to the part of a pattern before
     its first wildcard, or for a file to its own folder; or all of them to `root`.
 
@@ -60,7 +60,7 @@ def _expand(given: Path) -> Iterator[tuple[Path, Path]]:
             if match.is_dir():
                 if "**" not in given.parts:  # which matches the files in it by itself
                     yield from ((path, literal) for path in _images_below(match))
-            elif match.suffix.lower() in SUFFIXES or given.suffix:
+            elif match.suffix.lower() in SUFFIXES or match.suffix == given.suffix:
                 yield match, literal
 
 

@@ -172,8 +172,8 @@ def _complaint(path: Path, error: Exception) -> str:
         return "an empty file; copy it again"
     if isinstance(error, UnidentifiedImageError):
         return "not an image that sekd reads; convert it to JPEG or PNG"
-    reason = str(error).partition("\n")[0] or type(error).__name__
-    return f"damaged or truncated ({reason}); copy it again, or convert it to PNG"
+    reason = f" ({error})" if isinstance(error, OSError) else ""  # others speak of Pillow's inside
+    return f"damaged or truncated{reason}; copy it again, or convert it to PNG"
 
 
 def _orientation(image: Image.Image) -> int:

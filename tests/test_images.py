@@ -1,0 +1,234 @@
+import contextlib
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hostile_images import bomb, broken_files, deep, deep_turned_tiff, drawn, encoded, whole_files
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from sekd_cli.errors import ImageError
+from sekd_cli.images import read_image, read_image_size, read_mask, to_eight_bits, to_stored, turn_back, turn_upright
+
+PICTURE = drawn()
+GREY = cv2.cvtColor(PICTURE, cv2.COLOR_RGB2GRAY)
+WHOLE, BROKEN = whole_files(), broken_files()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "image"
+
+
+def read(path: Path, content: bytes) -> np.ndarray:
+    """Grey pixels of a file with this content."""
+    path.write_bytes(content)
+    return read_image(path).pixels
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "PPM", "BMP", "TGA", "JPEG2000"])
+def test_grey_is_the_same_for_every_format(path: Path, kind: str) -> None:
+    np.testing.assert_array_equal(read(path, encoded(PICTURE, kind)), GREY)
+    np.testing.assert_array_equal(read_image(path, colour=True).pixels, PICTURE)
+
+
+def test_grey_is_the_usual_weighting(path: Path) -> None:
+    pixels = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [10, 20, 30]]], dtype=np.uint8)
+    np.testing.assert_array_equal(read(path, encoded(pixels, "PNG")), [[76, 150, 29, 255, 18]])
+    assert read_image(path).grey().dtype == np.float32
+    np.testing.assert_allclose(read_image(path).grey()[0, 3:], [1, 18 / 255], rtol=1e-6)
+    np.testing.assert_array_equal(read_image(path, colour=True).grey(), read_image(path).grey())
+
+
+@pytest.mark.parametrize("mode", [None, "L", "CMYK"])
+def test_jpeg_is_read_but_for_its_own_losses(path: Path, mode: str | None) -> None:
+    smooth = cv2.GaussianBlur(PICTURE, (0, 0), 2)
+    grey = cv2.cvtColor(smooth, cv2.COLOR_RGB2GRAY)
+    assert np.abs(read(path, encoded(smooth, "JPEG", mode=mode)).astype(int) - grey).max() <= 6
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"), [("PNG", "L"), ("PNG", "I;16"), ("TIFF", "L"), ("TIFF", "I"), ("TIFF", "I;16"), ("TIFF", "F")]
+)
+def test_grey_images_of_any_depth_keep_their_values(path: Path, kind: str, mode: str) -> None:
+    assert np.abs(read(path, encoded(GREY, kind, mode=mode)).astype(int) - GREY).max() <= 1
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
+@pytest.mark.parametrize("factor", [16, 64, 257], ids=["12 bits", "14 bits", "16 bits"])
+def test_more_than_eight_bits_are_scaled_not_blacked_out(path: Path, suffix: str, factor: int) -> None:
+    """Twelve bits in a 16-bit file are what cameras give; taking the upper byte would leave 15 grey levels."""
+    opaque = np.full((*GREY.shape, 1), 65535, dtype=np.uint16)
+    colour = PICTURE.astype(np.uint16) * factor
+    for pixels in (GREY.astype(np.uint16) * factor, colour, np.concatenate((colour, opaque), axis=2)):
+        assert np.abs(read(path, deep(pixels, suffix)).astype(int) - GREY).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([0, 7, 255], dtype=np.uint16), [0, 7, 255]),
+        (np.array([0, 1023], dtype=np.uint16), [0, 255]),
+        (np.array([0, 2048, 4095], dtype=np.uint16), [0, 128, 255]),
+        (np.array([0, 32768, 65535], dtype=np.int32), [0, 128, 255]),
+        (np.array([20000, 20500, 21000], dtype=np.uint16), [0, 128, 255]),  # thermal: a small part of the range
+        (np.array([20000, 20100], dtype=np.uint16), [78, 78]),  # but noise is not blown up
+        (np.array([-100, 100], dtype=np.int32), [0, 255]),
+        (np.array([0, 2**20], dtype=np.int32), [0, 255]),
+        (np.array([0, 0.5, 1], dtype=np.float32), [0, 128, 255]),
+        (np.array([0, 99.6, 255], dtype=np.float32), [0, 100, 255]),
+        (np.array([-1, 0, 3], dtype=np.float32), [0, 64, 255]),
+        (np.array([np.nan, 0, 1, np.inf], dtype=np.float32), [0, 0, 255, 0]),
+        (np.array([5, 5], dtype=np.float32), [5, 5]),
+        (np.array([1e6, 1e6], dtype=np.float32), [0, 0]),
+    ],
+)
+def test_the_scale_of_other_number_types(values: np.ndarray, expected: list[int]) -> None:
+    np.testing.assert_array_equal(to_eight_bits(values), expected)
+
+
+def test_transparent_pixels_are_mid_grey(path: Path) -> None:
+    pixels = np.zeros((1, 3, 4), dtype=np.uint8)
+    pixels[0, :, :3] = 200
+    pixels[0, :, 3] = 0, 255, 51  # a fifth
+    np.testing.assert_array_equal(read(path, encoded(pixels, "PNG")), [[128, 200, 142]])
+    np.testing.assert_array_equal(read_image(path, colour=True).pixels[0, :, 0], [128, 200, 142])
+    grey = encoded(pixels[..., [0, 3]], "PNG")
+    np.testing.assert_array_equal(read(path, grey), [[128, 200, 142]])
+    np.testing.assert_array_equal(read(path, deep(pixels.astype(np.uint16) * 257, ".png")), [[128, 200, 142]])
+
+
+def test_transparency_by_colour_and_palette_is_seen(path: Path) -> None:
+    image = Image.fromarray(np.array([[0, 1, 1]], dtype=np.uint8), "P")
+    image.putpalette([10, 10, 10, 240, 240, 240])
+    image.save(path, "PNG", transparency=0)
+    np.testing.assert_array_equal(read_image(path).pixels, [[128, 240, 240]])
+    Image.fromarray(np.array([[7, 9]], dtype=np.uint8)).save(path, "PNG", transparency=7)
+    np.testing.assert_array_equal(read_image(path).pixels, [[128, 9]])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+def test_photographs_are_turned_upright_and_points_turned_back(path: Path, kind: str, orientation: int) -> None:
+    path.write_bytes(encoded(PICTURE, kind, orientation=orientation))
+    photograph = read_image(path)
+    np.testing.assert_array_equal(photograph.pixels, GREY)
+    height, width = GREY.shape
+    assert photograph.orientation == orientation
+    assert photograph.stored_size == ((width, height) if orientation < 5 else (height, width))
+
+    stored = turn_back(photograph.pixels, orientation)
+    xy = np.array([[0, 0], [width - 1, 0], [5, 17], [width - 1, height - 1]])
+    stored_xy = photograph.to_stored(xy)
+    np.testing.assert_array_equal(stored[stored_xy[:, 1], stored_xy[:, 0]], GREY[xy[:, 1], xy[:, 0]])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_deep_tiffs_are_turned_once(path: Path, orientation: int) -> None:
+    content = deep_turned_tiff(PICTURE.astype(np.uint16) * 257, orientation)
+    np.testing.assert_array_equal(read(path, content), GREY)
+
+
+@given(st.integers(1, 8), st.integers(1, 9), st.integers(1, 9))
+def test_turning_and_turning_back_are_inverse(orientation: int, height: int, width: int) -> None:
+    stored = np.arange(height * width).reshape(height, width)
+    upright = turn_upright(stored, orientation)
+    np.testing.assert_array_equal(turn_back(upright, orientation), stored)
+    y, x = np.mgrid[: upright.shape[0], : upright.shape[1]].reshape(2, -1)
+    back = to_stored(np.stack((x, y), axis=1), orientation, (width, height))
+    np.testing.assert_array_equal(stored[back[:, 1], back[:, 0]], upright.ravel())
+
+
+def test_an_orientation_that_means_nothing_is_ignored(path: Path) -> None:
+    for strange in (0, 9, 77):
+        exif = Image.Exif()
+        exif[0x0112] = strange
+        Image.fromarray(PICTURE).save(path, "PNG", exif=exif)
+        assert read_image(path).orientation == 1
+
+
+@pytest.mark.parametrize("name", sorted(WHOLE))
+def test_every_sound_file_is_read(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(WHOLE[name])
+    photograph = read_image(path)
+    assert photograph.pixels.dtype == np.uint8
+    width, height = read_image_size(path)
+    assert {width, height} == set(photograph.pixels.shape)
+    assert read_image(path, colour=True).pixels.shape == (*photograph.pixels.shape, 3)
+
+
+@pytest.mark.parametrize("name", sorted(BROKEN))
+def test_every_broken_file_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(BROKEN[name])
+    with pytest.raises(ImageError) as raised:
+        read_image(path)
+    message = str(raised.value)
+    assert message.startswith(f"{path}: ")
+    assert "; " in message, "a remedy"
+    assert "\n" not in message
+
+
+@given(st.binary(max_size=200), st.sampled_from(sorted(name for name in WHOLE if name.startswith("format"))))
+def test_damage_anywhere_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, junk: bytes, name: str) -> None:
+    content = bytearray(WHOLE[name])
+    for index in range(0, len(junk) - 1, 2):
+        content[junk[index] * len(content) // 256] = junk[index + 1]
+    path = tmp_path_factory.getbasetemp() / "damaged"
+    path.write_bytes(content)
+    with contextlib.suppress(ImageError):
+        assert read_image(path, max_pixels=10**6).pixels.size
+
+
+def test_what_is_no_file_is_said_and_nothing_hangs(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path, words in (
+        (tmp_path, "a folder"),
+        (tmp_path / "pipe", "neither a file nor a folder"),
+        (tmp_path / "missing.jpg", "no such file"),
+    ):
+        with pytest.raises(ImageError, match=words):
+            read_image(path)
+
+
+def test_bombs_are_refused_before_decoding_and_the_limit_can_be_raised(path: Path) -> None:
+    path.write_bytes(bomb())
+    with pytest.raises(ImageError, match="100000x100000 is more than 250 million pixels; raise --max-pixels"):
+        read_image(path)
+    assert read_image_size(path, max_pixels=0) == (100_000, 100_000)
+    path.write_bytes(encoded(PICTURE, "PNG"))
+    with pytest.raises(ImageError, match="128x96 is more than"):
+        read_image(path, max_pixels=128 * 96 - 1)
+    assert read_image(path, max_pixels=128 * 96).pixels.shape == (96, 128)
+
+
+def test_pillows_own_limit_neither_matters_nor_changes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    np.testing.assert_array_equal(read(path, encoded(PICTURE, "PNG")), GREY)
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+def test_large_images_are_converted_in_strips_with_the_same_result(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sekd_cli.images.STRIP_PIXELS", 128 * 7)
+    np.testing.assert_array_equal(read(path, encoded(PICTURE, "PNG")), GREY)
+    np.testing.assert_array_equal(read(path, encoded(PICTURE, "TIFF", mode="CMYK")), GREY)
+
+
+def test_masks_are_black_where_nothing_may_be_in_the_grid_of_the_file(path: Path, tmp_path: Path) -> None:
+    stored = np.full((128, 96), 255, dtype=np.uint8)  # the picture stored on its side
+    stored[:10] = 0
+    mask = tmp_path / "mask.png"
+    mask.write_bytes(encoded(stored, "PNG"))
+    path.write_bytes(encoded(PICTURE, "JPEG", orientation=6))
+    photograph = read_image(path)
+    allowed = read_mask(mask, photograph)
+    assert allowed.shape == photograph.pixels.shape == (96, 128)
+    np.testing.assert_array_equal(turn_back(allowed, 6), stored > 0)
+
+    mask.write_bytes(encoded(stored[:50], "PNG"))
+    with pytest.raises(ImageError, match="mask of 96x50, but its image has 96x128 pixels"):
+        read_mask(mask, photograph)
