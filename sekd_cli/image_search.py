@@ -29,9 +29,9 @@ def find_images(paths: Sequence[str | Path], *, root: Path | None = None) -> lis
     """All images that `paths` mean, sorted by name, each once.
 
     A folder stands for the images in it and below, by suffix, hidden ones left out; a file for itself, whatever its
-    suffix; a pattern for the images that it matches (`**` for any folders). A path that does not exist becomes an entry as well:
-    reading it says so, and the others go on. Names are relative to the folder given, to the part of a pattern before
-    its first wildcard, or for a file to its own folder; or all of them to `root`.
+    suffix; a pattern for the images that it matches (`**` for any folders). A path that does not exist becomes an
+    entry as well: reading it says so, and the others go on. Names are relative to the folder given, to the part of a
+    pattern before its first wildcard, or for a file to its own folder; or all of them to `root`.
 
     Raises UsageError if two images get the same name, or one lies outside `root`.
     """
