@@ -29,7 +29,7 @@ COMMANDS = {
     "merge": "Join the files of shards.",
 }
 INTERRUPTED = 130  # what shells give for Ctrl-C
-BROKEN_PIPE = 141  # and for a reader that went away
+BROKEN_PIPE = 1  # the reader of stdout went away; what click gives where it notices first
 
 logger = logging.getLogger("sekd_cli")
 

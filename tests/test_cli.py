@@ -1,0 +1,146 @@
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+
+from sekd_cli import __version__, cli
+from sekd_cli.errors import DeviceError, ImageError, InputFileError, MissingExtraError, OutputError, SekdError
+
+
+def run(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """The command line in a process of its own."""
+    command = [sys.executable, "-m", "sekd_cli", *arguments]
+    return subprocess.run(command, input=stdin, capture_output=True, check=False)
+
+
+@pytest.fixture
+def with_command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], Callable[..., int]]:
+    """Run a function as the subcommand `try`, through the edge."""
+
+    def running(function: Callable[[], object]) -> Callable[..., int]:
+        command = click.Command("try", callback=function)
+        monkeypatch.setattr(cli.LazyGroup, "list_commands", lambda *_: ["try"])
+        monkeypatch.setattr(cli.importlib, "import_module", lambda _: type("module", (), {"try": command}))
+        return lambda *options: cli.main(["try", *options])
+
+    return running
+
+
+def failing(error: BaseException) -> Callable[[], None]:
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+def test_help_lists_every_subcommand_with_one_line() -> None:
+    done = run("--help")
+    text = done.stdout.decode()
+    assert done.returncode == 0
+    for name in ("extract", "train", "evaluate"):
+        assert f"{name} " in text
+        assert cli.COMMANDS[name] in text
+
+
+def test_every_subcommand_explains_itself_and_takes_the_common_options() -> None:
+    context = click.Context(cli.cli)
+    for name in cli.cli.list_commands(context):
+        command = cli.cli.get_command(context, name)
+        assert command is not None
+        assert command.help
+        flags = {flag for parameter in command.params for flag in parameter.opts}
+        assert flags >= {"--quiet", "--verbose", "--log-file"}
+        for parameter in command.params:
+            if isinstance(parameter, click.Option):
+                assert parameter.help or isinstance(parameter.type, click.Choice), f"{name}: {parameter.name}"
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert __version__ in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["extrakt"], ["extract"], ["extract", "x", "--no-such-option"]])
+def test_wrong_usage_is_two(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Error:" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (SekdError("some failed"), 1),
+        (ImageError("an image"), 1),
+        (InputFileError("weights"), 4),
+        (OutputError("disk"), 5),
+        (MissingExtraError("pycolmap", "colmap"), 6),
+        (DeviceError("cuda"), 7),
+    ],
+)
+def test_errors_are_one_line_and_their_exit_code(
+    with_command: Callable[..., Callable[..., int]], capsys: pytest.CaptureFixture[str], error: SekdError, code: int
+) -> None:
+    assert with_command(failing(error))() == code
+    captured = capsys.readouterr()
+    assert captured.err == f"error: {error}\n"
+    assert captured.out == ""
+
+
+def test_names_with_line_breaks_and_bytes_that_are_no_text_stay_on_one_line(
+    with_command: Callable[..., Callable[..., int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_command(failing(OutputError("a\nb\x1b[31m\udcff ü: full")))()
+    assert capsys.readouterr().err == "error: a\\nb\\x1b[31m\\udcff ü: full\n"
+
+
+def test_an_interrupt_is_said_without_a_traceback(
+    with_command: Callable[..., Callable[..., int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert with_command(failing(KeyboardInterrupt()))() == 130
+    assert capsys.readouterr().err.strip() == "error: interrupted; run the same command to go on"
+
+
+def test_what_a_command_returns_is_the_exit_code(with_command: Callable[..., Callable[..., int]]) -> None:
+    assert with_command(lambda: 1)() == 1
+    assert with_command(lambda: None)() == 0
+
+
+def test_quiet_keeps_errors_and_the_log_file_keeps_everything(
+    with_command: Callable[..., Callable[..., int]], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def talk() -> None:
+        for level in ("debug", "info", "warning", "error"):
+            getattr(cli.logger, level)("%s said", level)
+
+    command, log = with_command(talk), tmp_path / "log.txt"
+    command()
+    assert capsys.readouterr().err == "info said\nwarning: warning said\nerror: error said\n"
+    command("--verbose")
+    assert capsys.readouterr().err == "debug: debug said\ninfo said\nwarning: warning said\nerror: error said\n"
+    command("--quiet", "--log-file", str(log))
+    assert capsys.readouterr().err == "warning: warning said\nerror: error said\n"
+    assert [line.split()[-2:] for line in log.read_text().splitlines()] == [
+        [level, "said"] for level in ("debug", "info", "warning", "error")
+    ]
+
+
+def test_a_log_that_cannot_be_written_is_an_output_error(
+    with_command: Callable[..., Callable[..., int]], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert with_command(lambda: None)("--log-file", str(tmp_path / "no" / "log")) == 5
+    assert "the log can't be written" in capsys.readouterr().err
+
+
+def test_a_reader_that_goes_away_is_no_traceback() -> None:
+    program = "import sys, sekd_cli.cli as c; sys.exit(c.main(['--help']))"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    assert process.returncode == cli.BROKEN_PIPE

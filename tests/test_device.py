@@ -1,0 +1,38 @@
+import pytest
+import torch
+
+from sekd_cli.device import available_cores, resolve_device
+from sekd_cli.errors import DeviceError, UsageError
+
+
+def test_the_cpu_is_always_there() -> None:
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert available_cores() >= 1
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "CPU", "", "cuda:-1", "cpu:0"])
+def test_other_names_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="give auto, cpu, cuda"):
+        resolve_device(name)
+
+
+def test_a_missing_device_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert resolve_device("cuda:0") == torch.device("cuda:0")
+    with pytest.raises(DeviceError, match="--device cuda:3: this machine has 1 CUDA GPUs"):
+        resolve_device("cuda:3")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(DeviceError, match="--device mps"):
+        resolve_device("mps")
+
+
+def test_auto_takes_a_gpu_where_there_is_one_and_each_rank_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert resolve_device("auto") == torch.device("cuda:0")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert resolve_device("auto") == torch.device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert resolve_device("auto") == torch.device("cpu")

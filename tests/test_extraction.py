@@ -1,0 +1,314 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hostile_images import drawn, encoded
+
+from sekd_cli.config import DetectionSettings
+from sekd_cli.errors import ImageError, UsageError
+from sekd_cli.extraction import REACH, TILE_PIXELS, Extractor, _cores, prepare
+from sekd_cli.feature_file import StoredFeatures
+from sekd_cli.images import Photograph, read_image
+from sekd_cli.networks import NETWORKS, CompactNetwork, DenseMaps, DenseNetwork
+
+CPU = torch.device("cpu")
+
+
+class Peaks(DenseNetwork):
+    """Fires on bright pixels, and describes a place by its column, its row and one: known answers."""
+
+    name = "compact"
+    stride = 32
+    descriptor_dim = 3
+    default_threshold = 0.5
+
+    def forward(self, image: torch.Tensor, statistics: torch.Tensor | None = None) -> DenseMaps:
+        assert statistics is not None
+        batch, _, height, width = image.shape
+        assert height % self.stride == width % self.stride == 0
+        x = torch.arange(width).expand(batch, height, width) / 1000
+        y = torch.arange(height)[:, None].expand(batch, height, width) / 1000
+        return DenseMaps(20 * image[:, 0] - 10, (torch.stack((x, y, torch.ones_like(x)), dim=1),), image)
+
+
+def photograph_of(pixels: np.ndarray, orientation: int = 1) -> Photograph:
+    height, width = pixels.shape[:2]
+    return Photograph(
+        pixels=pixels,
+        orientation=orientation,
+        stored_size=(width, height) if orientation < 5 else (height, width),
+    )
+
+
+def dots(height: int, width: int, *xy: tuple[int, int]) -> np.ndarray:
+    """Grey with white pixels here and there."""
+    pixels = np.zeros((height, width), dtype=np.uint8)
+    for x, y in xy:
+        pixels[y, x] = 255
+    return pixels
+
+
+def extractor(network: DenseNetwork | None = None, *, threshold: float | None = None, **options: int) -> Extractor:
+    detection = {key: options.pop(key) for key in ("max_keypoints", "nms_radius") if key in options}
+    settings = DetectionSettings(threshold=threshold, **detection)
+    return Extractor(network or Peaks(), settings, device=CPU, **options)
+
+
+def extract(one: Extractor, photograph: Photograph, mask: np.ndarray | None = None) -> StoredFeatures:
+    return one.extract([one.prepare(photograph, mask)])[0]
+
+
+def untrained() -> CompactNetwork:
+    torch.manual_seed(0)
+    return CompactNetwork()
+
+
+def test_keypoints_are_where_the_pixels_are_best_first() -> None:
+    pixels = dots(50, 70, (3, 4), (69, 49), (40, 20))
+    pixels[20, 40] = 200
+    features = extract(extractor(), photograph_of(pixels))
+    np.testing.assert_allclose(features.keypoints, [[3, 4], [69, 49], [40, 20]], atol=1e-4)
+    assert features.scores[0] > features.scores[2] > 0.5
+    assert features.image_size == (70, 50)
+    np.testing.assert_array_equal(features.scales, [1, 1, 1])
+
+
+def test_types_are_those_of_the_file() -> None:
+    features = extract(extractor(), photograph_of(dots(40, 40, (7, 7))))
+    for values in (features.keypoints, features.scores, features.descriptors, features.scales):
+        assert values is not None
+        assert values.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(features.descriptors, axis=1), 1, rtol=1e-6)
+
+
+def test_keypoints_of_a_shrunk_photograph_are_in_its_own_pixels() -> None:
+    """Each pixel that the network sees is a 4x4 block, whose centre lies 1.5 pixels from the block's first."""
+    pixels = cv2.resize(dots(30, 40, (5, 8)), (160, 120), interpolation=cv2.INTER_NEAREST)
+    features = extract(extractor(max_size=40), photograph_of(pixels))
+    np.testing.assert_allclose(features.keypoints, [[5 * 4 + 1.5, 8 * 4 + 1.5]], atol=1e-4)
+    np.testing.assert_allclose(features.scales, [4])
+
+
+def test_a_small_photograph_is_never_enlarged_and_no_limit_leaves_all() -> None:
+    assert prepare(photograph_of(dots(30, 40)), max_size=100).grey.shape == (30, 40)
+    assert prepare(photograph_of(dots(30, 400)), max_size=0).grey.shape == (30, 400)
+    assert prepare(photograph_of(dots(2, 4000)), max_size=100).grey.shape == (1, 100)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_keypoints_are_stored_in_the_grid_of_the_file(tmp_path: Path, orientation: int) -> None:
+    path = tmp_path / "turned.png"
+    path.write_bytes(encoded(dots(50, 70, (3, 4), (60, 20)), "PNG", orientation=orientation))
+    stored = cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
+    features = extract(extractor(), read_image(path))
+    y, x = np.nonzero(stored)
+    assert sorted(map(tuple, features.keypoints.round().astype(int))) == sorted(zip(x, y, strict=True))
+    assert features.image_size == stored.shape[::-1]
+
+
+def test_all_orientations_of_a_photograph_have_the_same_keypoints(tmp_path: Path) -> None:
+    """The eight files look alike; each holds its pixels in another order, and its keypoints with them."""
+    one = extractor(untrained(), threshold=0, max_size=100)
+    pictures = []
+    for orientation in range(1, 9):
+        path = tmp_path / f"{orientation}.png"
+        path.write_bytes(encoded(drawn(), "PNG", orientation=orientation))
+        photograph = read_image(path)
+        features = extract(one, photograph)
+        height, width = photograph.pixels.shape
+        corners = np.array([[0, 0], [width - 1, 0], [0, height - 1]], dtype=np.float64)
+        origin, right, down = photograph.to_stored(corners)
+        across, along = (right - origin) / (width - 1), (down - origin) / (height - 1)
+        upright = (features.keypoints - origin) @ np.stack((across, along), axis=1)
+        pictures.append(upright)
+        np.testing.assert_allclose(upright, pictures[0], atol=0.01)
+    assert len(pictures[0]) > 30
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("size", [(1, 40), (2, 2), (3, 300), (31, 33), (33, 31), (64, 64)])
+def test_images_of_any_size_have_all_their_keypoints_inside(name: str, size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    pixels = drawn(320, 320)[: size[0], : size[1], 0]
+    features = extract(extractor(NETWORKS[name](), threshold=0), photograph_of(pixels))
+    assert len(features) > 0
+    assert (features.keypoints >= -0.5).all()
+    assert (features.keypoints <= np.array(size[::-1]) - 0.5).all()
+    assert np.isfinite(features.descriptors).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (64, 64)])
+def test_an_even_image_has_no_keypoints(size: tuple[int, int]) -> None:
+    features = extract(extractor(untrained(), threshold=0), photograph_of(np.full(size, 90, dtype=np.uint8)))
+    assert len(features) == 0
+    assert features.descriptors.shape == (0, 64)
+    assert features.image_size == size[::-1]
+
+
+def test_padding_leaves_no_keypoints_and_suppresses_none() -> None:
+    """A bright right border repeats in the padding; its own maxima must be found all the same."""
+    pixels = dots(40, 40, (39, 10), (10, 39), (39, 39))
+    features = extract(extractor(nms_radius=2), photograph_of(pixels))
+    assert sorted(map(tuple, features.keypoints.round().astype(int))) == [(10, 39), (39, 10), (39, 39)]
+
+
+def test_the_network_is_told_the_statistics_of_the_unpadded_image() -> None:
+    told: list[torch.Tensor] = []
+
+    class Listening(Peaks):
+        def forward(self, image: torch.Tensor, statistics: torch.Tensor | None = None) -> DenseMaps:
+            assert statistics is not None
+            told.append(statistics)
+            return super().forward(image, statistics)
+
+    pixels = drawn()[:50, :50, 0]
+    extract(extractor(Listening()), photograph_of(pixels))
+    torch.testing.assert_close(told[0], torch.tensor([[pixels.mean() / 255, pixels.std() / 255]]).float())
+
+
+def test_a_batch_gives_what_each_image_gives_alone() -> None:
+    one = extractor(untrained(), threshold=0, max_keypoints=100)
+    images = [one.prepare(photograph_of(drawn(seed=seed)[..., 0])) for seed in range(3)]
+    assert len({one.padded_size(image) for image in images}) == 1
+    for together, image in zip(one.extract(images), images, strict=True):
+        alone = one.extract([image])[0]
+        np.testing.assert_allclose(together.keypoints, alone.keypoints, atol=1e-3)
+        np.testing.assert_allclose(together.descriptors, alone.descriptors, atol=1e-5)
+
+
+def test_masked_pixels_have_no_keypoints_and_the_others_keep_theirs() -> None:
+    pixels = dots(60, 60, (10, 10), (40, 10), (10, 40))
+    mask = np.ones((60, 60), dtype=bool)
+    mask[:, 30:] = False
+    features = extract(extractor(), photograph_of(pixels), mask)
+    assert sorted(map(tuple, features.keypoints.round().astype(int))) == [(10, 10), (10, 40)]
+
+
+def test_no_keypoint_rounds_into_a_mask_even_where_the_photograph_was_shrunk() -> None:
+    pixels, random = drawn(240, 320)[..., 0], np.random.default_rng(0)
+    mask = random.random((240, 320)) < 0.5
+    features = extract(extractor(untrained(), threshold=0, max_size=200, nms_radius=1), photograph_of(pixels), mask)
+    x, y = features.keypoints.round().astype(int).T
+    assert len(x) > 50
+    assert mask[y, x].all()
+
+
+def sorted_by_place(features: StoredFeatures) -> tuple[np.ndarray, np.ndarray]:
+    order = np.lexsort(features.keypoints.T)
+    return features.keypoints[order], features.descriptors[order]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_tiles_give_the_keypoints_of_the_whole_image(name: str) -> None:
+    """Three tiles side by side; with a random network every path through it matters."""
+    torch.manual_seed(0)
+    network = NETWORKS[name]()
+    pixels = drawn(104, 1544)[..., 0]
+    pixels[:, 600:] //= 2  # tiles of different brightness: the statistics must be the whole image's
+    options = {"threshold": 0, "max_keypoints": 0, "max_size": 0}
+    whole = extract(extractor(network, tile=0, **options), photograph_of(pixels))
+    tiled = extract(extractor(network, tile=1024, **options), photograph_of(pixels))
+    assert len(whole) == len(tiled) > 500
+    for one, other in zip(sorted_by_place(tiled), sorted_by_place(whole), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-3)
+
+
+def test_the_best_of_all_tiles_are_kept_best_first() -> None:
+    xy = [(x, 20) for x in range(10, 2000, 60)]
+    pixels = dots(40, 2000, *xy)
+    for rank, (x, y) in enumerate(xy):
+        pixels[y, x] = 160 + (rank * 7) % 90
+    whole = extract(extractor(tile=0, max_size=0, max_keypoints=9), photograph_of(pixels))
+    tiled = extract(extractor(tile=1024, max_size=0, max_keypoints=9), photograph_of(pixels))
+    np.testing.assert_array_equal(tiled.keypoints, whole.keypoints)
+    np.testing.assert_array_equal(tiled.scores, whole.scores)
+
+
+def test_no_keypoint_is_doubled_or_lost_at_a_seam() -> None:
+    """White dots and a white plateau all along a row, the seam at 512 among them."""
+    pixels = dots(40, 1500, *((x, 20) for x in range(497, 530, 5)))
+    pixels[30, 490:540] = 255
+    whole = extract(extractor(tile=0, max_size=0, nms_radius=4), photograph_of(pixels))
+    tiled = extract(extractor(tile=1024, max_size=0, nms_radius=4), photograph_of(pixels))
+    assert len(tiled) == len(whole)
+    np.testing.assert_allclose(sorted_by_place(tiled)[0], sorted_by_place(whole)[0], atol=1e-4)
+
+
+def test_masks_hold_in_tiles() -> None:
+    pixels = dots(40, 1500, (100, 20), (700, 20), (1400, 20))
+    mask = np.ones((40, 1500), dtype=bool)
+    mask[:, 600:800] = False
+    features = extract(extractor(tile=1024, max_size=0), photograph_of(pixels), mask)
+    assert sorted(features.keypoints[:, 0].round()) == [100, 1400]
+
+
+@pytest.mark.parametrize("extent", [1, 1024, 1025, 3000, 30000])
+def test_cores_cover_everything_once_and_begin_on_every_stride(extent: int) -> None:
+    cores = list(_cores(extent, 1024))
+    assert [end for _, end in cores[:-1]] == [start for start, _ in cores[1:]]
+    assert (cores[0][0], cores[-1][1]) == (0, extent)
+    assert all(start % 32 == 0 and start < end for start, end in cores)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_network_looks_further_than_tiles_overlap(name: str) -> None:
+    """A change at one pixel changes nothing REACH pixels away."""
+    torch.manual_seed(0)
+    network = NETWORKS[name]().eval()
+    image = torch.rand(1, 1, 32, 1024)
+    changed = image.clone()
+    changed[..., 512] += 5
+    statistics = torch.tensor([[0.5, 0.3]])
+    with torch.inference_mode():
+        before, after = network(image, statistics), network(changed, statistics)
+    for one, other in zip(
+        (before.score_logits, *before.descriptor_maps), (after.score_logits, *after.descriptor_maps), strict=True
+    ):
+        cell = 1024 // one.shape[-1]
+        different = (one != other).flatten(0, -2).any(dim=0).nonzero()[:, 0] * cell
+        assert len(different) > 0
+        assert different.min() >= 512 - REACH + cell  # a descriptor is read between two cells
+        assert different.max() < 512 + REACH - 2 * cell
+    assert network.stride <= REACH
+    assert REACH % network.stride == 0
+    assert name in TILE_PIXELS
+
+
+def test_too_little_memory_for_a_batch_is_met_by_single_images() -> None:
+    calls: list[int] = []
+
+    class Hungry(Peaks):
+        def forward(self, image: torch.Tensor, statistics: torch.Tensor | None = None) -> DenseMaps:
+            calls.append(len(image))
+            if len(image) > 1:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            return super().forward(image, statistics)
+
+    one = extractor(Hungry())
+    images = [one.prepare(photograph_of(dots(32, 32, (index, 9)))) for index in (3, 20)]
+    assert [features.keypoints.round().tolist() for features in one.extract(images)] == [[[3, 9]], [[20, 9]]]
+    assert calls == [2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "error", [torch.cuda.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")]
+)
+def test_too_little_memory_for_one_image_is_an_error_of_that_image(error: Exception) -> None:
+    class Insatiable(Peaks):
+        def forward(self, image: torch.Tensor, statistics: torch.Tensor | None = None) -> DenseMaps:
+            raise error
+
+    with pytest.raises(ImageError, match=r"too little memory on cpu.*--tile"):
+        extract(extractor(Insatiable()), photograph_of(dots(32, 32, (3, 3))))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [(lambda: extractor(max_size=-1), "--max-size -1"), (lambda: extractor(tile=500), "--tile 500: give 0")],
+)
+def test_options_that_make_no_sense_are_refused(make: Callable[[], Extractor], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        make()
