@@ -12,18 +12,15 @@ import click
 
 from sekd_cli.commands.evaluate_output import show
 from sekd_cli.commands.progress import Bar, progress_bar
-from sekd_cli.errors import DeviceError
 
 if TYPE_CHECKING:
-    import torch
-
     from sekd_cli.evaluation.methods import ComputedMethod, Method
     from sekd_cli.evaluation.plots import Panel
     from sekd_cli.evaluation.tables import Table
 
 Command = Callable[..., None]
 
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 COUNT = click.IntRange(min=0)
 POSITIVE = click.IntRange(min=1)
@@ -47,7 +44,7 @@ def _method_options(max_keypoints: int) -> Callable[[Command], Command]:
         click.option("-w", "--weights", multiple=True, type=FILE, help="sekd's weights; a row for each file."),
         click.option("--max-keypoints", type=COUNT, default=max_keypoints, show_default=True, help="0 for all."),
         click.option("--threshold", type=float, help="sekd's keypoint probability.  [default: the network's own]"),
-        click.option("--device", default="cpu", show_default=True, help="Where sekd runs: cpu, cuda, cuda:1, mps."),
+        click.option("--device", default="auto", show_default=True, help="Of sekd: auto, cpu, cuda, cuda:1 or mps."),
     )
 
 
@@ -247,6 +244,7 @@ def _computed(
 ) -> "list[ComputedMethod]":
     """The methods that compute features here; sekd with the packaged weights if nothing was asked for and `alone`."""
     from sekd_cli.config import DetectionSettings
+    from sekd_cli.device import resolve_device
     from sekd_cli.evaluation.baselines import Orb, Sift
     from sekd_cli.evaluation.own import Sekd
     from sekd_cli.networks.weights_file import load_network, packaged_weights
@@ -258,7 +256,7 @@ def _computed(
         if name == "sekd":
             settings = DetectionSettings(max_keypoints=max_keypoints, threshold=threshold)
             for path in weights or (packaged_weights(),):
-                chosen.append(Sekd(load_network(path), path.stem, settings, _device(device)))
+                chosen.append(Sekd(load_network(path), path.stem, settings, resolve_device(device)))
         else:
             chosen.append(Orb(max_keypoints) if name == "orb" else Sift(max_keypoints, root=name == "rootsift"))
     return chosen
@@ -278,15 +276,6 @@ def _tell_apart(methods: "Sequence[Method]") -> None:
             method.label += f"-{seen[method.label]}"
 
 
-def _device(name: str) -> "torch.device":
-    import torch
-
-    try:
-        return torch.zeros(1, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise DeviceError(f"--device {name}: not available here; give cpu") from error
-
-
 def _check_plot(path: Path | None) -> None:
     """Before the work: what draws must be there, and the folder to write to."""
     if path is None:
@@ -302,7 +291,3 @@ def _report(tables: "list[Table]", output: str | None, panels: "list[Panel]", pl
     show(tables, output)
     if plot is not None:
         draw(panels, plot)
-
-
-if __name__ == "__main__":
-    evaluate()

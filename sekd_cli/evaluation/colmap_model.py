@@ -70,9 +70,9 @@ def _camera(line: str) -> tuple[int, Camera]:
     elif model not in TWO_FOCALS:
         known = ", ".join((*SINGLE_FOCAL, *TWO_FOCALS))
         raise ValueError(f"camera model {model}, not one of {known}")
-    fx, fy, cx, cy, *distortion = values
-    if len(distortion) != (SINGLE_FOCAL | TWO_FOCALS)[model]:
+    if len(values) != 4 + (SINGLE_FOCAL | TWO_FOCALS)[model]:
         raise ValueError(f"camera {identity}: {len(rest)} parameters are not {model}'s")
+    fx, fy, cx, cy, *distortion = values
     matrix = np.array([[fx, 0, cx - COLMAP_OFFSET], [0, fy, cy - COLMAP_OFFSET], [0, 0, 1]])
     return int(identity), Camera(matrix=matrix, distortion=tuple(distortion))
 

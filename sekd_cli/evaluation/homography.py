@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.floating]
 Numbers = FloatArray | Sequence[float]
 
+BLOCK_ROWS = 256  # keypoints whose distances to all others are held at once
 THRESHOLDS = tuple(range(1, 11))  # pixels; Avg.HA@1:10 is the mean over these
 
 
@@ -122,8 +123,12 @@ def _nearest(
     shown = target[_within(warp(target, backward), source_size)].astype(np.float64)
     if len(shown) == 0:
         return np.full(len(warped), np.inf)
-    squared = (warped**2).sum(axis=1)[:, None] + (shown**2).sum(axis=1)[None] - 2 * warped @ shown.T
-    return np.asarray(np.sqrt(squared.min(axis=1).clip(min=0)), dtype=np.float64)
+    nearest = np.empty(len(warped))
+    for start in range(0, len(warped), BLOCK_ROWS):
+        block = warped[start : start + BLOCK_ROWS]
+        x, y = block[:, :1] - shown[:, 0], block[:, 1:] - shown[:, 1]
+        nearest[start : start + BLOCK_ROWS] = (x * x + y * y).min(axis=1)
+    return np.asarray(np.sqrt(nearest), dtype=np.float64)
 
 
 def _within(xy: FloatArray, size: tuple[int, int]) -> NDArray[np.bool_]:

@@ -1,6 +1,5 @@
 """`sekd evaluate homography`: folders in HPatches form, every pair measured, the figures of the paper (Sec. 4.2)."""
 
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,6 @@ from sekd_cli.evaluation import homography as metrics
 from sekd_cli.evaluation.estimators import ESTIMATORS, estimate_homography
 from sekd_cli.evaluation.images import EvaluationImage, read_evaluation_image
 from sekd_cli.evaluation.methods import LocalFeatures, Method
-
-log = logging.getLogger(__name__)
 
 AUC_THRESHOLDS = (1, 3, 5)  # pixels
 GROUPS = {"all": "", "illumination": "i_", "viewpoint": "v_"}  # name and the prefix of its sequences
@@ -70,7 +67,9 @@ def _read_sequence(folder: Path) -> Sequence:
     homographies = []
     for file in files:
         try:
-            matrix = np.loadtxt(file, dtype=np.float64)
+            matrix = np.array(
+                [[float(value) for value in line.split()] for line in file.read_text().strip().split("\n")]
+            )
         except ValueError as error:
             raise InputFileError(f"{file}: not three rows of three numbers ({error})") from error
         if matrix.shape != (3, 3):

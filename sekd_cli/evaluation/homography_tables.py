@@ -7,7 +7,7 @@ import numpy as np
 from sekd_cli.evaluation.homography import THRESHOLDS
 from sekd_cli.evaluation.homography_benchmark import PairResult, groups_of, summarise
 from sekd_cli.evaluation.plots import Panel
-from sekd_cli.evaluation.tables import Row, Table, number, percent, text
+from sekd_cli.evaluation.tables import Row, Table, mark, number, percent, text
 
 FAILED = 10.0  # pixels; a pair whose corners are further off counts at none of the thresholds
 
@@ -66,7 +66,7 @@ def pair_table(results: dict[str, list[PairResult]]) -> Table:
         percent("repeatability", "rep."),
         number("localisation", "loc. px", 2),
         number("matches", "matches"),
-        text("failed", "failed"),
+        mark("failed", "failed"),
     )
     return Table(title="Pairs", columns=columns, rows=rows)
 

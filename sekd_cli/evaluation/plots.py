@@ -61,4 +61,5 @@ def _draw_panel(panel: Panel, axes: Any) -> None:
         axes.grid(alpha=0.3)
         axes.legend()
     elif panel.bars:
+        axes.margins(y=0.1)  # room for the numbers
         axes.tick_params(axis="x", rotation=30)

@@ -13,7 +13,7 @@ from sekd_cli.evaluation.methods import LocalFeatures, Method
 from sekd_cli.evaluation.plots import Panel
 from sekd_cli.evaluation.pose import mean_average_accuracy, pose_error
 from sekd_cli.evaluation.scenes import PosePair, Scene
-from sekd_cli.evaluation.tables import Row, Table, number, percent, text
+from sekd_cli.evaluation.tables import Row, Table, mark, number, percent, text
 
 AUC_THRESHOLDS = (5, 10, 20)  # degrees
 MAA_LIMIT = 10  # degrees; IMC's
@@ -144,7 +144,7 @@ def pair_table(results: dict[str, list[PoseResult]]) -> Table:
         text("image1", "image 1"),
         number("error", "error deg", 2),
         number("matches", "matches"),
-        text("failed", "failed"),
+        mark("failed", "failed"),
     )
     return Table(title="Pairs", columns=columns, rows=rows)
 

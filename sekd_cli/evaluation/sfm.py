@@ -21,7 +21,7 @@ from sekd_cli.evaluation.plots import Panel
 from sekd_cli.evaluation.pose import mean_average_accuracy, pose_error, relative_pose
 from sekd_cli.evaluation.pose_benchmark import scene_features
 from sekd_cli.evaluation.scenes import Scene
-from sekd_cli.evaluation.tables import Column, Row, Table, number, percent, text
+from sekd_cli.evaluation.tables import Column, Row, Table, mark, number, percent, text
 from sekd_cli.geometry import COLMAP_OFFSET
 
 MAA_LIMITS = (10, 1)  # degrees
@@ -219,7 +219,7 @@ def pair_table(results: dict[str, dict[str, list[SfmResult]]]) -> Table:
         text("image0", "image 0"),
         text("image1", "image 1"),
         number("error", "error deg", 3),
-        text("failed", "failed"),
+        mark("failed", "failed"),
     )
     return Table(title="Pairs", columns=columns, rows=rows)
 

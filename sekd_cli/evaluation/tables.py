@@ -60,6 +60,11 @@ def text(key: str, header: str) -> Column:
     return Column(header, lambda row: str(row[key]))
 
 
+def mark(key: str, header: str) -> Column:
+    """`yes` where the figure is true."""
+    return Column(header, lambda row: "yes" if row[key] else "")
+
+
 def number(key: str, header: str, digits: int = 0) -> Column:
     """A number with so many digits; a dash where there is none."""
     return Column(header, lambda row: _rounded(row.get(key), 1, digits))

@@ -1,0 +1,262 @@
+"""Pose errors by hand, the three layouts of calibrated sets, and the benchmark on features that are exact."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from evaluation_sets import Exact, Orbit
+
+from sekd_cli.errors import InputFileError
+from sekd_cli.evaluation.cameras import Camera
+from sekd_cli.evaluation.colmap_model import read_colmap_model
+from sekd_cli.evaluation.estimators import estimate_pose
+from sekd_cli.evaluation.pose import (
+    mean_average_accuracy,
+    pose_error,
+    relative_pose,
+    rotation_error,
+    translation_error,
+    viewing_angle,
+)
+from sekd_cli.evaluation.pose_benchmark import (
+    PoseProtocol,
+    PoseResult,
+    evaluate_scenes,
+    pair_table,
+    panels,
+    summarise,
+    summary_table,
+)
+from sekd_cli.evaluation.scenes import PairSelection, Scene, find_scenes
+
+LAYOUTS = ("strecha", "colmap", "pairs")
+EVERYTHING = PairSelection(neighbours=8, max_angle=180)
+
+
+def turn(axis: tuple[float, float, float], degrees: float) -> np.ndarray:
+    return cv2.Rodrigues(np.radians(degrees) * np.array(axis) / np.linalg.norm(axis))[0]
+
+
+def nothing(_: str) -> None:
+    pass
+
+
+@pytest.mark.parametrize("degrees", [0.0, 1e-6, 3.0, 90.0, 179.0])
+def test_the_rotation_error_is_the_angle_of_the_turn_between(degrees: float) -> None:
+    first = turn((1, 2, 3), 40)
+    assert rotation_error(turn((0, 1, -1), degrees) @ first, first) == pytest.approx(degrees, abs=1e-9)
+
+
+def test_the_translation_error_is_the_angle_between_lines() -> None:
+    forward = np.array([0.0, 0, 2])
+    assert translation_error(np.array([0, 3.0, 3]), forward) == pytest.approx(45)
+    assert translation_error(np.array([0, 0, -5.0]), forward) == pytest.approx(0)
+    assert translation_error(np.array([0, 1e-8, 1.0]), forward) == pytest.approx(np.degrees(1e-8))
+    assert translation_error(np.array([1.0, 0, 0]), np.zeros(3)) == 0
+
+
+def test_the_pose_error_is_the_larger_of_both_angles() -> None:
+    truth = np.eye(3), np.array([0.0, 0, 1])
+    assert pose_error((turn((0, 1, 0), 3), np.array([0.0, 0, 1])), truth) == pytest.approx(3)
+    assert pose_error((turn((0, 1, 0), 3), np.array([0.0, 1, 1])), truth) == pytest.approx(45)
+    assert pose_error(None, truth) == np.inf
+
+
+def test_the_maa_averages_the_accuracy_at_ten_limits() -> None:
+    # an error of 0.5 counts at all of 1 to 10 degrees, 3.5 at the seven from 4 on, 20 at none
+    assert mean_average_accuracy([0.5, 3.5, 20], 10) == pytest.approx(17 / 30)
+    assert mean_average_accuracy([0.05, 0.35, 2], 1) == pytest.approx(17 / 30)
+    assert mean_average_accuracy([np.inf], 10) == 0
+    assert mean_average_accuracy([], 10) == 0
+
+
+def test_a_relative_pose_takes_points_from_one_camera_to_the_other() -> None:
+    first, second = (turn((1, 0, 2), 20), np.array([1.0, 2, 3])), (turn((0, 1, 1), -50), np.array([-1.0, 0, 4]))
+    point = np.array([0.3, -0.2, 7])
+    rotation, translation = relative_pose(first, second)
+    in_first, in_second = (pose[0] @ point + pose[1] for pose in (first, second))
+    np.testing.assert_allclose(rotation @ in_first + translation, in_second)
+
+
+def test_the_viewing_angle_does_not_see_a_roll() -> None:
+    assert viewing_angle(turn((0, 0, 1), 80), np.eye(3)) == pytest.approx(0, abs=1e-5)
+    assert viewing_angle(turn((0, 1, 0), 25), np.eye(3)) == pytest.approx(25)
+
+
+def test_normalising_takes_the_principal_point_to_the_origin_and_undoes_distortion() -> None:
+    plain = Camera(matrix=Orbit.matrix)
+    np.testing.assert_allclose(plain.normalise(np.array([(319.5, 239.5), (919.5, 829.5)])), [(0, 0), (1, 1)])
+    assert plain.normalise(np.zeros((0, 2))).shape == (0, 2)
+    for distortion in ((-0.1,), (-0.1, 0.02, 0.001, -0.001), (-0.1, 0.02, 0, 0, 0.01, 0, 0, 0)):
+        camera = Camera(matrix=Orbit.matrix, distortion=distortion)
+        directions = np.array([(0.1, 0.2), (-0.3, 0.05)])
+        space = np.column_stack((directions, np.ones(2)))
+        padded = np.pad(distortion, (0, 8 - len(distortion)))
+        pixels = cv2.projectPoints(space, np.zeros(3), np.zeros(3), Orbit.matrix, padded)[0][:, 0]
+        np.testing.assert_allclose(camera.normalise(pixels), directions, atol=1e-4)
+
+
+def test_exact_matches_among_wrong_ones_give_the_pose_whatever_the_seed() -> None:
+    orbit = Orbit()
+    truth = relative_pose((orbit.rotations[0], orbit.translations[0]), (orbit.rotations[2], orbit.translations[2]))
+    xy0, xy1 = orbit.seen(0), orbit.seen(2)
+    xy1[::4] = xy1[::4][::-1]  # a quarter of them wrong
+    camera = Camera(matrix=orbit.matrix)
+    for seed in range(3):
+        assert pose_error(estimate_pose(xy0, xy1, (camera, camera), seed=seed), truth) < 0.01
+
+
+def test_too_few_or_degenerate_matches_give_no_pose_or_a_wrong_one_but_no_crash() -> None:
+    camera = Camera(matrix=Orbit.matrix)
+    assert estimate_pose(np.zeros((4, 2)), np.zeros((4, 2)), (camera, camera)) is None
+    for count in (5, 20):
+        same = np.full((count, 2), 100.0)
+        found = estimate_pose(same, same, (camera, camera))
+        assert found is None or np.shape(found[0]) == (3, 3)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_exact_features_give_pose_error_0_in_every_layout(tmp_path: Path, layout: str) -> None:
+    points = getattr(Orbit(), f"write_{layout}")(tmp_path)
+    [scene] = find_scenes(tmp_path, EVERYTHING)
+    # a size that shrinks the images, so that keypoints go there and back; half a pixel would be 0.05 degrees
+    results = evaluate_scenes([scene], [Exact(points)], PoseProtocol(max_size=500, seeds=2), nothing)["exact"]
+    assert len(results) == len(scene.pairs) == (4 if layout == "pairs" else 10)
+    assert max(max(result.errors) for result in results) < 0.01
+    figures = summarise(results)
+    assert figures["maa@10"] == 1
+    assert figures["auc@5"] > 0.99
+
+
+def test_the_layouts_tell_the_same_poses(tmp_path: Path) -> None:
+    scenes: dict[str, Scene] = {}
+    for layout in LAYOUTS:
+        getattr(Orbit(), f"write_{layout}")(tmp_path / layout)
+    for scene in find_scenes(tmp_path, EVERYTHING):
+        scenes[scene.name] = scene
+    assert set(scenes) == set(LAYOUTS)
+    first = {layout: {(p.name0, p.name1): p for p in scene.pairs} for layout, scene in scenes.items()}
+    for names, pair in first["pairs"].items():
+        for layout in ("strecha", "colmap"):
+            other = first[layout][names]
+            assert pose_error(other.pose_1_from_0, pair.pose_1_from_0) < 1e-6
+            np.testing.assert_allclose(other.camera0.matrix, pair.camera0.matrix)
+
+
+def test_a_binary_colmap_model_is_the_same_as_its_text(tmp_path: Path) -> None:
+    pycolmap = pytest.importorskip("pycolmap")
+    Orbit().write_colmap(tmp_path)
+    (tmp_path / "binary").mkdir()
+    pycolmap.Reconstruction(str(tmp_path / "sparse")).write_binary(str(tmp_path / "binary"))
+    text, binary = read_colmap_model(tmp_path / "sparse"), read_colmap_model(tmp_path / "binary")
+    assert text.keys() == binary.keys()
+    for name, view in text.items():
+        np.testing.assert_allclose(binary[name].camera_from_world[0], view.camera_from_world[0], atol=1e-12)
+        np.testing.assert_allclose(binary[name].camera.matrix, view.camera.matrix)
+
+
+def test_colmaps_camera_models_become_opencvs(tmp_path: Path) -> None:
+    (tmp_path / "cameras.txt").write_text(
+        "1 SIMPLE_PINHOLE 640 480 600 320 240\n2 SIMPLE_RADIAL 640 480 600 320 240 -0.1\n"
+        "3 OPENCV 640 480 600 610 320 240 -0.1 0.01 0.002 -0.003\n"
+    )
+    (tmp_path / "images.txt").write_text(
+        "1 1 0 0 0 0 0 0 1 with space.jpg\n\n"
+        "2 0.5 0.5 0.5 0.5 1 2 3 2 b.jpg\n10 10 7 20 20 -1 30 30 8\n3 1 0 0 0 0 0 0 3 c.jpg\n"
+    )
+    views = read_colmap_model(tmp_path)
+    np.testing.assert_array_equal(views["with space.jpg"].camera.matrix, [(600, 0, 319.5), (0, 600, 239.5), (0, 0, 1)])
+    assert [view.camera.distortion for view in views.values()] == [(), (-0.1,), (-0.1, 0.01, 0.002, -0.003)]
+    # the quaternion (1, 1, 1, 1) / 2 sends x to y, y to z, z to x
+    np.testing.assert_allclose(views["b.jpg"].camera_from_world[0], [(0, 0, 1), (1, 0, 0), (0, 1, 0)], atol=1e-12)
+    assert views["b.jpg"].points == {7, 8}
+
+
+@pytest.mark.parametrize(
+    ("cameras", "images", "complaint"),
+    [
+        ("1 FISHEYE 640 480 600 320 240", "", "FISHEYE"),
+        ("1 PINHOLE 640 480 600 320 240", "", "PINHOLE"),
+        ("nonsense", "", "cameras.txt"),
+        ("1 PINHOLE 640 480 600 600 320 240", "1 1 0 0 0 0 0 0 9 a.jpg", "images.txt"),
+        ("1 PINHOLE 640 480 600 600 320 240", "1 1 0", "images.txt"),
+    ],
+)
+def test_a_damaged_colmap_model_is_told(tmp_path: Path, cameras: str, images: str, complaint: str) -> None:
+    (tmp_path / "cameras.txt").write_text(cameras)
+    (tmp_path / "images.txt").write_text(images)
+    with pytest.raises(InputFileError, match=complaint):
+        read_colmap_model(tmp_path)
+
+
+def pairs_of(scene: Scene) -> set[tuple[str, str]]:
+    return {(pair.name0[:2], pair.name1[:2]) for pair in scene.pairs}
+
+
+def test_pairs_are_neighbours_that_look_the_same_way(tmp_path: Path) -> None:
+    Orbit().write_strecha(tmp_path)  # 12 degrees from one to the next, and a bit of roll
+    assert len(find_scenes(tmp_path, PairSelection(neighbours=1))[0].pairs) == 4
+    [near] = find_scenes(tmp_path, PairSelection(max_angle=13))
+    assert pairs_of(near) == {("00", "01"), ("01", "02"), ("02", "03"), ("03", "04")}
+    [thinned] = find_scenes(tmp_path, PairSelection(max_pairs=3))
+    assert len(thinned.pairs) == 3
+
+
+def test_pairs_of_a_model_with_points_are_those_that_share_some(tmp_path: Path) -> None:
+    Orbit().write_colmap(tmp_path)
+    lines = (tmp_path / "sparse" / "images.txt").read_text().splitlines()
+    seen = [range(20), range(18, 40), range(19, 60), range(60, 70), range(70, 80)]
+    for index, points in enumerate(seen):
+        lines[2 + 2 * index] = " ".join(f"1 1 {identity}" for identity in points)
+    (tmp_path / "sparse" / "images.txt").write_text("\n".join(lines))
+    # 0 and 1 share 2 of 20 points, 1 and 2 21 of 22, 0 and 2 only 1 of 20
+    assert pairs_of(find_scenes(tmp_path, EVERYTHING)[0]) == {("00", "01"), ("01", "02")}
+
+
+def test_a_folder_without_scenes_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputFileError, match="no scenes"):
+        find_scenes(tmp_path, EVERYTHING)
+
+
+@pytest.mark.parametrize(("lines", "complaint"), [(3, "a row a line"), (8, "distorted"), (7, "a row a line")])
+def test_a_wrong_camera_file_is_named(tmp_path: Path, lines: int, complaint: str) -> None:
+    Orbit().write_strecha(tmp_path)
+    file = tmp_path / "cameras" / "02.png.camera"
+    rows = file.read_text().splitlines()
+    rows[3] = "0.1 0 0"
+    file.write_text("\n".join(rows[:lines]))
+    with pytest.raises(InputFileError, match=f"02.png.camera.*{complaint}"):
+        find_scenes(tmp_path, EVERYTHING)
+
+
+def test_a_missing_image_is_named(tmp_path: Path) -> None:
+    for layout in LAYOUTS:
+        getattr(Orbit(), f"write_{layout}")(tmp_path / layout)
+        [path] = (tmp_path / layout).rglob("02.png")
+        path.unlink()
+        with pytest.raises(InputFileError, match=r"02\.png"):
+            find_scenes(tmp_path / layout, EVERYTHING)
+
+
+@pytest.mark.parametrize("text", ["# nothing\n", "a.png b.png 0 0 1 2 3\n", "a b " + "x " * 36])
+def test_a_wrong_pairs_file_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "pairs.txt").write_text(text)
+    with pytest.raises(InputFileError, match=r"pairs\.txt"):
+        find_scenes(tmp_path, EVERYTHING)
+
+
+def test_figures_are_medians_over_seeds_and_means_over_scenes() -> None:
+    def result(scene: str, *errors: float) -> PoseResult:
+        return PoseResult(scene=scene, name0="a", name1="b", keypoints=10, matches=5, errors=np.array(errors))
+
+    results = {"m": [result("x", 0.5, 0.5, np.inf), result("x", np.inf, 0.5, np.inf), result("y", 30, 30, 30)]}
+    [row] = summary_table(results).rows
+    # scene x: by seed 0.5, 1 and 0; scene y: 0
+    assert row["maa@10"] == pytest.approx((0.5 + 0) / 2)
+    assert row["maa@10_lowest"] == 0
+    assert row["maa@10_highest"] == pytest.approx(0.5)
+    assert [pair["failed"] for pair in pair_table(results).rows] == [False, True, True]
+    [panel] = panels(results)
+    limits, shares = panel.curves["m"]
+    assert (limits[-1], shares[-1]) == (20, pytest.approx(3 / 9))
