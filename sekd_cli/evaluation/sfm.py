@@ -132,7 +132,7 @@ def _write_database(
     pycolmap.Database.open(path).close()
     for name in features:
         reader = pycolmap.ImageReaderOptions()
-        reader.camera_model, reader.camera_params = _colmap_camera(scene.views[name].camera)
+        reader.camera_model, reader.camera_params = colmap_camera(scene.views[name].camera)
         pycolmap.import_images(path, scene.image_root, pycolmap.CameraMode.PER_IMAGE, [name], reader)
     with pycolmap.Database.open(path) as database:
         numbers = {name: database.read_image_with_name(name).image_id for name in features}
@@ -142,7 +142,7 @@ def _write_database(
             database.write_matches(numbers[name0], numbers[name1], pairs.astype(np.uint32))
 
 
-def _colmap_camera(camera: Camera) -> tuple[str, str]:
+def colmap_camera(camera: Camera) -> tuple[str, str]:
     """COLMAP's name of a camera model and its parameters."""
     k = camera.matrix
     pinhole = [k[0, 0], k[1, 1], k[0, 2] + COLMAP_OFFSET, k[1, 2] + COLMAP_OFFSET]

@@ -1,0 +1,86 @@
+"""Structure from motion on features that are exact: COLMAP must find the poses again."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from evaluation_sets import Exact, Orbit
+
+from sekd_cli.errors import InputFileError, MissingExtraError
+from sekd_cli.evaluation import sfm
+from sekd_cli.evaluation.cameras import Camera
+from sekd_cli.evaluation.scenes import PairSelection, find_scenes
+
+
+def nothing(_: str) -> None:
+    pass
+
+
+def test_exact_features_are_mapped_exactly(tmp_path: Path) -> None:
+    pytest.importorskip("pycolmap")
+    method = Exact(Orbit().write_strecha(tmp_path))
+    scenes = find_scenes(tmp_path, PairSelection())
+    results = sfm.evaluate_scenes(scenes, [method], sfm.SfmProtocol(max_size=500, seeds=1), nothing)
+    [result] = results["exact"][tmp_path.name]
+    assert (result.images, result.registered) == (5, 5)
+    assert result.points == 300
+    assert result.track_length == pytest.approx(5, abs=0.1)
+    assert result.reprojection_error < 0.01
+    assert max(result.errors.values()) < 0.01  # degrees; half a pixel would be 0.05
+    [row] = sfm.summary_table(results).rows
+    assert row["maa@10"] == row["maa@1"] == 1
+    assert row["keypoints"] == 300
+
+
+def test_features_without_matches_register_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("pycolmap")
+    points = Orbit().write_strecha(tmp_path)
+    none = Exact({path: np.zeros((0, 2)) for path in points})
+    results = sfm.evaluate_scenes(find_scenes(tmp_path, PairSelection()), [none], sfm.SfmProtocol(seeds=1), nothing)
+    [result] = results["exact"][tmp_path.name]
+    assert (result.images, result.registered, result.points) == (5, 0, 0)
+    [row] = sfm.summary_table(results).rows
+    assert row["maa@10"] == 0
+    assert all(pair["failed"] for pair in sfm.pair_table(results).rows)
+
+
+def test_a_pairs_file_can_not_be_mapped(tmp_path: Path) -> None:
+    pytest.importorskip("pycolmap")
+    method = Exact(Orbit().write_pairs(tmp_path))
+    with pytest.raises(InputFileError, match="pairs file"):
+        sfm.evaluate_scenes(find_scenes(tmp_path, PairSelection()), [method], sfm.SfmProtocol(), nothing)
+
+
+def test_without_pycolmap_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pycolmap", None)
+    with pytest.raises(MissingExtraError, match=r"sekd\[colmap\]"):
+        sfm.require_pycolmap()
+
+
+def test_cameras_reach_colmap_half_a_pixel_on() -> None:
+    assert sfm.colmap_camera(Camera(matrix=Orbit.matrix)) == ("PINHOLE", "600.0,590.0,320.0,240.0")
+    model, parameters = sfm.colmap_camera(Camera(matrix=Orbit.matrix, distortion=(-0.1,)))
+    assert (model, parameters) == ("OPENCV", "600.0,590.0,320.0,240.0,-0.1,0.0,0.0,0.0")
+    assert sfm.colmap_camera(Camera(matrix=Orbit.matrix, distortion=(0.1,) * 5))[0] == "FULL_OPENCV"
+
+
+def result(registered: int, points: int, *errors: float) -> sfm.SfmResult:
+    return sfm.SfmResult(
+        images=4,
+        registered=registered,
+        keypoints=100,
+        points=points,
+        track_length=3.0,
+        reprojection_error=0.5,
+        errors={("a", str(index)): error for index, error in enumerate(errors)},
+    )
+
+
+def test_figures_are_medians_over_seeds_summed_or_averaged_over_scenes() -> None:
+    scenes = {"x": [result(4, 10, 0.05), result(4, 30, 0.05), result(2, 20, np.inf)], "y": [result(2, 5, np.inf)] * 3}
+    table = sfm.summary_table({"m": scenes})
+    [row] = table.rows
+    assert (row["registered"], row["images"], row["points"]) == (6, 8, 25)
+    assert row["maa@1"] == row["maa@10"] == 0.5
+    assert table.cells()[0][1] == "6/8"
+    assert [panel.bars["m"] for panel in sfm.panels(table)] == [25, 3, 0.5, 0.5]
