@@ -142,6 +142,10 @@ class FeatureWriter:
 
     def is_complete(self, name: str, source: Source | None = None) -> bool:
         """Whether the features of an image are there. Raises ChangedImageError if `source` differs from theirs."""
+        try:
+            check_name(name)
+        except ValueError:
+            return False  # and `write` will say so
         group = self._writer.file.get(name)
         if not isinstance(group, h5py.Group) or not is_image(group, own=True):
             return False

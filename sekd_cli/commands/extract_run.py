@@ -183,6 +183,7 @@ class _Report:
         if outcome.failure is None:
             self.done += 1
             self.keypoints += outcome.keypoints
+            logger.debug("%s: %d keypoints", outcome.entry.name, outcome.keypoints)
             if outcome.keypoints == 0:
                 logger.warning("%s: no keypoints; it is even or tiny, or --threshold is too high", outcome.entry.path)
             return

@@ -1,0 +1,345 @@
+import io
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+from hostile_images import broken_files, drawn, encoded, whole_files, write_files
+
+from sekd_cli import cli
+from sekd_cli.feature_file import FeatureReader, FeatureWriter, StoredFeatures
+
+Extract = Callable[..., int]
+
+
+@pytest.fixture
+def extract(untrained_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Extract:
+    """`sekd extract` in a folder of its own, with an untrained network that fires anywhere."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str | Path, stdin: bytes = b"") -> int:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        fixed = ["--weights", str(untrained_weights), "--threshold", "0", "--device", "cpu"]
+        return cli.main(["extract", *fixed, *map(str, arguments)])
+
+    return run
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Three photographs, one of them in a subfolder."""
+    folder = tmp_path / "photos"
+    for seed, name in enumerate(("a.jpg", "b.png", "sub/c d.jpg")):
+        write_files(folder / "sub", {})
+        (folder / name).write_bytes(encoded(drawn(seed=seed), "JPEG" if name.endswith("jpg") else "PNG"))
+    return folder
+
+
+NAMES = ["a.jpg", "b.png", "sub/c d.jpg"]
+
+
+def stored(path: Path | str = "feats.h5") -> dict[str, StoredFeatures]:
+    with FeatureReader(Path(path)) as reader:
+        return {name: reader.read(name) for name in reader.names()}
+
+
+def assert_same(one: dict[str, StoredFeatures], other: dict[str, StoredFeatures]) -> None:
+    assert one.keys() == other.keys()
+    for name, features in one.items():
+        np.testing.assert_array_equal(features.keypoints, other[name].keypoints)
+        np.testing.assert_array_equal(features.scores, other[name].scores)
+        np.testing.assert_array_equal(features.descriptors, other[name].descriptors)
+
+
+def test_a_folder_becomes_a_file_whose_path_is_all_that_stdout_gets(
+    extract: Extract, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert extract("photos", "-o", "out/f.h5", "--max-keypoints", 50) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "out/f.h5\n"
+    features = stored("out/f.h5")
+    assert sorted(features) == NAMES
+    total = sum(map(len, features.values()))
+    assert captured.err.startswith(f"3 images done, 0 failed; {total} keypoints, ")
+    for one in features.values():
+        assert 0 < len(one) <= 50
+        assert (np.diff(one.scores) <= 0).all()
+        assert one.descriptors.shape == (len(one), 64)
+        assert one.image_size == (128, 96)
+
+
+def test_the_file_tells_how_it_was_made(extract: Extract, photos: Path, untrained_weights: Path) -> None:
+    extract("photos")
+    with h5py.File("feats.h5") as file:
+        settings = json.loads(file.attrs["settings"])
+        assert file.attrs["network"] == "compact"
+        assert len(file.attrs["weights_sha256"]) == 64
+        assert "top-left" in file.attrs["pixel_convention"]
+    assert settings["max_keypoints"] == 2048
+    assert settings["threshold"] == 0
+    assert settings["max_size"] == 1600
+
+
+def test_the_same_command_goes_on_and_does_nothing_twice(
+    extract: Extract, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "b.png").rename("elsewhere.png")
+    assert extract("photos") == 0
+    Path("elsewhere.png").rename(photos / "b.png")
+    before = stored()
+    assert extract("photos") == 0
+    assert "1 images done, 2 done before, 0 failed" in capsys.readouterr().err
+    assert sorted(stored()) == NAMES
+    assert_same({name: stored()[name] for name in before}, before)
+    content = Path("feats.h5").read_bytes()
+    assert extract("photos") == 0
+    captured = capsys.readouterr()
+    assert captured.out == "feats.h5\n"
+    assert "0 images done, 3 done before, 0 failed" in captured.err
+    assert Path("feats.h5").read_bytes() == content
+
+
+def test_other_settings_are_refused_and_overwriting_starts_afresh(
+    extract: Extract, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    extract("photos")
+    assert extract("photos", "--max-keypoints", 10) == 5
+    captured = capsys.readouterr()
+    assert "max_keypoints 2048 there, 10 now" in captured.err
+    assert "--overwrite" in captured.err
+    assert extract("photos/a.jpg", "--max-keypoints", 10, "--overwrite") == 0
+    assert {name: len(features) for name, features in stored().items()} == {"a.jpg": 10}
+
+
+def test_other_weights_are_refused(extract: Extract, photos: Path, tmp_path: Path, untrained_weights: Path) -> None:
+    extract("photos")
+    import torch
+
+    from sekd_cli.networks import CompactNetwork
+    from sekd_cli.networks.weights_file import save_network
+
+    torch.manual_seed(5)
+    save_network(tmp_path / "other.safetensors", CompactNetwork(), {})
+    assert cli.main(["extract", "photos", "--weights", "other.safetensors", "--threshold", "0"]) == 5
+
+
+def test_changed_images_are_noticed_and_updated_on_request(
+    extract: Extract, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    extract("photos")
+    before = stored()
+    (photos / "b.png").write_bytes(encoded(drawn(seed=9), "PNG"))
+    assert extract("photos") == 5
+    assert (
+        "1 images (or their masks) changed since they were extracted: b.png; give --update" in capsys.readouterr().err
+    )
+    assert_same(stored(), before)
+    assert extract("photos", "--update") == 0
+    after = stored()
+    assert not np.array_equal(after["b.png"].keypoints, before["b.png"].keypoints)
+    after["b.png"] = before["b.png"]
+    assert_same(after, before)
+
+
+def test_paths_come_on_stdin_one_a_line_or_ended_by_zero(extract: Extract, photos: Path) -> None:
+    assert extract("-", "-o", "lines.h5", stdin=b"photos/a.jpg\r\n\nphotos/sub/c d.jpg\n") == 0
+    assert sorted(stored("lines.h5")) == ["a.jpg", "c d.jpg"]
+    (photos / "a.jpg").rename(photos / "new\nline.jpg")
+    assert extract("-", "-o", "zero.h5", "--root", "photos", stdin=b"photos/new\nline.jpg\0photos/sub/c d.jpg\0") == 0
+    assert sorted(stored("zero.h5")) == ["new\nline.jpg", "sub/c d.jpg"]
+
+
+def test_one_bad_image_stops_none_and_its_reason_is_told_and_listed(
+    extract: Extract, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "a.jpg").write_bytes(b"")
+    assert extract("photos", "missing.jpg", "--failures", "failures.jsonl") == 1
+    captured = capsys.readouterr()
+    lines = captured.err.splitlines()
+    assert lines[0] == "error: photos/a.jpg: an empty file; copy it again"
+    assert lines[1] == "error: missing.jpg: no such file; mend the path"
+    assert lines[2].startswith("2 images done, 2 failed; ")
+    assert len(lines) == 3
+    assert captured.out == "feats.h5\n"
+    assert sorted(stored()) == ["b.png", "sub/c d.jpg"]
+    listed = [json.loads(line) for line in Path("failures.jsonl").read_text().splitlines()]
+    assert sorted(one["name"] for one in listed) == ["a.jpg", "missing.jpg"]
+    assert all(one["reason"].startswith(one["path"]) for one in listed)
+
+
+def test_a_failed_image_is_tried_again_when_it_was_mended(extract: Extract, photos: Path) -> None:
+    content = (photos / "a.jpg").read_bytes()
+    (photos / "a.jpg").write_bytes(content[:100])
+    assert extract("photos") == 1
+    (photos / "a.jpg").write_bytes(content)
+    assert extract("photos") == 0
+    assert sorted(stored()) == NAMES
+
+
+@pytest.mark.parametrize("arguments", [["empty"], ["-"], ["missing.jpg"], ["empty", "notes.txt"]])
+def test_nothing_to_do_is_three(extract: Extract, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("empty").mkdir()
+    Path("notes.txt").write_text("no image")
+    assert extract(*arguments) == 3
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        (["--weights", "missing.safetensors"], 4, "no such weights file"),
+        (["--output", "photos"], 5, "is a folder"),
+        (["--output", "photos/a.jpg"], 5, "not an HDF5 file, so it stays"),
+        (["--device", "cuda:99"], 7, "--device cuda:99"),
+        (["--device", "toaster"], 2, "--device toaster"),
+        (["--threshold", "2"], 2, "--threshold"),
+        (["--max-size", "-3"], 2, "--max-size"),
+        (["--max-pixels", "-3"], 2, "--max-pixels"),
+        (["--tile", "7"], 2, "--tile"),
+        (["--shard", "5/4"], 2, "--shard"),
+        (["--failures", "no/such/folder"], 5, "--failures"),
+        (["--batch-size", "0"], 2, "batch-size"),
+        (["--masks", "missing"], 2, "masks"),
+    ],
+)
+def test_what_is_wrong_with_the_whole_command_has_its_exit_code(
+    extract: Extract, photos: Path, capsys: pytest.CaptureFixture[str], case: tuple[list[str], int, str]
+) -> None:
+    arguments, code, words = case
+    assert extract("photos", *arguments) == code
+    captured = capsys.readouterr()
+    assert words in captured.err
+    assert captured.out == ""
+
+
+def test_a_second_writer_is_told_to_wait(extract: Extract, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    extract("photos")
+    with h5py.File("feats.h5") as file:
+        attributes = dict(file.attrs)
+    with FeatureWriter(Path("feats.h5"), attributes):
+        assert extract("photos") == 5
+    assert "another process is using it" in capsys.readouterr().err
+
+
+def test_masks_are_named_as_colmap_does_and_black_is_ignored(extract: Extract, photos: Path) -> None:
+    mask = np.full((96, 128), 255, dtype=np.uint8)
+    mask[:, :64] = 0
+    write_files(Path("masks/sub"), {})
+    cv2.imwrite("masks/a.jpg.png", mask)
+    cv2.imwrite("masks/sub/c d.jpg.png", mask[:, ::-1])
+    assert extract("photos", "--masks", "masks", "--nms-radius", 2) == 0
+    features = stored()
+    assert features["a.jpg"].keypoints[:, 0].round().min() >= 64
+    assert features["sub/c d.jpg"].keypoints[:, 0].round().max() < 64
+    assert features["b.png"].keypoints[:, 0].min() < 64 < features["b.png"].keypoints[:, 0].max()
+    cv2.imwrite("masks/a.jpg.png", mask[:, :1])
+    assert extract("photos", "--masks", "masks", "--nms-radius", 2) == 5, "the mask changed"
+    assert extract("photos", "--masks", "masks", "--nms-radius", 2, "--update") == 1, "and has the wrong size"
+
+
+def test_shards_together_are_the_whole(extract: Extract, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    extract("photos", "-o", "all.h5")
+    parts: dict[str, StoredFeatures] = {}
+    for number in (1, 2, 3, 4):
+        assert extract("photos", "-o", f"{number}.h5", "--shard", f"{number}/4") == 0, "the fourth has nothing to do"
+        parts |= stored(f"{number}.h5")
+    assert_same(parts, stored("all.h5"))
+    assert extract("photos", "-o", "1.h5", "--shard", "2/4") == 5
+    assert "shard 1/4 there, 2/4 now" in capsys.readouterr().err
+
+
+def test_processes_of_torchrun_write_files_of_their_own(
+    extract: Extract, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("TORCHELASTIC_RUN_ID", "x"), ("RANK", "1"), ("WORLD_SIZE", "3")):
+        monkeypatch.setenv(name, value)
+    assert extract("photos") == 0
+    assert capsys.readouterr().out == "feats.2-of-3.h5\n"
+    assert sorted(stored("feats.2-of-3.h5")) == ["b.png"]
+
+
+def test_batches_and_half_precision(extract: Extract, photos: Path) -> None:
+    (photos / "small.png").write_bytes(encoded(drawn(40, 40), "PNG"))
+    assert extract("photos", "-o", "one.h5") == 0
+    assert extract("photos", "-o", "batch.h5", "--batch-size", 2, "--descriptor-dtype", "float16") == 0
+    one, batch = stored("one.h5"), stored("batch.h5")
+    assert one.keys() == batch.keys()
+    for name in one:
+        np.testing.assert_allclose(batch[name].keypoints, one[name].keypoints, atol=1e-2)
+        np.testing.assert_allclose(batch[name].descriptors, one[name].descriptors, atol=2e-3)
+
+
+def test_images_too_large_to_decode_ahead_are_done_as_well(
+    extract: Extract, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extract("photos", "-o", "ahead.h5")
+    monkeypatch.setattr("sekd_cli.extraction_pipeline.PREFETCH_PIXELS", 10)
+    extract("photos", "-o", "late.h5")
+    assert_same(stored("late.h5"), stored("ahead.h5"))
+
+
+def test_the_limit_of_pixels_can_be_moved(extract: Extract, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert extract("photos", "--max-pixels", 1000) == 3
+    assert capsys.readouterr().err.count("raise --max-pixels") == 3
+    assert extract("photos", "--max-pixels", 0) == 0
+
+
+def test_names_that_no_file_can_hold_fail_alone(extract: Extract, photos: Path) -> None:
+    (photos / os.fsdecode(b"\xff.jpg")).write_bytes((photos / "a.jpg").read_bytes())
+    assert extract("photos", "--failures", "failures.jsonl") == 1
+    assert sorted(stored()) == NAMES
+    assert "UTF-8" in json.loads(Path("failures.jsonl").read_text())["reason"]
+
+
+def test_a_corpus_of_two_hundred_hostile_files(extract: Extract, capfd: pytest.CaptureFixture[str]) -> None:
+    """No crash, no hang, one line for each bad one and nothing else on stderr; every good one done."""
+    whole, broken = whole_files(), broken_files()
+    write_files(Path("corpus/good"), whole)
+    write_files(Path("corpus/bad"), broken)
+    (Path("corpus") / "good" / "circle").symlink_to(Path("corpus").absolute())
+    (Path("corpus") / "bad" / "dangling.jpg").symlink_to("nowhere.jpg")
+    Path("corpus/bad/folder.jpg").mkdir()
+    assert len(whole) + len(broken) + 1 >= 190
+    assert extract("corpus", "--max-keypoints", 20, "--failures", "failures.jsonl") == 1
+    lines = capfd.readouterr().err.splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    warnings = [line for line in lines if line.startswith("warning: ")]
+    assert len(errors) == len(broken) + 1
+    for name in (*broken, "dangling.jpg"):
+        assert sum(f"corpus/bad/{name}: " in line for line in errors) == 1, name
+    assert {line.split(": ")[1] for line in warnings} == {"corpus/good/even.png", "corpus/good/small_1x1.png"}
+    assert len(errors) + len(warnings) + 1 == len(lines), "the summary is the only other line"
+    assert lines[-1].startswith(f"{len(whole)} images done, {len(errors)} failed; ")
+    assert sorted(stored()) == sorted(f"good/{name}" for name in whole)
+    assert len(Path("failures.jsonl").read_text().splitlines()) == len(errors)
+
+
+def test_all_orientations_of_one_photograph_agree_in_the_file(extract: Extract) -> None:
+    for orientation in range(1, 9):
+        write_files(Path("turned"), {f"{orientation}.png": encoded(drawn(), "PNG", orientation=orientation)})
+    assert extract("turned") == 0
+    features = stored()
+    upright, (width, height) = features["1.png"].keypoints, (128, 96)
+    x, y = upright.T
+    right, bottom = width - 1 - x, height - 1 - y
+    expected = {
+        2: (right, y),
+        3: (right, bottom),
+        4: (x, bottom),
+        5: (y, x),
+        6: (y, right),
+        7: (bottom, right),
+        8: (bottom, x),
+    }
+    for orientation, columns in expected.items():
+        found = features[f"{orientation}.png"]
+        np.testing.assert_allclose(found.keypoints, np.stack(columns, axis=1), atol=0.01)
+        np.testing.assert_array_equal(found.scores, features["1.png"].scores)
+        assert found.image_size == ((width, height) if orientation < 5 else (height, width))

@@ -1,0 +1,80 @@
+"""What a kill leaves of `sekd extract`, at many random moments."""
+
+import multiprocessing
+import random
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hostile_images import drawn, encoded, write_files
+
+from sekd_cli import cli
+from sekd_cli.feature_file import FeatureReader
+
+KILLS = 20
+PHOTOGRAPHS = 40
+LONGEST_DELAY = 0.6  # seconds; about what a run takes
+
+
+def arrays(path: Path) -> dict[str, list[np.ndarray]]:
+    """Everything in a feature file, image by image, as any HDF5 reader finds it."""
+    with h5py.File(path) as file:
+        return {
+            name: [values[()] for values in group.values()] for name, group in file.items() if group.attrs["complete"]
+        }
+
+
+def assert_among(some: dict[str, list[np.ndarray]], everything: dict[str, list[np.ndarray]]) -> None:
+    for name, values in some.items():
+        for one, other in zip(values, everything[name], strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.fixture
+def command(tmp_path: Path, untrained_weights: Path) -> list[str]:
+    """`sekd extract` of many small photographs, but for its output."""
+    write_files(
+        tmp_path / "photos", {f"{seed:02}.png": encoded(drawn(seed=seed), "PNG") for seed in range(PHOTOGRAPHS)}
+    )
+    options = ["--weights", str(untrained_weights), "--threshold", "0", "--device", "cpu", "--threads", "1"]
+    return ["extract", str(tmp_path / "photos"), *options, "--output"]
+
+
+def test_nothing_that_was_reported_is_lost_by_a_kill_at_any_moment(command: list[str], tmp_path: Path) -> None:
+    assert cli.main([*command, str(tmp_path / "whole.h5")]) == 0
+    whole = arrays(tmp_path / "whole.h5")
+    assert len(whole) == PHOTOGRAPHS
+
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["sekd_cli.commands.extract_run"])  # so that a run begins at once
+    moments = random.Random(0)
+    path, log = tmp_path / "killed.h5", tmp_path / "log.txt"
+    kills, before = 0, set[str]()
+    while kills < KILLS:
+        process = processes.Process(target=cli.main, args=([*command, str(path), "--quiet", "--log-file", str(log)],))
+        process.start()
+        while not log.exists() and process.is_alive():
+            time.sleep(0.01)
+        process.join(moments.uniform(0, LONGEST_DELAY))
+        process.kill()
+        process.join()
+        kills += process.exitcode != 0
+        if not path.exists():
+            continue
+        found = arrays(path)
+        reported = {line.split()[3].rstrip(":") for line in log.read_text().splitlines() if line.endswith("keypoints")}
+        assert found.keys() >= before | reported
+        assert_among(found, whole)
+        with FeatureReader(path) as reader:
+            assert reader.names() == sorted(found)
+        before = set(found)
+        if len(found) == PHOTOGRAPHS:  # finished: once more from the start
+            path.unlink()
+            log.unlink()
+            before = set()
+
+    assert cli.main([*command, str(path)]) == 0
+    assert arrays(path).keys() == whole.keys()
+    assert_among(arrays(path), whole)
