@@ -14,8 +14,8 @@ from sekd_cli import cli
 from sekd_cli.feature_file import FeatureReader
 
 KILLS = 20
-PHOTOGRAPHS = 40
-LONGEST_DELAY = 0.6  # seconds; about what a run takes
+PHOTOGRAPHS = 24
+LONGEST_DELAY = 0.8  # seconds; about what a run takes
 
 
 def arrays(path: Path) -> dict[str, list[np.ndarray]]:
@@ -53,10 +53,11 @@ def test_nothing_that_was_reported_is_lost_by_a_kill_at_any_moment(command: list
     path, log = tmp_path / "killed.h5", tmp_path / "log.txt"
     kills, before = 0, set[str]()
     while kills < KILLS:
+        log.unlink(missing_ok=True)
         process = processes.Process(target=cli.main, args=([*command, str(path), "--quiet", "--log-file", str(log)],))
         process.start()
         while not log.exists() and process.is_alive():
-            time.sleep(0.01)
+            time.sleep(0.005)
         process.join(moments.uniform(0, LONGEST_DELAY))
         process.kill()
         process.join()
@@ -72,7 +73,6 @@ def test_nothing_that_was_reported_is_lost_by_a_kill_at_any_moment(command: list
         before = set(found)
         if len(found) == PHOTOGRAPHS:  # finished: once more from the start
             path.unlink()
-            log.unlink()
             before = set()
 
     assert cli.main([*command, str(path)]) == 0
