@@ -38,7 +38,7 @@ PARTS = ("descriptor-repeatability", "descriptor-distinctness", "detector-repeat
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Stop by then, with a usable model.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
-    "--workers", type=click.IntRange(0), default=None, help="Processes that prepare data.  [default: 1 a core]"
+    "--workers", type=click.IntRange(0), default=None, help="Processes that prepare data.  [default: 1 to 4 cores]"
 )
 @click.option(
     "--threads", type=click.IntRange(1), default=None, help="CPU threads of the network.  [default: spare cores]"

@@ -20,7 +20,7 @@ class TrainingSettings:
     seed: int = 0
 
     # schedule: rounds of labelling and updating (paper Sec. 3.1)
-    rounds: int = 4
+    rounds: int = 5
     alternate: bool = False  # True: descriptor, then detector, a frozen copy holding the other still, as in the paper
     first_labels: Literal["corners", "reliability"] = "corners"  # "reliability" is the paper's: of a random network
     steps_per_update: int = 2000
