@@ -133,7 +133,13 @@ def test_curves_are_drawn(planar: Path, suffix: str, tmp_path: Path, capsys: pyt
     ("plot", "exit_code", "complaint"), [("curves.xyz", 2, "must end in"), ("none/curves.png", 5, "no folder")]
 )
 def test_a_plot_that_can_not_be_is_refused_before_the_work(
-    planar: Path, plot: str, exit_code: int, complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    planar: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    *,
+    plot: str,
+    exit_code: int,
+    complaint: str,
 ) -> None:
     pytest.importorskip("matplotlib")
     code, out, err = run(capsys, "homography", planar, "-m", "orb", "--plot", tmp_path / plot)

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from sekd_cli.errors import ImageError, InputFileError
+from sekd_cli.extraction import prepare
 from sekd_cli.geometry import resize_matrix
-from sekd_cli.images import read_image, turn_upright
+from sekd_cli.images import Photograph, read_image, turn_upright
 
 OPPOSITE_TURN = {6: 8, 8: 6}  # EXIF orientations that undo each other; the others undo themselves
 
@@ -43,16 +43,8 @@ def read_evaluation_image(path: Path, max_size: int) -> EvaluationImage:
         photograph = read_image(path)
     except ImageError as error:
         raise InputFileError(f"{error}; the evaluation needs every image") from error
-    grey = turn_upright(photograph.pixels, OPPOSITE_TURN.get(photograph.orientation, photograph.orientation))
-    pixels = shrink(np.ascontiguousarray(grey), max_size)
-    return EvaluationImage(path=path, grey=pixels, original_size=photograph.stored_size)
-
-
-def shrink(grey: NDArray[np.uint8], max_size: int) -> NDArray[np.uint8]:
-    """Grey pixels (H, W) with the longer edge at most `max_size`, never enlarged; 0 leaves them alone."""
-    height, width = grey.shape
-    longer = max(height, width)
-    if not max_size or longer <= max_size:
-        return grey
-    size = (max(1, round(width * max_size / longer)), max(1, round(height * max_size / longer)))
-    return np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    stored = turn_upright(photograph.pixels, OPPOSITE_TURN.get(photograph.orientation, photograph.orientation))
+    unturned = Photograph(pixels=stored, orientation=1, stored_size=photograph.stored_size)
+    return EvaluationImage(
+        path=path, grey=prepare(unturned, max_size=max_size).grey, original_size=photograph.stored_size
+    )
