@@ -1,0 +1,37 @@
+"""`sekd merge`: the files of shards as one."""
+
+import logging
+import os
+from pathlib import Path
+
+import click
+
+logger = logging.getLogger(__name__)
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.argument("shards", nargs=-1, required=True, type=FILE, metavar="SHARD...")
+@click.option("--output", "-o", type=FILE, required=True, help="The whole; a new file.")
+@click.option("--partial", is_flag=True, help="Join what is there although shards are missing.")
+@click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
+def merge(shards: tuple[Path, ...], output: Path, partial: bool, overwrite: bool) -> None:
+    """Join the feature files, or the match files, of runs with --shard I/N.
+
+    \b
+    sekd merge feats.1.h5 feats.2.h5 feats.3.h5 -o feats.h5
+
+    Shards that are missing, double or made otherwise (weights, settings) are an error, and nothing is written. Prints
+    the path of the output; sekd extract and sekd match can go on with it.
+    """  # noqa: D301 - click's mark for lines that stay as they are
+    from sekd_cli import merging  # noqa: PLC0415 - loads h5py, which --help needs not
+
+    merged = merging.merge(list(shards), output, partial=partial, overwrite=overwrite)
+    what = "images" if merged.kind == "features" else "pairs"
+    if merged.doubles:
+        logger.warning("%d %s are in several files, the same; taken once", merged.doubles, what)
+    if merged.incomplete:
+        logger.warning("%d %s are incomplete, left out; run their shard again to have them", merged.incomplete, what)
+    logger.info("%d %s of %d files", merged.items, what, len(shards))
+    click.echo(os.fsencode(output))

@@ -1,0 +1,1 @@
+"""Features, matches and networks in the formats of other tools."""

@@ -1,0 +1,148 @@
+"""Features and matches as a COLMAP database, verified and ready for the mapper."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sekd_cli.errors import InputFileError, MissingExtraError, NothingToDoError, UsageError
+from sekd_cli.export.layouts import named_pairs
+from sekd_cli.feature_file import FeatureReader
+from sekd_cli.geometry import COLMAP_OFFSET
+from sekd_cli.match_file import MatchReader
+from sekd_cli.new_file import new_file
+from sekd_cli.pairs import Pair
+
+logger = logging.getLogger(__name__)
+
+CAMERA_MODES = ("auto", "single", "per-folder", "per-image")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CameraSettings:
+    """Which images share a camera, and what is known of it; see COLMAP's documentation on camera models."""
+
+    mode: str = "auto"  # of CAMERA_MODES; auto: images of one size and one EXIF camera share one
+    model: str = "SIMPLE_RADIAL"
+    parameters: str = ""  # numbers with commas between; none: the focal length from EXIF, or 1.2 times the longer edge
+
+
+@dataclass(kw_only=True)
+class ColmapExport:
+    """What is in the database, and what is not."""
+
+    images: int = 0
+    pairs: int = 0
+    matches: int = 0
+    verified_pairs: int = 0
+    missing: list[str] = field(default_factory=list)  # images with features, not in the folder
+    unreadable: list[str] = field(default_factory=list)  # by COLMAP
+    skipped_pairs: int = 0  # of images that have no features, or are missing or unreadable
+
+
+def export_colmap(
+    images: Path,
+    features: FeatureReader,
+    matches: MatchReader,
+    database: Path,
+    camera: CameraSettings,
+    *,
+    overwrite: bool = False,
+    advance: Callable[[], None] = lambda: None,
+) -> ColmapExport:
+    """Write cameras, images, keypoints and matches, and verify the matches; `advance` is called after each pair.
+
+    images: the folder that names in `features` are relative to. Descriptors stay out, as COLMAP takes only SIFT's kind.
+
+    Raises MissingExtraError without pycolmap, NothingToDoError if the folder has none of the images, UsageError if the
+    camera makes no sense, InputFileError if matches and features don't belong together, OutputError if `database`
+    exists (unless `overwrite`) or can't be written.
+    """
+    pycolmap = require_pycolmap()
+    names = features.names()
+    present = [name for name in names if (images / name).is_file()]
+    if not present:
+        raise NothingToDoError(
+            f"{images} has none of the {len(names)} images of {features.path}; give their own folder"
+        )
+    report = ColmapExport(missing=sorted(set(names) - set(present)))
+    with new_file(database, overwrite=overwrite) as path:
+        numbers = _import_images(pycolmap, path, images, present, camera)
+        report.unreadable = [name for name in present if name not in numbers]
+        report.images = len(numbers)
+        counts = _write_keypoints(pycolmap, path, features, numbers)
+        with pycolmap.Database.open(path) as opened, pycolmap.DatabaseTransaction(opened):
+            for pair in named_pairs(matches, names):
+                if pair[0] in counts and pair[1] in counts:
+                    indices = _indices(matches, pair, counts)
+                    _write_pair(opened, numbers[pair[0]], numbers[pair[1]], indices, report)
+                else:
+                    report.skipped_pairs += 1
+                advance()
+        geometry = pycolmap.TwoViewGeometryOptions()
+        geometry.ransac.random_seed = 0  # the same database from run to run
+        pycolmap.geometric_verification(path, two_view_geometry_options=geometry)
+        with pycolmap.Database.open(path) as opened:
+            report.verified_pairs = opened.num_verified_image_pairs()
+    return report
+
+
+def require_pycolmap() -> Any:
+    """The module, quiet. Raises MissingExtraError.
+
+    It must be loaded after numpy: before, its copy of zlib gets in the way of others', and writing a PNG crashes.
+    """
+    try:
+        import pycolmap  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise MissingExtraError("pycolmap", "colmap") from error
+    pycolmap.logging.minloglevel = pycolmap.logging.FATAL.value  # what it can't read, the caller says
+    return pycolmap
+
+
+def _import_images(pycolmap: Any, path: Path, images: Path, names: list[str], camera: CameraSettings) -> dict[str, int]:
+    """Cameras, rigs, frames and images; numbers of the images that COLMAP could read, by name."""
+    mode = getattr(pycolmap.CameraMode, camera.mode.upper().replace("-", "_"))
+    options = pycolmap.ImageReaderOptions()
+    options.camera_model, options.camera_params = camera.model, camera.parameters
+    pycolmap.Database.open(path).close()
+    try:
+        pycolmap.import_images(path, images, mode, names, options)
+    except ValueError as error:
+        given = f"--camera-model {camera.model} --camera-params {camera.parameters!r}"
+        raise UsageError(f"{given}: COLMAP refuses them; give a model's name and as many numbers as it has") from error
+    with pycolmap.Database.open(path) as database:
+        return {image.name: image.image_id for image in database.read_all_images()}
+
+
+def _write_keypoints(pycolmap: Any, path: Path, features: FeatureReader, numbers: dict[str, int]) -> dict[str, int]:
+    """Keypoints in COLMAP's pixels; how many each image has."""
+    counts = {}
+    with pycolmap.Database.open(path) as database, pycolmap.DatabaseTransaction(database):
+        for name, number in numbers.items():
+            keypoints = features.read(name).keypoints + np.float32(COLMAP_OFFSET)
+            database.write_keypoints(number, keypoints)
+            counts[name] = len(keypoints)
+    return counts
+
+
+def _indices(matches: MatchReader, pair: Pair, counts: dict[str, int]) -> np.ndarray:
+    indices = matches.read(pair).indices()
+    for name, largest in zip(pair, indices.max(axis=0, initial=-1), strict=True):
+        if largest >= counts[name]:
+            raise InputFileError(
+                f"{matches.path}: {pair[0]} and {pair[1]} match keypoint {largest} of {name}, "
+                f"which has {counts[name]}; give the features that were matched"
+            )
+    return indices
+
+
+def _write_pair(database: Any, number0: int, number1: int, indices: np.ndarray, report: ColmapExport) -> None:
+    if number0 == number1 or database.exists_matches(number0, number1):
+        return  # the same pair the other way round, from another tool
+    database.write_matches(number0, number1, indices.astype(np.uint32))
+    report.pairs += 1
+    report.matches += len(indices)

@@ -1,0 +1,133 @@
+"""From any layout to any other: features and matches of hloc, the IMC benchmark and Kaggle's baselines."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+
+from sekd_cli.errors import UsageError
+from sekd_cli.export.flat_folder import FlatFolder
+from sekd_cli.export.layouts import PairMatches, named_pairs, write_features, write_matches
+from sekd_cli.feature_file import FeatureReader, FeatureWriter
+from sekd_cli.file_contents import FEATURES, FLAT, MATCHES, kind_of, reading
+from sekd_cli.hdf5_file import open_for_reading
+from sekd_cli.match_file import MatchReader, check_flat_names, flat_name
+from sekd_cli.new_file import new_file
+
+logger = logging.getLogger(__name__)
+
+HDF5_SUFFIXES = {".h5", ".hdf5"}
+
+
+class Converted(NamedTuple):
+    """What was written: so many images' features, so many pairs' matches; None where the input has none."""
+
+    images: int | None
+    pairs: int | None
+
+
+def _kind(path: Path) -> str:
+    if path.is_dir():
+        return FLAT
+    with open_for_reading(path, "feature or match") as file, reading(path):
+        kind = kind_of(file)
+    if kind == FLAT:
+        raise UsageError(f"{path}: one file of several that belong together; give the folder that holds them")
+    return kind
+
+
+def convert(
+    inputs: Sequence[Path], layout: str, output: Path, *, images: Path | None = None, overwrite: bool = False
+) -> Converted:
+    """Write what `inputs` hold in another layout.
+
+    inputs: a feature file, a match file or both in hloc's layout; or a folder of flat files. output: a folder; for
+    `hloc` it may be a file where there are only features or only matches. images: the photographs, for the names and
+    sizes that flat files don't keep.
+
+    Raises UsageError if inputs and output don't fit or keys collide, InputFileError if an input is missing or damaged,
+    OutputError if the output exists (unless `overwrite`) or can't be written.
+    """
+    kinds = [_kind(path) for path in inputs]
+    if len(kinds) != len(set(kinds)) or (FLAT in kinds and len(kinds) > 1):
+        given = ", ".join(f"{path} ({kind})" for path, kind in zip(inputs, kinds, strict=True))
+        raise UsageError(f"{given}: give one feature file, one match file, or both; or one folder of flat files")
+    by_kind = dict(zip(kinds, inputs, strict=True))
+    if FLAT in by_kind:
+        with FlatFolder(by_kind[FLAT], images) as folder:
+            if unknown := folder.unknown:
+                logger.warning("%s: no photograph of %d keys, such as %s", images, len(unknown), unknown[0])
+            if layout == "hloc":
+                return _flat_to_hloc(folder, output, overwrite=overwrite)
+            return _flat_to_flat(folder, layout, output, overwrite=overwrite)
+    if layout == "hloc":
+        raise UsageError(f"{inputs[0]}: in hloc's layout already; give --to imc or --to kaggle")
+    with ExitStack() as stack:
+        features = stack.enter_context(FeatureReader(by_kind[FEATURES])) if FEATURES in by_kind else None
+        matches = stack.enter_context(MatchReader(by_kind[MATCHES])) if MATCHES in by_kind else None
+        return _hloc_to_flat(features, matches, layout, output, overwrite=overwrite)
+
+
+def _hloc_to_flat(
+    features: FeatureReader | None, matches: MatchReader | None, layout: str, output: Path, *, overwrite: bool
+) -> Converted:
+    images = None if features is None else write_features(features, layout, output, overwrite=overwrite)
+    if matches is None:
+        return Converted(images, None)
+    names = [] if features is None else features.names()
+    pairs = list(named_pairs(matches, names))
+    involved = {*names, *(name for pair in pairs for name in pair)}
+    every = (PairMatches(pair, matches.read(pair).indices()) for pair in pairs)
+    return Converted(images, write_matches(every, involved, layout, output, overwrite=overwrite))
+
+
+def _flat_to_flat(folder: FlatFolder, layout: str, output: Path, *, overwrite: bool) -> Converted:
+    images = write_features(folder, layout, output, overwrite=overwrite) if folder.has_features else None
+    pairs = None
+    if folder.has_matches:
+        pairs = write_matches(folder.matches(), folder.names(), layout, output, overwrite=overwrite)
+    return Converted(images, pairs)
+
+
+def _flat_to_hloc(folder: FlatFolder, output: Path, *, overwrite: bool) -> Converted:
+    as_file = output.suffix in HDF5_SUFFIXES and not output.is_dir()
+    if as_file and folder.has_features and folder.has_matches:
+        raise UsageError(f"{folder.folder} holds features and matches; give a folder with -o")
+    images = pairs = None
+    if folder.has_features:
+        with (
+            new_file(output if as_file else output / "feats.h5", overwrite=overwrite) as path,
+            FeatureWriter(path, {}) as writer,
+        ):
+            for name in folder.names():
+                writer.write(name, folder.read(name))
+        images = len(folder.names())
+    if folder.has_matches:
+        check_flat_names(folder.names())
+        with (
+            new_file(output if as_file else output / "matches.h5", overwrite=overwrite) as path,
+            h5py.File(path, "w") as file,
+        ):
+            pairs = _write_hloc_matches(file, folder.matches(), folder)
+    return Converted(images, pairs)
+
+
+def _write_hloc_matches(file: h5py.File, matches: Iterable[PairMatches], folder: FlatFolder) -> int:
+    """Matches as hloc has them, one a keypoint: of several the first."""
+    count = lost = 0
+    for pair, indices in matches:
+        matches0 = np.full(folder.count(pair[0]), -1, dtype=np.int32)
+        matches0[indices[::-1, 0]] = indices[::-1, 1]  # backwards, so that the first stays
+        group = file.create_group("/".join(map(flat_name, pair)))
+        group["matches0"] = matches0
+        group["matching_scores0"] = (matches0 >= 0).astype(np.float32)
+        group.attrs["names"] = np.bytes_("\t".join(pair).encode())
+        count += 1
+        lost += len(indices) - int((matches0 >= 0).sum())
+    if lost:
+        logger.warning("%s: %d matches left out, as hloc keeps only one a keypoint", folder.folder, lost)
+    return count

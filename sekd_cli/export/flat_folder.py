@@ -1,0 +1,163 @@
+"""Reads what other tools wrote in the layouts of the IMC benchmark and of Kaggle's baselines (see `layouts`)."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import h5py
+import numpy as np
+
+from sekd_cli.errors import InputFileError, UsageError
+from sekd_cli.export.layouts import FEATURE_FILES, PairMatches, key_of
+from sekd_cli.feature_file import StoredFeatures
+from sekd_cli.hdf5_file import one_line, open_for_reading
+from sekd_cli.image_search import find_images
+from sekd_cli.images import read_image_size
+from sekd_cli.pairs import Pair
+
+
+class FlatFolder:
+    """Features and matches in a folder of flat files. A `FeatureSource`."""
+
+    def __init__(self, folder: Path, images: Path | None = None) -> None:
+        """images: the folder of the photographs, from which names (folder, extension) and sizes come; without it, keys
+        are the names.
+
+        Raises InputFileError if there are neither features nor matches, or a file is damaged; UsageError if two images
+        could have the same key.
+        """  # noqa: D205 - one sentence
+        self.folder = folder
+        self._images = images
+        self._files: dict[str, h5py.File] = {}
+        for kind in (*FEATURE_FILES, "matches"):
+            if (path := folder / f"{kind}.h5").exists():
+                self._files[kind] = open_for_reading(path, kind)
+        if "keypoints" not in self._files:
+            self.close()
+            raise InputFileError(f"{folder}: no keypoints.h5 in it; give a folder in the imc or kaggle layout")
+        self.has_features = "descriptors" in self._files
+        self.has_matches = "matches" in self._files
+        with self._reading("keypoints"):
+            keys = [key for key, value in self._files["keypoints"].items() if isinstance(value, h5py.Dataset)]
+        self._keys = _names_of(keys, images)
+
+    def names(self) -> list[str]:
+        """Names of all images with keypoints."""
+        return list(self._keys)
+
+    @property
+    def unknown(self) -> list[str]:
+        """Keys for which `images` holds no photograph; they are names as they are."""
+        if self._images is None:
+            return []
+        return [name for name in self._keys if not (self._images / name).is_file()]
+
+    def read(self, name: str) -> StoredFeatures:
+        """The features of one image. Raises InputFileError if they are damaged, ImageError if the photograph is."""
+        key = self._keys[name]
+        found = {kind: self._array(kind, key) for kind in FEATURE_FILES if kind in self._files}
+        keypoints, descriptors = found["keypoints"], found["descriptors"]
+        where = f"{self.folder}: {key}"
+        if keypoints.ndim != 2 or keypoints.shape[1] < 2 or descriptors.ndim != 2:
+            raise InputFileError(
+                f"{where}: keypoints {keypoints.shape} and descriptors {descriptors.shape}, not (N, 2), (N, D)"
+            )
+        count = len(keypoints)
+        if any(len(values) != count for values in found.values()):
+            raise InputFileError(f"{where}: not as many descriptors or scores as its {count} keypoints; mend the files")
+        xy = keypoints[:, :2]
+        return StoredFeatures(
+            keypoints=xy,
+            scores=found.get("scores", np.ones(count, dtype=np.float32)).reshape(count),
+            descriptors=descriptors,
+            image_size=self._image_size(name, xy),
+            scales=found["scales"].reshape(count) if "scales" in found else None,
+        )
+
+    def count(self, name: str) -> int:
+        """The number of keypoints of an image."""
+        with self._reading("keypoints"):
+            return int(self._files["keypoints"][self._keys[name]].shape[0])
+
+    def matches(self) -> Iterator[PairMatches]:
+        """The matches of all pairs. Raises InputFileError if they are damaged or name other images."""
+        names = {key: name for name, key in self._keys.items()}
+        with self._reading("matches"):
+            for place, dataset in self._match_datasets():
+                first, second = self._split(place, names)
+                indices = np.asarray(dataset[()]).astype(np.int64)
+                indices = indices if "/" in place else indices.T  # kaggle's are (M, 2), the benchmark's (2, M)
+                if indices.ndim != 2 or indices.shape[1] != 2:
+                    raise ValueError(f"{place} is {dataset.shape}, no list of pairs of keypoints")
+                counts = [self.count(names[key]) for key in (first, second)]
+                if indices.size and (indices.min() < 0 or (indices.max(axis=0) >= counts).any()):
+                    raise ValueError(f"{place} refers to keypoints that are not in keypoints.h5")
+                yield PairMatches((names[first], names[second]), indices)
+
+    def close(self) -> None:
+        """Close all files."""
+        for file in self._files.values():
+            file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _match_datasets(self) -> Iterator[tuple[str, h5py.Dataset]]:
+        """Every dataset of matches and its place: `A-B`, or `A/B`."""
+        for key, value in self._files["matches"].items():
+            if isinstance(value, h5py.Group):
+                for second, dataset in value.items():
+                    if isinstance(dataset, h5py.Dataset):
+                        yield f"{key}/{second}", dataset
+            else:
+                yield key, value
+
+    def _split(self, place: str, known: Mapping[str, str]) -> Pair:
+        """The two keys in the place of a dataset; keys may hold `-` as well."""
+        separator = "/" if "/" in place else "-"
+        parts = place.split(separator)
+        halves = [(separator.join(parts[:i]), separator.join(parts[i:])) for i in range(1, len(parts))]
+        fitting = [pair for pair in halves if pair[0] in known and pair[1] in known]
+        if len(fitting) == 1:
+            return fitting[0]
+        problem = "names images without keypoints" if not fitting else "can be read as two pairs of images"
+        raise ValueError(f"{place} {problem}")
+
+    def _image_size(self, name: str, xy: np.ndarray) -> tuple[int, int]:
+        if self._images is not None and (self._images / name).is_file():
+            return read_image_size(self._images / name, max_pixels=0)
+        width, height = np.ceil(xy.max(axis=0) + 0.5).astype(int) if len(xy) else (0, 0)  # the smallest that holds all
+        return int(width), int(height)
+
+    def _array(self, kind: str, key: str) -> np.ndarray:
+        with self._reading(kind):
+            return np.asarray(self._files[kind][key][()], dtype=np.float32)
+
+    @contextmanager
+    def _reading(self, kind: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+            raise InputFileError(f"{self.folder / kind}.h5: {one_line(error)}; mend the files") from error
+
+
+def _names_of(keys: list[str], images: Path | None) -> dict[str, str]:
+    """Keys by the name of the photograph below `images` that each stands for, or by the key itself."""
+    by_layout: dict[str, dict[str, list[str]]] = {"kaggle": {}, "imc": {}}
+    for entry in find_images([images]) if images is not None else ():
+        for layout, owners in by_layout.items():
+            owners.setdefault(key_of(entry.name, layout), []).append(entry.name)
+    names = {}
+    for key in keys:
+        found = by_layout["kaggle"].get(key) or by_layout["imc"].get(key) or [key]
+        if len(found) > 1:
+            raise UsageError(f"{key} could be {found[0]} or {found[1]}; give --images with only one of them")
+        names[found[0]] = key
+    return names

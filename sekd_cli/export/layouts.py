@@ -1,0 +1,130 @@
+"""The layouts of the IMC benchmark and of Kaggle's baselines: a folder of flat files, each with a key an image.
+
+`keypoints.h5` (N, 2), `descriptors.h5` (N, D), `scores.h5` (N,) and `scales.h5` (N,), float32; `matches.h5` int32. The
+IMC benchmark (Jin et al., IJCV 2021) takes the file name without its extension as key, and matches (2, M) under `A-B`,
+A > B as strings; Kaggle's baselines take the file name with its extension, and matches (M, 2) under `A/B`.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple, Protocol
+
+import h5py
+import numpy as np
+
+from sekd_cli.errors import UsageError
+from sekd_cli.feature_file import StoredFeatures
+from sekd_cli.match_file import MatchReader, check_flat_names, flat_name
+from sekd_cli.new_file import new_file
+from sekd_cli.pairs import Pair
+
+logger = logging.getLogger(__name__)
+
+FLAT_LAYOUTS = ("imc", "kaggle")
+LAYOUTS = (*FLAT_LAYOUTS, "hloc")
+FEATURE_FILES = ("keypoints", "descriptors", "scores", "scales")
+IMC_MOST_KEYPOINTS = 8000  # of an image; its validator refuses more
+
+
+class FeatureSource(Protocol):
+    """Anything with features by name, such as a `FeatureReader`."""
+
+    def names(self) -> list[str]:
+        """Names of all images."""
+
+    def read(self, name: str) -> StoredFeatures:
+        """The features of one."""
+
+
+class PairMatches(NamedTuple):
+    """The matches of one pair of images."""
+
+    pair: Pair
+    indices: np.ndarray  # (M, 2) int64: keypoints of the first image and of the second
+
+
+def key_of(name: str, layout: str) -> str:
+    """The key of an image in a flat layout."""
+    path = PurePosixPath(name)
+    return path.stem if layout == "imc" else path.name
+
+
+def keys_of(names: Iterable[str], layout: str) -> dict[str, str]:
+    """Keys by name. Raises UsageError, naming both, if two images would have the same key."""
+    owners: dict[str, str] = {}
+    for name in names:
+        other = owners.setdefault(key_of(name, layout), name)
+        if other != name:
+            key = key_of(name, layout)
+            raise UsageError(f"{other} and {name} would both be {key} in the {layout} layout; convert them apart")
+    return {name: key for key, name in owners.items()}
+
+
+def write_features(source: FeatureSource, layout: str, folder: Path, *, overwrite: bool = False) -> int:
+    """Write all features into the files of a flat layout; returns the number of images.
+
+    Raises UsageError if keys collide, OutputError if one of the files exists (unless `overwrite`) or can't be written.
+    """
+    keys = keys_of(source.names(), layout)
+    with ExitStack() as stack:
+        paths = [stack.enter_context(new_file(folder / f"{kind}.h5", overwrite=overwrite)) for kind in FEATURE_FILES]
+        keypoints, descriptors, scores, scales = (stack.enter_context(h5py.File(path, "w")) for path in paths)
+        for name, key in keys.items():
+            features = source.read(name)
+            if layout == "imc" and len(features) > IMC_MOST_KEYPOINTS:
+                logger.warning("%s: %d keypoints, the IMC benchmark takes %d", name, len(features), IMC_MOST_KEYPOINTS)
+            keypoints[key] = features.keypoints.astype(np.float32, copy=False)
+            descriptors[key] = features.descriptors.astype(np.float32, copy=False)
+            scores[key] = features.scores.astype(np.float32, copy=False)
+            scale = np.ones(len(features)) if features.scales is None else features.scales
+            scales[key] = scale.astype(np.float32, copy=False)
+    return len(keys)
+
+
+def write_matches(
+    matches: Iterable[PairMatches], names: Iterable[str], layout: str, folder: Path, *, overwrite: bool = False
+) -> int:
+    """Write matches into `matches.h5` of a flat layout; returns the number of pairs.
+
+    names: of all images in any pair, and of others whose keys shall not collide either. A pair that comes again, either
+    way round, is left out. Raises as `write_features` does.
+    """
+    keys = keys_of(names, layout)
+    count = 0
+    with new_file(folder / "matches.h5", overwrite=overwrite) as path, h5py.File(path, "w") as file:
+        for (name0, name1), indices in matches:
+            place, reverse = _place(keys[name0], keys[name1], layout)
+            if place in file or (layout != "imc" and _place(keys[name1], keys[name0], layout)[0] in file):
+                logger.warning("%s and %s: there twice, the second left out", name0, name1)
+                continue
+            ordered = indices[:, ::-1] if reverse else indices
+            file[place] = (ordered.T if layout == "imc" else ordered).astype(np.int32)
+            count += 1
+    if layout == "imc" and count < len(keys) * (len(keys) - 1) // 2:
+        logger.warning("%d pairs of %d images: the IMC benchmark's validator asks for all pairs", count, len(keys))
+    return count
+
+
+def _place(key0: str, key1: str, layout: str) -> tuple[str, bool]:
+    """Where a pair's matches go, and whether they go the other way round."""
+    if layout == "imc":
+        return f"{max(key0, key1)}-{min(key0, key1)}", key0 < key1
+    return f"{key0}/{key1}", False
+
+
+def named_pairs(matches: MatchReader, names: Iterable[str]) -> Iterator[Pair]:
+    """All pairs of a match file under the names that images have in a feature file.
+
+    Files of other tools know only flat names, in which `/` became `-`. Raises UsageError where two of `names` are the
+    same then.
+    """
+    if matches.attributes.get("sekd_schema") is not None:
+        yield from matches.pairs()
+        return
+    names = list(names)
+    check_flat_names(names)
+    known = {flat_name(name): name for name in names}
+    for first, second in matches.pairs():
+        yield known.get(flat_name(first), first), known.get(flat_name(second), second)

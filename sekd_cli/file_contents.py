@@ -1,0 +1,96 @@
+"""What an HDF5 file of features or matches holds, group by group, whoever wrote it, complete or not."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+
+from sekd_cli.errors import InputFileError
+from sekd_cli.feature_file import is_image
+from sekd_cli.hdf5_file import one_line
+from sekd_cli.new_file import error_number
+
+FEATURES, MATCHES, FLAT = "features", "matches", "flat"
+"""Kinds of files: hloc's layout of features or matches; or one flat file of the IMC benchmark's layout, or the like."""
+
+WHOLE = "1/1"  # the shard of a file that is not one of several
+
+
+class Item(NamedTuple):
+    """An image in a feature file, or a pair in a match file."""
+
+    name: str  # where its group is: the image's name, or both images' flat names with a slash between
+    group: h5py.Group
+    complete: bool
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns what h5py raises on damage to the file at `path` into an InputFileError; failures to write pass."""
+    try:
+        yield
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        if error_number(error):
+            raise
+        raise InputFileError(f"{path}: damaged ({one_line(error)}); make it again") from error
+
+
+def kind_of(file: h5py.File) -> str:
+    """FEATURES, MATCHES or FLAT; what is empty and of no known kind holds features."""
+    content = plain(file.attrs.get("content"))
+    if content in {FEATURES, MATCHES}:
+        return str(content)
+    first = next((child for key in file if (child := file.get(key)) is not None), None)
+    if isinstance(first, h5py.Dataset):
+        return FLAT
+    second = (
+        next((child for key in first if (child := first.get(key)) is not None), None) if first is not None else None
+    )
+    return MATCHES if isinstance(second, h5py.Group) and "matches0" in second else FEATURES
+
+
+def items(file: h5py.File, kind: str) -> Iterator[Item]:
+    """Every image or pair; complete are groups marked so, or in files of other tools those that hold what it takes."""
+    own = "sekd_schema" in file.attrs
+    for name, group in _leaves(file):
+        if kind == FEATURES:
+            complete = is_image(group, own=own)
+        else:
+            complete = "matches0" in group and (not own or bool(group.attrs.get("complete", False)))
+        yield Item(name, group, complete)
+
+
+def settings_of(file: h5py.File) -> dict[str, Any]:
+    """The settings that a file was made with; empty if it tells none."""
+    try:
+        settings = json.loads(str(plain(file.attrs.get("settings", "{}"))))
+    except ValueError:
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
+def plain(value: object) -> object:
+    """An HDF5 attribute as Python has it."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _leaves(
+    group: h5py.Group, prefix: str = "", above: frozenset[int] = frozenset()
+) -> Iterator[tuple[str, h5py.Group]]:
+    """Groups that hold datasets, or nothing; `above` are the addresses of parents, so that a cycle of links ends."""
+    for key in group:
+        child = group.get(key)
+        if not isinstance(child, h5py.Group):
+            continue
+        address = h5py.h5o.get_info(child.id).addr
+        if address in above:
+            continue
+        if len(child) == 0 or any(isinstance(child.get(inner), h5py.Dataset) for inner in child):
+            yield prefix + key, child
+        else:
+            yield from _leaves(child, f"{prefix}{key}/", above | {address})

@@ -1,0 +1,144 @@
+"""Joining the files of shards: each is checked against the others before anything is written."""
+
+import json
+import logging
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+
+from sekd_cli.errors import InputFileError, UsageError
+from sekd_cli.file_contents import FLAT, WHOLE, items, kind_of, plain, reading, settings_of
+from sekd_cli.hdf5_file import open_for_reading
+from sekd_cli.new_file import new_file
+from sekd_cli.shards import Shard, parse_shard
+
+logger = logging.getLogger(__name__)
+
+DECISIVE = ("sekd_schema", "network", "weights_sha256", "features")
+"""Attributes that, beside the settings, decide the numbers in a file; `features` are those that were matched."""
+
+
+class Merged(NamedTuple):
+    """What was joined."""
+
+    kind: str  # "features" or "matches"
+    items: int  # images or pairs in the new file
+    doubles: int  # that came again, the same, in a later file
+    incomplete: int  # left out
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """One input, open."""
+
+    path: Path
+    file: h5py.File
+    kind: str
+    decisive: dict[str, Any]  # all that decides the numbers in it, but for the shard
+    shard: Shard
+
+
+def merge(paths: list[Path], output: Path, *, partial: bool = False, overwrite: bool = False) -> Merged:
+    """Join feature files, or match files, into one new file; `partial` allows shards to be missing.
+
+    Files without a shard number (of runs over different folders, of other tools) are joined as well.
+
+    Raises UsageError if shards are missing or double, or features are given with matches; InputFileError if settings or
+    weights differ, an image is there twice with different features, or a file is damaged; OutputError if the output
+    exists (unless `overwrite`) or can't be written.
+    """
+    if output.exists() and any(path.exists() and output.samefile(path) for path in paths):
+        raise UsageError(f"{output}: is an input too; give another output with -o")
+    with ExitStack() as stack:
+        parts = [_part(path, stack.enter_context(open_for_reading(path, "feature or match"))) for path in paths]
+        _check_alike(parts)
+        _check_shards(parts, partial=partial)
+        with new_file(output, overwrite=overwrite) as temporary, h5py.File(temporary, "w") as target:
+            target.attrs.update(_attributes(parts[0].file))
+            return _join(parts, target)
+
+
+def _part(path: Path, file: h5py.File) -> _Part:
+    with reading(path):
+        kind, settings = kind_of(file), settings_of(file)
+        decisive = {name: plain(file.attrs.get(name)) for name in DECISIVE}
+    if kind == FLAT:
+        raise UsageError(f"{path}: not in hloc's layout; run sekd convert --to hloc on its folder first")
+    shard = parse_shard(str(settings.pop("shard", WHOLE)))
+    decisive.update(settings)
+    return _Part(path=path, file=file, kind=kind, decisive=decisive, shard=shard)
+
+
+def _check_alike(parts: list[_Part]) -> None:
+    """Raise unless all parts were made the same way."""
+    first = parts[0]
+    for part in parts[1:]:
+        if part.kind != first.kind:
+            raise UsageError(f"{first.path} holds {first.kind}, {part.path} {part.kind}; merge them apart")
+        old, new = first.decisive, part.decisive
+        names = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+        if names:
+            words = "; ".join(f"{name} {_short(old.get(name))} and {_short(new.get(name))}" for name in names)
+            raise InputFileError(
+                f"{first.path} and {part.path} were made differently ({words}); make one of them again"
+            )
+
+
+def _check_shards(parts: list[_Part], *, partial: bool) -> None:
+    """Raise unless each shard is there once; files that are no shards may be many."""
+    first = parts[0]
+    owners: dict[Shard, Path] = {}
+    for part in parts:
+        if part.shard.count != first.shard.count:
+            shards = f"{first.path} is shard {first.shard}, {part.path} shard {part.shard}"
+            raise UsageError(f"{shards}: not of one run; merge the shards of one at a time")
+        if part.shard in owners and part.shard.count > 1:
+            raise UsageError(f"{owners[part.shard]} and {part.path} are both shard {part.shard}; leave one out")
+        owners[part.shard] = part.path
+    count = first.shard.count
+    missing = [str(number) for number in range(1, count + 1) if Shard(number, count) not in owners]
+    if missing and not partial:
+        raise UsageError(f"shards {', '.join(missing)} of {count} are missing; add them, or give --partial")
+    if missing:
+        logger.warning("shards %s of %d are missing", ", ".join(missing), count)
+
+
+def _attributes(file: h5py.File) -> dict[str, Any]:
+    """Those of the whole: what a process without shards would have written, so that one can go on with the file."""
+    attributes, settings = dict(file.attrs), settings_of(file)
+    if "shard" in settings:
+        attributes["settings"] = json.dumps({**settings, "shard": WHOLE}, sort_keys=True)
+    return attributes
+
+
+def _join(parts: list[_Part], target: h5py.File) -> Merged:
+    """Copy every complete group, bytes as they are."""
+    owners: dict[str, _Part] = {}
+    doubles = incomplete = 0
+    for part in parts:
+        with reading(part.path):
+            for name, group, complete in items(part.file, part.kind):
+                if not complete:
+                    incomplete += 1
+                elif name not in owners:
+                    part.file.copy(group, target, name)
+                    owners[name] = part
+                elif _equal(owners[name].file[name], group):
+                    doubles += 1
+                else:
+                    both = f"{owners[name].path} and {part.path}"
+                    raise InputFileError(f"{name} differs in {both}; make one of them again")
+    return Merged(parts[0].kind, len(owners), doubles, incomplete)
+
+
+def _equal(one: h5py.Group, other: h5py.Group) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(one[name][()], other[name][()]) for name in one)
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 20 else text[:12] + "..."  # a SHA-256
