@@ -1,0 +1,56 @@
+"""The shipped weights on the example photographs: what a newcomer sees first, held to what is known of the scenes."""
+
+from pathlib import Path
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+
+from sekd_cli import Sekd
+from sekd_cli.cli import main
+from sekd_cli.networks.weights_file import packaged_weights
+
+pytestmark = pytest.mark.skipif(not packaged_weights().exists(), reason="no weights are shipped yet")
+
+
+@pytest.fixture(scope="module")
+def sekd() -> Sekd:
+    return Sekd.from_pretrained(device="cpu")
+
+
+def test_matches_of_a_rectified_pair_lie_in_the_same_row(sekd: Sekd, examples: Path) -> None:
+    left, right = sekd.extract(examples / "motorcycle_left.jpg"), sekd.extract(examples / "motorcycle_right.jpg")
+    matches = sekd.match(left, right)
+    shift = (matches.keypoints0 - matches.keypoints1).numpy()
+    right_ones = (np.abs(shift[:, 1]) < 1.5) & (shift[:, 0] > 5) & (shift[:, 0] < 62)  # see examples/README.md
+    assert right_ones.sum() >= 600
+    assert right_ones.mean() >= 0.7
+
+
+def test_the_box_is_found_in_its_scene(sekd: Sekd, examples: Path) -> None:
+    matches = sekd.match(sekd.extract(examples / "box.png"), sekd.extract(examples / "box_in_scene.png"))
+    scene_from_box, _ = cv2.findHomography(matches.keypoints0.numpy(), matches.keypoints1.numpy(), cv2.USAC_MAGSAC, 3.0)
+    corners = np.array([[[0, 0], [323, 0], [323, 222], [0, 222]]], dtype=np.float64)
+    seen = np.array([[118, 161], [284, 175], [268, 297], [90, 272]])  # read off the scene by eye
+    assert np.abs(cv2.perspectiveTransform(corners, scene_from_box)[0] - seen).max() < 10
+
+
+def test_the_commands_of_readme_extract_and_match_the_examples(
+    examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["extract", str(examples), "-o", "feats.h5"]) == 0
+    assert main(["match", str(examples / "pairs.txt"), "-o", "matches.h5"]) == 0
+    printed = capfd.readouterr()
+    assert printed.out == "feats.h5\nmatches.h5\n"
+    assert "7 images done, 0 failed" in printed.err
+    assert "2 pairs done, 0 failed" in printed.err
+    with h5py.File("feats.h5") as feats, h5py.File("matches.h5") as matches:
+        assert len(feats) == 7
+        keypoints, descriptors = (feats["china.jpg"][name][()] for name in ("keypoints", "descriptors"))
+        assert len(keypoints) > 500
+        assert descriptors.shape == (64, len(keypoints))
+        assert (keypoints >= 0).all()
+        assert (keypoints <= feats["china.jpg"]["image_size"][()] - 1).all()
+        assert (matches["box.png"]["box_in_scene.png"]["matches0"][()] >= 0).any()
