@@ -1,5 +1,6 @@
 """Settings: frozen, keyword-only, self-checking. Each function takes the slice that it needs."""
 
+import math
 from dataclasses import dataclass
 
 from sekd_cli.errors import UsageError
@@ -61,6 +62,7 @@ class VerificationSettings:
         _check(0 < self.threshold <= 1000, f"--threshold {self.threshold:g}: give more than 0, at most 1000 pixels")
         _check(self.min_inliers >= 0, f"--min-inliers {self.min_inliers}: give 0 or more")
         _check(
-            self.camera is None or (len(self.camera) in {1, 4} and min(self.camera[:2]) > 0),
+            self.camera is None
+            or (len(self.camera) in {1, 4} and all(map(math.isfinite, self.camera)) and min(self.camera[:2]) > 0),
             "--camera: give F, or FX,FY,CX,CY, in pixels; focal lengths are positive",
         )

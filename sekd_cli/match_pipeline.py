@@ -1,7 +1,7 @@
 """Many pairs of a feature file to one match file: each image read a few times only, pairs matched in parallel.
 
 Pairs are taken in blocks. The images of a block's rows stay in memory, the others stream past, as in a blocked matrix
-product: of n images of which m fit into the memory given, each is read about 1 + n / m times for all pairs of them, and
+product: of n images of which m fit into the memory given, each is read about 1 + n / 2m times for all pairs of them, and
 once where all fit. No result depends on the order.
 """
 
@@ -154,12 +154,13 @@ class _Written:
 
 
 class FeatureCache:
-    """Features in bounded memory: half of it for the rows of the block at hand, half for what was used last."""
+    """Features in bounded memory: most of it for the rows of the block at hand, the rest for what was used last."""
 
     def __init__(self, features: FeatureReader, settings: PipelineSettings, camera_of: CameraOf) -> None:
         self._features = features
         self._device = settings.device
-        self._half = settings.cache_bytes // 2
+        self._room = settings.cache_bytes // 8  # for images that pass; each is needed once a block
+        self._row_room = settings.cache_bytes - self._room
         self._camera_of = camera_of
         self._passing: OrderedDict[str, MatchableImage | str] = OrderedDict()
         self._passing_size = 0
@@ -174,7 +175,7 @@ class FeatureCache:
         while start < len(order):
             held: dict[int, MatchableImage | str] = {}
             size, end = 0, start
-            while end < len(order) and (not held or size < self._half):
+            while end < len(order) and (not held or size < self._row_room):
                 number = int(sorted_rows[end])
                 held[number] = self._take(work.names[number])
                 size += _size(held[number])
@@ -201,7 +202,7 @@ class FeatureCache:
             image = self._passing[name] = self._load(name)
             self._passing_size += _size(image)
         self._passing.move_to_end(name)
-        while self._passing_size > self._half and len(self._passing) > 1:
+        while self._passing_size > self._room and len(self._passing) > 1:
             self._passing_size -= _size(self._passing.popitem(last=False)[1])
         return image
 

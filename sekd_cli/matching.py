@@ -57,8 +57,8 @@ def match_descriptors(
     kept &= scan.similarity >= settings.min_similarity
     scores = scan.similarity
     if settings.temperature > 0:
-        scores = ((scan.similarity - 1) * (2 / settings.temperature)).exp()
-        scores = scores / (scan.row_sum * scan.column_sum[scan.column])
+        likelihood = ((scan.similarity - 1) / settings.temperature).exp()
+        scores = (likelihood / scan.row_sum) * (likelihood / scan.column_sum[scan.column])
         kept &= scores >= settings.min_probability
     return scan.column.masked_fill(~kept, NO_MATCH), scores.masked_fill(~kept, 0.0)
 

@@ -12,6 +12,7 @@ from sekd_cli.feature_file import FeatureReader
 
 WORDS = 64  # of the codebook: enough for thousands of images, and 64 x 64 values are cheap to compare
 SAMPLED_IMAGES, SAMPLED_DESCRIPTORS = 400, 150  # what the codebook is learned from: evenly spread, each image's best
+DESCRIPTORS_A_WORD = 40  # at least: a word of few is their mean, from which two views of a point lie opposite
 ITERATIONS = 15  # of k-means
 COMPARED_AT_ONCE = 1024  # images
 
@@ -31,7 +32,7 @@ def learn_codebook(descriptors: Tensor, words: int = WORDS) -> Tensor:
     """Cluster centres of descriptors (M, D) by k-means, (at most `words`, D), from a fixed start."""
     if len(descriptors) == 0:
         return descriptors
-    words = min(words, len(descriptors))
+    words = min(words, max(1, len(descriptors) // DESCRIPTORS_A_WORD))
     start = torch.randperm(len(descriptors), generator=torch.Generator().manual_seed(0))[:words]
     centres = descriptors[start]
     for _ in range(ITERATIONS):
@@ -51,12 +52,17 @@ def aggregate(descriptors: Tensor, codebook: Tensor) -> Tensor:
 
 
 def nearest_pairs(described: Tensor, count: int) -> Iterator[tuple[int, int]]:
-    """Pairs i < j of rows (I, G) where one is among the `count` most similar to the other, sorted."""
+    """Pairs i < j of rows (I, G) where one is among the `count` most similar to the other, sorted.
+
+    Zero rows, of images without descriptors, are less similar than any other.
+    """
+    nothing = (described == 0).all(dim=1)
     total = len(described)
     count = min(count, total - 1)
     found: set[tuple[int, int]] = set()
     for start in range(0, total if count > 0 else 0, COMPARED_AT_ONCE):
         similarity = described[start : start + COMPARED_AT_ONCE] @ described.T
+        similarity[:, nothing] = -2  # below every cosine
         similarity.diagonal(start).fill_(-torch.inf)  # an image is not a neighbour of its own
         ranked = similarity.sort(dim=1, descending=True, stable=True).indices[:, :count]
         for row, neighbours in enumerate(ranked.tolist(), start):

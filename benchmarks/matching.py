@@ -1,0 +1,152 @@
+"""Matching beside the bare matrix product, and its memory.
+
+    python benchmarks/matching.py [--threads 1] [--json]
+
+Times are medians over rounds in which all methods take turns; the ratio is the median of the rounds' ratios. Memory is
+what the process needs at its peak beyond the descriptors.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sekd_cli.config import MatchingSettings
+from sekd_cli.feature_file import FeatureReader, FeatureWriter, StoredFeatures, file_attributes
+from sekd_cli.match_file import MatchWriter, match_attributes
+from sekd_cli.match_pipeline import PipelineSettings, match_all, plan
+from sekd_cli.matching import match_descriptors
+from sekd_cli.pairs import exhaustive
+
+KEYPOINTS, WIDTH, LARGE = 2048, 64, 20_000
+ROUNDS = 30
+METHODS = {
+    "sekd": MatchingSettings(),
+    "sekd, ratio 0.9": MatchingSettings(ratio=0.9),
+    "sekd, dual softmax": MatchingSettings(temperature=0.1),
+}
+
+
+def descriptors(count: int, seed: int) -> Tensor:
+    """Random unit vectors (count, WIDTH)."""
+    return F.normalize(torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+def plain(one: Tensor, other: Tensor) -> Tensor:
+    """Mutual nearest neighbours the plain way: a maximum along each axis of the whole similarity matrix."""
+    similarity = one @ other.T
+    column, row = similarity.max(dim=1).indices, similarity.max(dim=0).indices
+    return torch.where(row[column] == torch.arange(len(one)), column, -1)
+
+
+def measure_speed(count: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Milliseconds and ratio to the bare product, by method."""
+    one, other = descriptors(count, 0), descriptors(count, 1)
+    product = torch.empty(count, count)
+    methods: dict[str, Callable[[], object]] = {
+        "bare product": lambda: torch.mm(one, other.T, out=product),
+        **{name: lambda chosen=chosen: match_descriptors(one, other, chosen) for name, chosen in METHODS.items()},
+        "plain maxima": lambda: plain(one, other),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
+    for round_number in range(rounds + 1):
+        for name, run in methods.items():
+            start = time.perf_counter()
+            run()
+            if round_number:  # the first warms up
+                seconds[name].append(time.perf_counter() - start)
+    bare = seconds["bare product"]
+    return {
+        name: {
+            "milliseconds": 1e3 * median(taken),
+            "ratio": median(one / other for one, other in zip(taken, bare, strict=True)),
+        }
+        for name, taken in seconds.items()
+    }
+
+
+def measure_memory() -> float:
+    """Peak of LARGE x LARGE beyond the descriptors, MB; in a process of its own."""
+    program = (
+        "import resource, torch; from benchmarks.matching import *; torch.set_num_threads(1);"
+        "one, other = descriptors(LARGE, 0), descriptors(LARGE, 1);"
+        "match_descriptors(one[:100], other[:100], MatchingSettings());"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
+        "match_descriptors(one, other, MatchingSettings(ratio=0.9));"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
+    return int(done.stdout) / 1024
+
+
+def measure_pipeline(images: int, threads: int) -> dict[str, float]:
+    """All pairs of a feature file to a match file: pairs a second, and peak memory of the process so far in MB."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, names = Path(folder) / "feats.h5", [f"{index:05}.jpg" for index in range(images)]
+        with FeatureWriter(path, file_attributes(network="none", weights_sha256="", settings={})) as writer:
+            for seed, name in enumerate(names):
+                keypoints = np.random.default_rng(seed).random((KEYPOINTS, 2), dtype=np.float32) * 1000
+                scores = np.ones(KEYPOINTS, dtype=np.float32)
+                rows = descriptors(KEYPOINTS, seed).numpy()
+                writer.write(
+                    name,
+                    StoredFeatures(keypoints=keypoints, scores=scores, descriptors=rows, image_size=(1000, 1000)),
+                )
+        start = time.perf_counter()
+        with (
+            FeatureReader(path) as reader,
+            MatchWriter(Path(folder) / "matches.h5", match_attributes(reader, {})) as matches,
+        ):
+            settings = PipelineSettings(device=torch.device("cpu"), threads=threads)
+            work = plan(exhaustive(names))
+            count = sum(1 for _ in match_all(work, reader, matches, settings, matching=MatchingSettings()))
+        seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"pairs": count, "pairs_per_second": count / seconds, "peak_megabytes": peak}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--images", type=int, default=142, help="of which all pairs are matched; 142 make 10,011")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    found = {
+        "speed": measure_speed(KEYPOINTS, ROUNDS),
+        "speed_large": measure_speed(LARGE, 3),
+        "memory_large_megabytes": measure_memory(),
+        "pipeline": measure_pipeline(options.images, options.threads),
+    }
+    if options.json:
+        print(json.dumps(found, indent=2))
+        return
+    for title, key, count in (("", "speed", KEYPOINTS), ("\n", "speed_large", LARGE)):
+        print(f"{title}{count} x {count} x {WIDTH}, {options.threads} threads")
+        for name, values in found[key].items():
+            print(f"  {name:20} {values['milliseconds']:9.2f} ms   {values['ratio']:5.2f} of the bare product")
+    print(f"\nmemory of {LARGE} x {LARGE}: {found['memory_large_megabytes']:.0f} MB beyond the descriptors")
+    pipeline = found["pipeline"]
+    alone = 1e3 / found["speed"]["sekd"]["milliseconds"]
+    share = pipeline["pairs_per_second"] / alone
+    print(
+        f"{pipeline['pairs']} pairs from a feature file: {pipeline['pairs_per_second']:.1f} a second, "
+        f"{share:.0%} of matching alone; peak {pipeline['peak_megabytes']:.0f} MB"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Feature files that tests make up: views of one plane, whose points are known, with some that no other view has."""
+
+from pathlib import Path
+
+import numpy as np
+
+from sekd_cli.feature_file import FeatureWriter, StoredFeatures, file_attributes
+
+ATTRIBUTES = file_attributes(network="compact", weights_sha256="ab" * 32, settings={"max_keypoints": 2048})
+SIZE = 400  # pixels, width and height
+
+
+def homography(view: int) -> np.ndarray:
+    """`view_from_plane` (3, 3): each view is turned and moved a little further."""
+    angle = 0.1 * view
+    turn = np.array([[np.cos(angle), -np.sin(angle), 7 * view], [np.sin(angle), np.cos(angle), -3 * view], [0, 0, 1]])
+    tilt = np.array([[1, 0, 0], [0, 1, 0], [1e-4 * view, 0, 1]])
+    return turn @ tilt
+
+
+def drawn_features(view: int, common: int = 60, own: int = 20, width: int = 16, plane: int = 0) -> StoredFeatures:
+    """`common` points of a plane as a view shows them, in the view's own order, and `own` points elsewhere."""
+    shared = np.random.default_rng(1000 + plane)
+    on_plane = shared.uniform(0, SIZE, (common, 2))
+    descriptors = shared.normal(size=(common, width))
+    random = np.random.default_rng(view)
+    warped = np.column_stack((on_plane, np.ones(common))) @ homography(view).T
+    keypoints = np.concatenate((warped[:, :2] / warped[:, 2:], random.uniform(0, SIZE, (own, 2))))
+    noisy = np.concatenate(
+        (descriptors + random.normal(scale=0.1, size=descriptors.shape), random.normal(size=(own, width)))
+    )
+    order = random.permutation(common + own)
+    unit = noisy / np.linalg.norm(noisy, axis=1, keepdims=True)
+    return StoredFeatures(
+        keypoints=keypoints[order].astype(np.float32),
+        scores=np.linspace(1, 0.5, common + own).astype(np.float32),
+        descriptors=unit[order].astype(np.float32),
+        image_size=(SIZE, SIZE),
+    )
+
+
+def write_views(path: Path, names: list[str], **options: int) -> Path:
+    """A feature file with a view for each name."""
+    with FeatureWriter(path, ATTRIBUTES, overwrite=True) as writer:
+        for view, name in enumerate(names):
+            writer.write(name, drawn_features(view, **options))
+    return path

@@ -1,0 +1,245 @@
+"""`sekd match` and `sekd pairs` as a user types them."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from drawn_features import drawn_features, write_views
+from PIL import Image
+
+import sekd_cli
+from sekd_cli import cli
+from sekd_cli.match_file import MatchReader
+
+NAMES = ["a.jpg", "b/b 1.jpg", "c.jpg"]
+MISSING_PAIR, NOTHING, BAD_INPUT, BAD_OUTPUT, USAGE = 1, 3, 4, 5, 2  # exit codes
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_with_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The defaults are files in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    write_views(tmp_path / "feats.h5", NAMES)
+    Path("pairs.txt").write_text("# two pairs\na.jpg\tb/b 1.jpg\n\na.jpg c.jpg\n", encoding="utf-8")
+
+
+def pairs_in(path: str) -> list[tuple[str, str]]:
+    with MatchReader(Path(path)) as reader:
+        return list(reader.pairs())
+
+
+def test_pairs_are_matched_with_the_defaults(capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["match", "pairs.txt"]) == 0
+    out, err = capfd.readouterr()
+    assert out == "matches.h5\n"
+    assert "2 pairs done, 0 failed" in err
+    assert len(err.splitlines()) == 1
+    assert pairs_in("matches.h5") == [("a.jpg", "b/b 1.jpg"), ("a.jpg", "c.jpg")]
+    with MatchReader(Path("matches.h5")) as reader:
+        matches = reader.read(("a.jpg", "c.jpg"))
+        assert json.loads(str(reader.attributes["settings"]))["ratio"] == 1.0
+    expected = drawn_features(0).descriptors @ drawn_features(2).descriptors.T
+    for one, other in matches.indices():
+        assert expected[one].argmax() == other
+
+
+def test_the_same_again_does_nothing_and_says_so(capfd: pytest.CaptureFixture[str]) -> None:
+    cli.main(["match", "pairs.txt"])
+    before = Path("matches.h5").read_bytes()
+    capfd.readouterr()
+    assert cli.main(["match", "pairs.txt"]) == 0
+    assert "0 pairs done, 2 done before" in capfd.readouterr().err
+    assert Path("matches.h5").read_bytes() == before
+
+
+def test_pairs_come_from_a_pipe() -> None:
+    command = f"{sys.executable} -m sekd_cli"
+    line = f"{command} pairs feats.h5 --exhaustive | {command} match - -o all.h5 --device cpu"
+    environment = os.environ | {"PYTHONPATH": str(Path(sekd_cli.__file__).parents[1])}
+    done = subprocess.run(line, shell=True, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "all.h5\n"
+    assert len(pairs_in("all.h5")) == 3
+
+
+def test_images_without_features_are_told_one_line_each(capfd: pytest.CaptureFixture[str]) -> None:
+    Path("pairs.txt").write_text("a.jpg gone.jpg\nb.jpg c.jpg\na.jpg c.jpg\n", encoding="utf-8")
+    assert cli.main(["match", "pairs.txt", "--failures", "failed.jsonl"]) == MISSING_PAIR
+    out, err = capfd.readouterr()
+    assert out == "matches.h5\n"
+    lines = err.splitlines()
+    assert [line.split(":")[:2] for line in lines[:2]] == [
+        ["error", " a.jpg and gone.jpg"],
+        ["error", " b.jpg and c.jpg"],
+    ]
+    assert "1 pairs done, 2 failed" in lines[2]
+    assert pairs_in("matches.h5") == [("a.jpg", "c.jpg")]
+    failed = [json.loads(line) for line in Path("failed.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [record["pair"] for record in failed] == [["a.jpg", "gone.jpg"], ["b.jpg", "c.jpg"]]
+    assert "no features of gone.jpg" in failed[0]["reason"]
+
+
+def test_repeated_pairs_are_matched_once(capfd: pytest.CaptureFixture[str]) -> None:
+    Path("pairs.txt").write_text("a.jpg c.jpg\nc.jpg a.jpg\na.jpg a.jpg\na.jpg c.jpg\n", encoding="utf-8")
+    assert cli.main(["match", "pairs.txt"]) == 0
+    assert "3 pairs left out" in capfd.readouterr().err
+    assert pairs_in("matches.h5") == [("a.jpg", "c.jpg")]
+
+
+def test_shards_together_are_the_whole() -> None:
+    lines = [f"{one}\t{other}\n" for one in NAMES for other in NAMES if one < other]
+    Path("pairs.txt").write_text("".join(lines), encoding="utf-8")
+    for shard in ("1/2", "2/2"):
+        assert cli.main(["match", "pairs.txt", "--shard", shard, "-o", f"{shard[0]}.h5"]) == 0
+    one, other = pairs_in("1.h5"), pairs_in("2.h5")
+    assert len(one) + len(other) == len({*one, *other}) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "complaint"),
+    [
+        (["pairs.txt", "--features", "none.h5"], BAD_INPUT, "none.h5: no such file"),
+        (["pairs.txt", "--features", "pairs.txt"], BAD_INPUT, "pairs.txt: not an HDF5 file"),
+        (["none.txt"], BAD_INPUT, "none.txt"),
+        (["feats.h5"], BAD_INPUT, "feats.h5, line 1"),
+        (["empty.txt"], NOTHING, "empty.txt: no pairs"),
+        (["gone.txt"], NOTHING, "no pair could be matched"),
+        (["clash.txt"], USAGE, "x/y and x-y"),
+        (["pairs.txt", "-o", "feats.h5"], USAGE, "is the feature file"),
+        (["pairs.txt", "-o", "feats.h5", "--overwrite"], USAGE, "is the feature file"),
+        (["pairs.txt", "-o", "empty.txt/m.h5"], BAD_OUTPUT, "empty.txt/m.h5"),
+        (["pairs.txt", "-o", "gone.txt"], BAD_OUTPUT, "not an HDF5 file"),
+        (["pairs.txt", "--ratio", "0"], USAGE, "--ratio 0"),
+        (["pairs.txt", "--min-similarity", "7"], USAGE, "--min-similarity"),
+        (["pairs.txt", "--dual-softmax", "-1"], USAGE, "--dual-softmax"),
+        (["pairs.txt", "--min-probability", "0.5"], USAGE, "needs --dual-softmax"),
+        (["pairs.txt", "--threshold", "2"], USAGE, "only with --verify"),
+        (["pairs.txt", "--verify", "essential"], USAGE, "--camera"),
+        (["pairs.txt", "--verify", "essential", "--camera", "wide"], USAGE, "--camera wide"),
+        (["pairs.txt", "--verify", "essential", "--camera", "5,5"], USAGE, "--camera"),
+        (["pairs.txt", "--verify", "homography", "--threshold", "0"], USAGE, "--threshold 0"),
+        (["pairs.txt", "--device", "toaster"], USAGE, "--device toaster"),
+        (["pairs.txt", "--shard", "3/2"], USAGE, "--shard 3/2"),
+    ],
+)
+def test_what_is_wrong_gets_one_line_and_its_own_exit_code(
+    arguments: list[str], code: int, complaint: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("empty.txt").write_text("# nothing\n", encoding="utf-8")
+    Path("gone.txt").write_text("x y\n", encoding="utf-8")
+    Path("clash.txt").write_text("x/y a.jpg\nx-y a.jpg\n", encoding="utf-8")
+    before = Path("feats.h5").read_bytes()
+    assert cli.main(["match", *arguments]) == code
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert complaint in err
+    assert "Traceback" not in err
+    assert Path("feats.h5").read_bytes() == before
+
+
+def test_other_settings_need_overwrite(capfd: pytest.CaptureFixture[str]) -> None:
+    cli.main(["match", "pairs.txt"])
+    assert cli.main(["match", "pairs.txt", "--ratio", "0.8"]) == BAD_OUTPUT
+    assert "ratio 1.0 there, 0.8 now" in capfd.readouterr().err
+    assert cli.main(["match", "pairs.txt", "--ratio", "0.8", "--overwrite"]) == 0
+
+
+def test_changed_features_need_update(capfd: pytest.CaptureFixture[str]) -> None:
+    cli.main(["match", "pairs.txt"])
+    write_views(Path("feats.h5"), NAMES[::-1])
+    assert cli.main(["match", "pairs.txt"]) == BAD_OUTPUT
+    assert "--update" in capfd.readouterr().err
+    assert cli.main(["match", "pairs.txt", "--update"]) == 0
+
+
+def test_quiet_leaves_the_path_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["match", "pairs.txt", "--quiet"]) == 0
+    assert capfd.readouterr() == ("matches.h5\n", "")
+
+
+def test_focal_lengths_come_from_the_images(capfd: pytest.CaptureFixture[str]) -> None:
+    Path("photos/b").mkdir(parents=True)
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0xA405] = 36  # focal length in mm of a film
+    for name in NAMES:
+        Image.new("L", (400, 400)).save(f"photos/{name}", exif=exif if name != "c.jpg" else Image.Exif())
+    arguments = ["match", "pairs.txt", "--verify", "essential", "--min-inliers", "0"]
+    assert cli.main([*arguments, "--images", "photos", "-o", "exif.h5"]) == MISSING_PAIR
+    assert "c.jpg: no focal length in its EXIF data" in capfd.readouterr().err
+    assert pairs_in("exif.h5") == [("a.jpg", "b/b 1.jpg")]
+    focal = 36 / 43.267 * 400 * np.sqrt(2)
+    assert cli.main([*arguments, "--camera", f"{focal}", "-o", "given.h5"]) == 0
+    with MatchReader(Path("exif.h5")) as one, MatchReader(Path("given.h5")) as other:
+        pair = ("a.jpg", "b/b 1.jpg")
+        np.testing.assert_array_equal(one.read(pair).matches0, other.read(pair).matches0)
+
+
+def listed(capfdbinary: pytest.CaptureFixture[bytes], *arguments: str) -> list[str]:
+    assert cli.main(["pairs", *arguments]) == 0
+    return capfdbinary.readouterr().out.decode().splitlines()
+
+
+def test_pairs_of_a_feature_file_are_listed(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    everything = ["a.jpg\tb/b 1.jpg", "a.jpg\tc.jpg", "b/b 1.jpg\tc.jpg"]
+    assert listed(capfdbinary, "feats.h5") == everything
+    assert listed(capfdbinary, "feats.h5", "--exhaustive") == everything
+    assert listed(capfdbinary, "feats.h5", "--sequential", "1") == [everything[0], everything[2]]
+    assert sorted(listed(capfdbinary, "feats.h5", "--sequential", "1", "--nearest", "2")) == everything
+
+
+def test_pairs_of_images_have_the_names_that_extract_gives(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    for name in ("photos/10.png", "photos/9.png", "photos/sub/x.png"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(name, np.zeros((8, 8), np.uint8))
+    assert listed(capfdbinary, "photos", "--sequential", "1") == ["9.png\t10.png", "10.png\tsub/x.png"]
+    assert listed(capfdbinary, "photos/sub/*.png", "photos/9.png", "--root", ".") == ["photos/9.png\tphotos/sub/x.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "complaint"),
+    [
+        (["none.h5"], BAD_INPUT, "none.h5: no such file"),
+        (["photos", "--nearest", "3"], USAGE, "needs one feature file"),
+        (["feats.h5", "--loop"], USAGE, "only with --sequential"),
+        (["feats.h5", "--sequential", "0"], USAGE, "0 is not in the range"),
+        (["photos"], NOTHING, "1 images; a pair takes two"),
+        (["nowhere/"], NOTHING, "nowhere: no such file"),
+    ],
+)
+def test_pairs_say_what_is_wrong(
+    arguments: list[str], code: int, complaint: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("photos").mkdir()
+    cv2.imwrite("photos/a.png", np.zeros((8, 8), np.uint8))
+    assert cli.main(["pairs", *arguments]) == code
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert complaint in err
+
+
+def test_a_name_that_no_list_can_hold_is_told(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    Path("photos").mkdir()
+    for name in ("a.png", "b\nb.png", "c.png"):
+        cv2.imwrite("photos/x.png", np.zeros((8, 8), np.uint8))
+        Path("photos/x.png").rename(f"photos/{name}")
+    assert cli.main(["pairs", "photos"]) == MISSING_PAIR
+    out, err = capfdbinary.readouterr()
+    assert out == b"a.png\tc.png\n"
+    assert len(err.splitlines()) == 1
+
+
+def test_names_of_any_bytes_pass_from_pairs_to_match(
+    capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["#1 ü.jpg", " spaces .jpg", "b.jpg"]
+    write_views(Path("feats.h5"), names)
+    cli.main(["pairs", "feats.h5"])
+    out = capfdbinary.readouterr().out
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(out)))
+    assert cli.main(["match", "-", "-o", "m.h5"]) == 0
+    assert {name for pair in pairs_in("m.h5") for name in pair} == set(names)

@@ -1,0 +1,62 @@
+"""Focal lengths from EXIF data."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from PIL import ExifTags, Image
+from PIL.TiffImagePlugin import IFDRational
+
+from sekd_cli.errors import ImageError
+from sekd_cli.focal_length import read_focal_length
+
+TAGS = ExifTags.Base
+
+
+def photograph(path: Path, tags: dict[int, object]) -> Path:
+    """A photograph of 360 x 240 pixels with these EXIF tags."""
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.Exif).update(tags)
+    Image.new("L", (360, 240)).save(path, exif=exif)
+    return path
+
+
+def test_a_35_mm_equivalent_is_of_the_diagonal(tmp_path: Path) -> None:
+    # The frame of a film is 36 mm wide, so at 36 mm the image is as wide as the focal length.
+    path = photograph(tmp_path / "a.jpg", {TAGS.FocalLengthIn35mmFilm: 36})
+    assert read_focal_length(path) == pytest.approx(360, rel=1e-4)
+
+
+@pytest.mark.parametrize(("unit", "resolution"), [(2, 254), (3, 100), (4, 10)])
+def test_otherwise_the_resolution_of_the_sensor_tells(tmp_path: Path, unit: int, resolution: int) -> None:
+    # 10 pixels a mm times 50 mm, in a photograph shrunk from 720 pixels to half.
+    tags = {
+        TAGS.FocalLength: Fraction(50),
+        TAGS.FocalPlaneXResolution: Fraction(resolution),
+        TAGS.FocalPlaneResolutionUnit: unit,
+        TAGS.ExifImageWidth: 720,
+    }
+    exif = {tag: IFDRational(value) if isinstance(value, Fraction) else value for tag, value in tags.items()}
+    assert read_focal_length(photograph(tmp_path / "a.jpg", exif)) == pytest.approx(250)
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {},
+        {TAGS.FocalLengthIn35mmFilm: 0},
+        {TAGS.FocalLength: IFDRational(50)},
+        {TAGS.FocalLength: IFDRational(1, 0), TAGS.FocalPlaneXResolution: IFDRational(1, 0)},
+        {TAGS.FocalLength: "long", TAGS.FocalPlaneXResolution: "many"},
+        {TAGS.FocalLength: IFDRational(50), TAGS.FocalPlaneXResolution: 10, TAGS.FocalPlaneResolutionUnit: 9},
+    ],
+)
+def test_data_that_tell_nothing_give_none(tmp_path: Path, tags: dict[int, object]) -> None:
+    assert read_focal_length(photograph(tmp_path / "a.tif", tags)) is None
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"no image")
+    for name in ("a.jpg", "missing.jpg"):
+        with pytest.raises(ImageError, match=name):
+            read_focal_length(tmp_path / name)

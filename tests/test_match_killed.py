@@ -1,0 +1,84 @@
+"""What a kill leaves of `sekd match`, at many random moments."""
+
+import multiprocessing
+import random
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from drawn_features import write_views
+
+from sekd_cli import cli
+from sekd_cli.match_file import MatchReader
+from sekd_cli.pairs import exhaustive, format_pair
+
+KILLS = 20
+NAMES = [f"view{index:02}.jpg" for index in range(20)]
+LONGEST_DELAY = 0.5  # seconds; about what a run takes
+
+
+def arrays(path: Path) -> dict[str, list[np.ndarray]]:
+    """Everything in a match file, pair by pair, as any HDF5 reader finds it."""
+    with h5py.File(path) as file:
+        return {
+            f"{first}\t{second}": [values[()] for values in group.values()]
+            for first in file
+            for second, group in file[first].items()
+            if group.attrs["complete"]
+        }
+
+
+def assert_among(some: dict[str, list[np.ndarray]], everything: dict[str, list[np.ndarray]]) -> None:
+    for name, values in some.items():
+        for one, other in zip(values, everything[name], strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """`sekd match` of all pairs of many images, but for its output."""
+    features = write_views(tmp_path / "feats.h5", NAMES)
+    (tmp_path / "pairs.txt").write_text("".join(map(format_pair, exhaustive(NAMES))), encoding="utf-8")
+    options = ["--features", str(features), "--verify", "homography", "--device", "cpu", "--threads", "1"]
+    return ["match", str(tmp_path / "pairs.txt"), *options, "--output"]
+
+
+def test_nothing_that_was_reported_is_lost_by_a_kill_at_any_moment(command: list[str], tmp_path: Path) -> None:
+    assert cli.main([*command, str(tmp_path / "whole.h5")]) == 0
+    whole = arrays(tmp_path / "whole.h5")
+    assert len(whole) == len(NAMES) * (len(NAMES) - 1) // 2
+
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["sekd_cli.commands.match_run"])  # so that a run begins at once
+    moments = random.Random(0)
+    path, log = tmp_path / "killed.h5", tmp_path / "log.txt"
+    kills, before = 0, set[str]()
+    while kills < KILLS:
+        log.unlink(missing_ok=True)
+        process = processes.Process(target=cli.main, args=([*command, str(path), "--quiet", "--log-file", str(log)],))
+        process.start()
+        while not log.exists() and process.is_alive():
+            time.sleep(0.005)
+        process.join(moments.uniform(0, LONGEST_DELAY))
+        process.kill()
+        process.join()
+        kills += process.exitcode != 0
+        if not path.exists():
+            continue
+        found = arrays(path)
+        lines = [line for line in log.read_text(encoding="utf-8").splitlines() if line.endswith("matches")]
+        reported = {line.split(" DEBUG ")[1].rpartition(":")[0] for line in lines}
+        assert found.keys() >= before | reported
+        assert_among(found, whole)
+        with MatchReader(path) as reader:
+            assert ["\t".join(pair) for pair in reader.pairs()] == sorted(found)
+        before = set(found)
+        if len(found) == len(whole):  # finished: once more from the start
+            path.unlink()
+            before = set()
+
+    assert cli.main([*command, str(path)]) == 0
+    assert arrays(path).keys() == whole.keys()
+    assert_among(arrays(path), whole)

@@ -1,0 +1,265 @@
+"""Many pairs: what is matched, what is read, and that neither order nor memory nor threads change a number."""
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from drawn_features import ATTRIBUTES, drawn_features, write_views
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sekd_cli import match_pipeline
+from sekd_cli.config import MatchingSettings, VerificationSettings
+from sekd_cli.errors import DeviceError, ImageError, OutputError
+from sekd_cli.feature_file import FeatureReader, FeatureWriter, StoredFeatures
+from sekd_cli.match_file import MatchReader, MatchWriter, StoredMatches, match_attributes
+from sekd_cli.match_pipeline import FeatureCache, Outcome, PipelineSettings, match_all, plan
+from sekd_cli.pair_matching import match_images, matchable_image
+from sekd_cli.pairs import Pair, exhaustive
+from sekd_cli.verification import Camera
+
+CPU = torch.device("cpu")
+ONE_IMAGE = 80 * (2 + 16) * 4  # bytes of one drawn image's features
+NAMES = [f"view{index}.jpg" for index in range(8)]
+
+
+@pytest.fixture
+def features(tmp_path: Path) -> Path:
+    return write_views(tmp_path / "feats.h5", NAMES)
+
+
+def run(features: Path, output: Path, pairs: list[Pair], **options: Any) -> list[Outcome]:
+    """Match pairs into a file; options of `match_all` and of its settings."""
+    chosen = {name: options.pop(name) for name in ("threads", "cache_bytes", "update") if name in options}
+    options.setdefault("matching", MatchingSettings())
+    with FeatureReader(features) as reader, MatchWriter(output, match_attributes(reader, {})) as writer:
+        return list(match_all(plan(pairs), reader, writer, PipelineSettings(device=CPU, **chosen), **options))
+
+
+def contents(path: Path) -> dict[str, list[np.ndarray]]:
+    """Every group of a pair in the file, and its arrays."""
+    with h5py.File(path) as file:
+        return {
+            f"{first}/{second}": [values[()] for values in file[first][second].values()]
+            for first in file
+            for second in file[first]
+        }
+
+
+def assert_same(one: Path, other: Path) -> None:
+    found, expected = contents(one), contents(other)
+    assert found.keys() == expected.keys()
+    for name, arrays in found.items():
+        for array, wanted in zip(arrays, expected[name], strict=True):
+            np.testing.assert_array_equal(array, wanted)
+
+
+def test_each_pair_is_planned_once_and_none_with_itself() -> None:
+    work = plan([("b", "a"), ("a", "a"), ("a", "b"), ("b", "a"), ("c", "b")])
+    assert work.names == ["b", "a", "c"]
+    assert work.pairs.tolist() == [[0, 1], [2, 0]]
+    assert (work.repeated, work.with_itself) == (2, 1)
+    assert plan([]).pairs.shape == (0, 2)
+
+
+def test_true_matches_are_found(features: Path, tmp_path: Path) -> None:
+    outcomes = run(features, tmp_path / "m.h5", [("view0.jpg", "view3.jpg")])
+    assert [outcome.pair for outcome in outcomes] == [("view0.jpg", "view3.jpg")]
+    assert outcomes[0].matches >= 60  # of the 60 points that both show, and a few of the others
+    first, second = drawn_features(0), drawn_features(3)
+    with MatchReader(tmp_path / "m.h5") as reader:
+        matches = reader.read(("view0.jpg", "view3.jpg"))
+    similarity = first.descriptors @ second.descriptors.T
+    for one, other in matches.indices():
+        assert similarity[one].argmax() == other
+        assert matches.scores0[one] == pytest.approx(similarity[one, other], abs=1e-5)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("cache_bytes", [0, 4 * ONE_IMAGE, 10**9])
+def test_order_memory_and_threads_change_nothing(
+    features: Path, tmp_path: Path, threads: int, cache_bytes: int
+) -> None:
+    pairs = list(exhaustive(NAMES))
+    run(features, tmp_path / "plain.h5", pairs)
+    shuffled = [pairs[index] for index in np.random.default_rng(0).permutation(len(pairs))]
+    outcomes = run(features, tmp_path / "other.h5", shuffled, threads=threads, cache_bytes=cache_bytes)
+    assert sorted(outcome.pair for outcome in outcomes) == sorted(pairs)
+    assert_same(tmp_path / "other.h5", tmp_path / "plain.h5")
+
+
+@pytest.mark.parametrize(("room", "most_reads"), [(100, 40), (50, 40), (20, 80), (10, 120)])
+def test_every_image_is_read_a_few_times_only(tmp_path: Path, room: int, most_reads: int) -> None:
+    names = [f"{index:02}.jpg" for index in range(40)]
+    write_views(tmp_path / "feats.h5", names, common=2, own=2, width=2)
+    size = 4 * (2 + 2) * 4
+    settings = PipelineSettings(device=CPU, cache_bytes=room * size)
+    with FeatureReader(tmp_path / "feats.h5") as reader:
+        cache = FeatureCache(reader, settings, lambda name, size: None)
+        walked = [pair for pair, _, _ in cache.walk(plan(exhaustive(names)))]
+    assert sorted(walked) == list(exhaustive(names))
+    assert cache.reads <= most_reads
+
+
+@given(st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), max_size=30), st.integers(0, 12))
+def test_every_pair_is_walked_once_with_its_own_images(pairs: list[tuple[int, int]], room: int) -> None:
+    class Reader:
+        def read(self, name: str) -> StoredFeatures:
+            return dataclasses.replace(drawn_features(0, common=2, own=0, width=2), image_size=(int(name), 0))
+
+    work = plan([(str(one), str(other)) for one, other in pairs])
+    settings = PipelineSettings(device=CPU, cache_bytes=room * 2 * 4 * 4)
+    camera = lambda name, size: Camera(focal=(float(name) + 1, size[0]), centre=(0, 0))  # noqa: E731
+    cache = FeatureCache(Reader(), settings, camera)  # type: ignore[arg-type]
+    walked = []
+    for pair, image0, image1 in cache.walk(work):
+        walked.append(pair)
+        assert not isinstance(image0, str)
+        assert not isinstance(image1, str)
+        assert (image0.name, image1.name) == pair
+        assert image0.camera == Camera(focal=(float(pair[0]) + 1, int(pair[0])), centre=(0, 0))
+    expected = {frozenset(map(str, pair)) for pair in pairs if pair[0] != pair[1]}
+    assert {frozenset(pair) for pair in walked} == expected
+    assert len(walked) == len(expected)
+
+
+def test_a_second_run_matches_only_what_is_new(features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = list(exhaustive(NAMES[:5]))
+    run(features, tmp_path / "m.h5", pairs[:6])
+    matched = []
+
+    def matching(image0: Any, image1: Any, *settings: Any) -> StoredMatches:
+        matched.append((image0.name, image1.name))
+        return match_images(image0, image1, *settings)
+
+    monkeypatch.setattr(match_pipeline, "match_images", matching)
+    outcomes = run(features, tmp_path / "m.h5", [pair[::-1] for pair in pairs[:3]] + pairs[3:])
+    assert sorted(matched) == sorted(pairs[6:])
+    assert sum(outcome.skipped for outcome in outcomes) == 6
+
+
+def test_changed_features_stop_it_or_are_matched_again(features: Path, tmp_path: Path) -> None:
+    pairs = list(exhaustive(NAMES[:3]))
+    run(features, tmp_path / "m.h5", pairs)
+    write_views(features, [NAMES[1], NAMES[0], *NAMES[2:]])  # the first two have changed places
+    with pytest.raises(OutputError, match="changed since"):
+        run(features, tmp_path / "m.h5", pairs)
+    outcomes = run(features, tmp_path / "m.h5", pairs, update=True)
+    assert not any(outcome.skipped for outcome in outcomes)
+    run(features, tmp_path / "fresh.h5", pairs)
+    assert_same(tmp_path / "m.h5", tmp_path / "fresh.h5")
+
+
+def test_pairs_that_fail_are_told_and_the_others_done(features: Path, tmp_path: Path) -> None:
+    with FeatureWriter(features, ATTRIBUTES) as writer:
+        writer.write("wide.jpg", drawn_features(0, width=32))
+        writer.write("damaged.jpg", drawn_features(0))
+        writer.write("empty.jpg", drawn_features(0, common=0, own=0, width=8))
+    with h5py.File(features, "r+") as file:
+        del file["damaged.jpg/keypoints"]
+    bad = ["missing.jpg", "wide.jpg", "damaged.jpg", "../x", "a\udcff.jpg"]
+    pairs = [(name, "view0.jpg") for name in bad] + [("view0.jpg", "view1.jpg"), ("empty.jpg", "view0.jpg")]
+    outcomes = {outcome.pair: outcome for outcome in run(features, tmp_path / "m.h5", pairs)}
+    assert outcomes["view0.jpg", "view1.jpg"].matches > 50
+    assert outcomes["empty.jpg", "view0.jpg"] == Outcome(("empty.jpg", "view0.jpg"), matches=0)
+    for name, reason in zip(
+        bad, ["no features of missing", "32 and of 16", "damaged", "no features", "no f"], strict=True
+    ):
+        failure = outcomes[name, "view0.jpg"].failure
+        assert failure is not None
+        assert reason in failure
+    assert len(contents(tmp_path / "m.h5")) == 2
+
+
+def test_unnormalised_and_broken_descriptors_are_made_comparable(tmp_path: Path) -> None:
+    plain, scaled = drawn_features(0), drawn_features(1)
+    factors = np.linspace(0.5, 300, len(scaled), dtype=np.float32)[:, None]
+    broken = (scaled.descriptors * factors).copy()
+    broken[3] = np.nan
+    broken[4] = 0
+    image0 = matchable_image("a", plain)
+    expected = match_images(image0, matchable_image("b", scaled), MatchingSettings())
+    found = match_images(
+        image0, matchable_image("b", dataclasses.replace(scaled, descriptors=broken)), MatchingSettings()
+    )
+    others = ~np.isin(expected.matches0, [3, 4]) & ~np.isin(found.matches0, [3, 4])
+    assert others.sum() > 70
+    assert (found.matches0 == expected.matches0)[others].mean() > 0.95
+    np.testing.assert_allclose(found.scores0[others & (found.matches0 == expected.matches0)].max(), 1, atol=0.1)
+
+
+def test_verified_pairs_keep_inliers_and_their_model(features: Path, tmp_path: Path) -> None:
+    settings = VerificationSettings(model="homography", threshold=1)
+    run(features, tmp_path / "m.h5", [("view1.jpg", "view4.jpg")], verification=settings)
+    run(features, tmp_path / "plain.h5", [("view1.jpg", "view4.jpg")])
+    with MatchReader(tmp_path / "m.h5") as reader, MatchReader(tmp_path / "plain.h5") as unverified:
+        found, plain = reader.read(("view1.jpg", "view4.jpg")), unverified.read(("view1.jpg", "view4.jpg"))
+    assert found.model_name == "homography"
+    assert 55 <= len(found.indices()) < len(plain.indices())
+    kept = found.matches0 >= 0
+    assert (found.matches0[kept] == plain.matches0[kept]).all()
+    assert (found.scores0[~kept] == 0).all()
+    xy0 = drawn_features(1).keypoints[found.indices()[:, 0]]
+    xy1 = drawn_features(4).keypoints[found.indices()[:, 1]]
+    assert found.model is not None
+    mapped = np.column_stack((xy0, np.ones(len(xy0)))) @ found.model.T
+    assert np.abs(mapped[:, :2] / mapped[:, 2:] - xy1).max() < 1.5
+
+
+def test_a_pair_that_nothing_explains_keeps_no_match_and_no_model(tmp_path: Path) -> None:
+    with FeatureWriter(tmp_path / "feats.h5", ATTRIBUTES) as writer:
+        for name, plane in (("a.jpg", 0), ("b.jpg", 1)):
+            writer.write(name, drawn_features(plane, plane=plane))
+    for model in ("homography", "fundamental"):
+        settings = VerificationSettings(model=model, threshold=1)
+        outcomes = run(tmp_path / "feats.h5", tmp_path / f"{model}.h5", [("a.jpg", "b.jpg")], verification=settings)
+        assert outcomes == [Outcome(("a.jpg", "b.jpg"), matches=0)]
+        with MatchReader(tmp_path / f"{model}.h5") as reader:
+            assert reader.read(("a.jpg", "b.jpg")).model is None
+
+
+def test_an_image_without_a_camera_fails_in_its_pairs_only(features: Path, tmp_path: Path) -> None:
+    def camera_of(name: str, size: tuple[int, int]) -> Camera:
+        if name == "view1.jpg":
+            raise ImageError("view1.jpg: no focal length")
+        return Camera(focal=(400, 400), centre=(size[0] / 2, size[1] / 2))
+
+    outcomes = run(
+        features,
+        tmp_path / "m.h5",
+        list(exhaustive(NAMES[:3])),
+        verification=VerificationSettings(model="essential", threshold=1),
+        camera_of=camera_of,
+    )
+    assert sorted(outcome.pair for outcome in outcomes if outcome.failure) == [
+        ("view0.jpg", "view1.jpg"),
+        ("view1.jpg", "view2.jpg"),
+    ]
+
+
+def test_outcomes_are_told_when_they_are_durable(
+    features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(match_pipeline, "COMMIT_PAIRS", 5)
+    pairs = list(exhaustive(NAMES))
+    with FeatureReader(features) as reader, MatchWriter(tmp_path / "m.h5", match_attributes(reader, {})) as writer:
+        outcomes = match_all(plan(pairs), reader, writer, PipelineSettings(device=CPU), matching=MatchingSettings())
+        told = [outcome.pair for outcome in itertools.islice(outcomes, 12)]
+        (tmp_path / "killed.h5").write_bytes((tmp_path / "m.h5").read_bytes())  # what a kill would leave now
+        outcomes.close()  # type: ignore[attr-defined]
+    with MatchReader(tmp_path / "killed.h5") as reader:
+        assert set(reader.pairs()) >= set(told)
+
+
+def test_a_device_without_memory_is_told(features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_: Any) -> None:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr("sekd_cli.pair_matching.match_descriptors", exhausted)
+    with pytest.raises(DeviceError, match="memory"):
+        run(features, tmp_path / "m.h5", [("view0.jpg", "view1.jpg")])

@@ -1,0 +1,140 @@
+"""Geometric verification on scenes whose geometry is known."""
+
+import numpy as np
+import pytest
+
+from sekd_cli.config import VerificationSettings
+from sekd_cli.errors import UsageError
+from sekd_cli.verification import Camera, camera_of, verify
+
+CAMERA = Camera(focal=(800.0, 820.0), centre=(320.0, 240.0))
+MATRIX = np.array([[800.0, 0, 320], [0, 820, 240], [0, 0, 1]])
+TRUE_HOMOGRAPHY = np.array([[1.1, 0.1, 20], [-0.05, 0.9, 10], [1e-4, 2e-5, 1]])
+
+
+def plane(inliers: int = 60, outliers: int = 30) -> tuple[np.ndarray, np.ndarray]:
+    """Matches of a plane, the wrong ones last."""
+    random = np.random.default_rng(0)
+    xy0 = random.uniform(0, 600, (inliers + outliers, 2))
+    warped = np.column_stack((xy0, np.ones(len(xy0)))) @ TRUE_HOMOGRAPHY.T
+    xy1 = warped[:, :2] / warped[:, 2:] + random.normal(scale=0.2, size=xy0.shape)
+    xy1[inliers:] = random.uniform(0, 600, (outliers, 2))
+    return xy0.astype(np.float32), xy1.astype(np.float32)
+
+
+def scene(inliers: int = 100, outliers: int = 40) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Matches of a scene in depth, the wrong ones last, and its true essential matrix."""
+    random = np.random.default_rng(1)
+    points = np.column_stack((random.uniform(-2, 2, (inliers + outliers, 2)), random.uniform(4, 9, inliers + outliers)))
+    cos, sin = np.cos(0.2), np.sin(0.2)
+    rotation = np.array([[cos, 0, sin], [0, 1, 0], [-sin, 0, cos]])
+    moved = np.array([1.0, 0.2, 0.1])
+    seen0, seen1 = points @ MATRIX.T, (points @ rotation.T + moved) @ MATRIX.T
+    xy0, xy1 = seen0[:, :2] / seen0[:, 2:], seen1[:, :2] / seen1[:, 2:]
+    xy0, xy1 = (xy + random.normal(scale=0.1, size=xy.shape) for xy in (xy0, xy1))
+    xy1[inliers:] = random.uniform(0, 600, (outliers, 2))
+    cross = np.array([[0, -moved[2], moved[1]], [moved[2], 0, -moved[0]], [-moved[1], moved[0], 0]])
+    return xy0.astype(np.float32), xy1.astype(np.float32), cross @ rotation
+
+
+def test_a_homography_maps_the_first_image_to_the_second() -> None:
+    inliers, model = verify(*plane(), VerificationSettings(model="homography", threshold=2))
+    assert inliers[:60].all()
+    assert inliers[60:].sum() <= 1
+    assert model is not None
+    corner = model @ [100, 100, 1]
+    expected = TRUE_HOMOGRAPHY @ [100, 100, 1]
+    assert corner[:2] / corner[2] == pytest.approx(expected[:2] / expected[2], abs=0.5)
+
+
+def test_a_fundamental_matrix_has_the_second_image_on_its_left() -> None:
+    xy0, xy1, essential = scene()
+    inliers, model = verify(xy0, xy1, VerificationSettings(model="fundamental", threshold=1))
+    assert inliers[:100].sum() > 95
+    assert inliers[100:].sum() <= 5
+    assert model is not None
+    inverse = np.linalg.inv(MATRIX)
+    true_model = inverse.T @ essential @ inverse
+    line, true_line = ([*xy0[0], 1] @ matrix.T for matrix in (model, true_model))
+    assert abs(line[:2] @ true_line[:2]) / np.linalg.norm(line[:2]) / np.linalg.norm(true_line[:2]) > 0.999
+
+
+def test_an_essential_matrix_is_of_directions() -> None:
+    xy0, xy1, essential = scene()
+    settings = VerificationSettings(model="essential", threshold=1)
+    inliers, model = verify(xy0, xy1, settings, (CAMERA, CAMERA))
+    assert inliers[:100].sum() > 95
+    assert inliers[100:].sum() <= 5
+    assert model is not None
+    assert abs((model * essential).sum()) / np.linalg.norm(model) / np.linalg.norm(essential) > 0.999
+    with pytest.raises(ValueError, match="cameras"):
+        verify(xy0, xy1, settings)
+
+
+def test_the_threshold_is_in_pixels() -> None:
+    xy0, xy1 = plane(outliers=0)
+    random = np.random.default_rng(5)
+    xy1 += random.normal(scale=2, size=xy1.shape).astype(np.float32)
+    counts = [
+        verify(xy0, xy1, VerificationSettings(model="homography", threshold=limit, min_inliers=0))[0].sum()
+        for limit in (1, 3, 12)
+    ]
+    assert counts[0] < counts[1] < counts[2] == 60
+
+
+@pytest.mark.parametrize("model", ["homography", "fundamental", "essential"])
+@pytest.mark.parametrize("count", [*range(9), 50])
+def test_too_few_or_degenerate_matches_give_no_model_and_no_error(model: str, count: int) -> None:
+    settings = VerificationSettings(model=model, threshold=1, min_inliers=0)
+    same_place = np.zeros((count, 2), dtype=np.float32)
+    line = np.repeat(np.arange(count, dtype=np.float32)[:, None], 2, axis=1)
+    for xy in (same_place, line, np.full((count, 2), np.nan, dtype=np.float32)):
+        inliers, found = verify(xy, xy, settings, (CAMERA, CAMERA))
+        assert inliers.shape == (count,)
+        assert found is None or found.shape == (3, 3)
+        if count < 4:
+            assert found is None
+            assert not inliers.any()
+
+
+def test_a_model_of_too_few_inliers_is_none() -> None:
+    xy0, xy1 = plane()
+    for least, found in ((60, True), (62, False)):
+        inliers, model = verify(xy0, xy1, VerificationSettings(model="homography", threshold=2, min_inliers=least))
+        assert (model is not None) == found
+        assert inliers.any() == found
+
+
+def test_equal_matches_give_equal_results() -> None:
+    xy0, xy1, _ = scene()
+    settings = VerificationSettings(model="fundamental", threshold=1)
+    one = verify(xy0, xy1, settings)
+    verify(*plane(), VerificationSettings(model="homography", threshold=1))
+    other = verify(xy0, xy1, settings)
+    np.testing.assert_array_equal(one[0], other[0])
+    np.testing.assert_array_equal(one[1], other[1])
+
+
+def test_a_focal_length_alone_has_the_centre_of_the_image() -> None:
+    camera = camera_of((500.0,), (640, 480))
+    assert camera == Camera(focal=(500.0, 500.0), centre=(319.5, 239.5))
+    assert camera.directions(np.array([[819.5, 239.5]])).tolist() == [[1.0, 0.0]]
+    assert camera_of((500.0, 510.0, 300.0, 200.0), (640, 480)) == Camera(focal=(500.0, 510.0), centre=(300.0, 200.0))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"threshold": 0.0},
+        {"threshold": float("nan")},
+        {"min_inliers": -1},
+        {"camera": ()},
+        {"camera": (1.0, 2.0)},
+        {"camera": (-500.0,)},
+        {"camera": (float("inf"),)},
+        {"camera": (500.0, 500.0, float("nan"), 0.0)},
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match="--"):
+        VerificationSettings(**({"model": "homography", "threshold": 1.0} | wrong))  # type: ignore[arg-type]
