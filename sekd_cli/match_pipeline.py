@@ -1,8 +1,8 @@
 """Many pairs of a feature file to one match file: each image read a few times only, pairs matched in parallel.
 
 Pairs are taken in blocks. The images of a block's rows stay in memory, the others stream past, as in a blocked matrix
-product: of n images of which m fit into the memory given, each is read about 1 + n / 2m times for all pairs of them, and
-once where all fit. No result depends on the order.
+product: of n images of which m fit into the memory given, each is read about 1 + n / 2m times for all pairs of them,
+and once where all fit. No result depends on the order.
 """
 
 import time
