@@ -1,0 +1,35 @@
+"""`sekd show`: pictures of keypoints and matches. What it does is in `show_run`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE...")
+@click.option("--features", "-f", type=FILE, help="Take keypoints from this file; default: extract them now.")
+@click.option("--matches", "-m", type=FILE, help="Take matches from this file; default: match now.")
+@click.option("--verify", type=click.Choice(("homography", "fundamental")), help="Tell inliers of this model apart.")
+@click.option("--keypoints", is_flag=True, help="Keypoints of each image, even if there are two.")
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="A .png, or a folder; default: the current one.")
+@click.option("--open", "open_", is_flag=True, help="Open the picture in a viewer.")
+@click.option("--size", default=1200, show_default=True, help="Longer edge of each photograph in it; 0 for its own.")
+@click.option("--max-keypoints", default=2048, show_default=True, help="Best by score of each image; 0 for all.")
+@click.option("--weights", type=FILE, help="To extract with; default: the shipped ones.")
+@click.option("--max-pixels", default=250_000_000, show_default=True, help="Refuse larger images; 0 for no limit.")
+def show(**options: Any) -> int:
+    """Draw keypoints, coloured by score; or of two images the matches, as lines.
+
+    \b
+    sekd show photo.jpg --open
+    sekd show left.jpg right.jpg --verify homography -o matches.png
+    sekd show photos/a.jpg photos/b.jpg --features feats.h5 --matches matches.h5
+
+    Prints the paths of the pictures.
+    """  # noqa: D301 - click's mark for lines that stay as they are
+    from sekd_cli.commands.show_run import ShowOptions, run  # noqa: PLC0415 - loads torch, which --help needs not
+
+    return run(ShowOptions(**options))

@@ -1,0 +1,233 @@
+"""What `sekd show` does: get features and matches, from files or now, draw them, write and open the pictures."""
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
+
+from sekd_cli.config import DetectionSettings, MatchingSettings, VerificationSettings
+from sekd_cli.drawing import (
+    INLIER,
+    OUTLIER,
+    Colour,
+    Legend,
+    View,
+    colours_of,
+    draw_keypoints,
+    draw_matches,
+    fitted,
+    upright,
+)
+from sekd_cli.errors import ImageError, InputFileError, NothingToDoError, OutputError, UsageError
+from sekd_cli.extraction import Extractor
+from sekd_cli.feature_file import FeatureReader, StoredFeatures
+from sekd_cli.images import Photograph, read_image
+from sekd_cli.match_file import MatchReader, StoredMatches
+from sekd_cli.networks.weights_file import load_network, packaged_weights
+from sekd_cli.new_file import new_file
+from sekd_cli.pair_matching import match_images, matchable_image
+from sekd_cli.verification import DEFAULT_THRESHOLDS, verify
+
+logger = logging.getLogger(__name__)
+
+SOME_FAILED = 1  # exit code
+MADE_BY = "sekd show"  # in pictures, so that no photograph is overwritten by mistake
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowOptions:
+    """What the command line of `sekd show` gives; its help tells what each means."""
+
+    images: tuple[Path, ...]
+    features: Path | None
+    matches: Path | None
+    verify: str | None
+    keypoints: bool
+    output: Path | None
+    open_: bool
+    size: int
+    max_keypoints: int
+    weights: Path | None
+    max_pixels: int
+
+    def __post_init__(self) -> None:
+        if self.size < 0:
+            raise UsageError(f"--size {self.size}: give 0 (the photograph's own) or more pixels")
+        if not self.of_pair and (self.matches or self.verify):
+            raise UsageError(f"--matches and --verify are for two images, here are {len(self.images)} to draw alone")
+        if self.matches and not self.features:
+            raise UsageError("--matches: give --features too, the ones that were matched")
+        if self.features and self.weights:
+            raise UsageError("--weights: nothing to extract with --features; leave one out")
+
+    @property
+    def of_pair(self) -> bool:
+        """Whether one picture of matches is asked for."""
+        return len(self.images) == 2 and not self.keypoints
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Loaded:
+    """A photograph with its features."""
+
+    name: str  # in the feature file; of a photograph whose features were extracted now that of the file
+    photograph: Photograph
+    features: StoredFeatures
+
+    def view(self, which: np.ndarray | slice = slice(None)) -> View:
+        """The photograph as it is looked at, with some of its keypoints."""
+        return upright(self.photograph, self.features.keypoints[which])
+
+
+def run(options: ShowOptions) -> int:
+    """Draw; prints the paths of the pictures and returns the exit code."""
+    source = _FeatureSource(options)
+    if options.of_pair:
+        first, second = (source.load(path) for path in options.images)
+        picture = _draw_pair(first, second, options)
+        _finish(picture, f"{options.images[0].stem}-{options.images[1].stem}.matches.png", options)
+        return 0
+    failed = 0
+    stems = [path.stem for path in options.images]
+    if len(set(stems)) < len(stems):
+        stems = [path.as_posix().strip("./").replace("/", "-") for path in options.images]
+    for path, stem in zip(options.images, stems, strict=True):
+        try:
+            loaded = source.load(path)
+        except ImageError as error:
+            logger.error("%s", error)
+            failed += 1
+            continue
+        picture = draw_keypoints(fitted(loaded.view(), options.size), loaded.features.scores, loaded.name)
+        _finish(picture, f"{stem}.keypoints.png", options)
+    if failed == len(options.images):
+        raise NothingToDoError("no image could be read; the reasons are above")
+    return SOME_FAILED if failed else 0
+
+
+class _FeatureSource:
+    """Features from a file, or from the network."""
+
+    def __init__(self, options: ShowOptions) -> None:
+        self._options = options
+        self._extractor: Extractor | None = None
+        self._names: list[str] = []
+        if options.features is not None:
+            with FeatureReader(options.features) as reader:
+                self._names = reader.names()
+
+    def load(self, path: Path) -> _Loaded:
+        """Raises ImageError, or InputFileError if the features of this image are not in the file."""
+        photograph = read_image(path, max_pixels=self._options.max_pixels, colour=True)
+        if self._options.features is None:
+            return _Loaded(name=path.name, photograph=photograph, features=self._extract(photograph))
+        name = _name_of(path, self._names, self._options.features)
+        with FeatureReader(self._options.features) as reader:
+            features = reader.read(name)
+        if features.image_size != photograph.stored_size and features.image_size[0]:
+            there, here = ("x".join(map(str, size)) for size in (features.image_size, photograph.stored_size))
+            logger.warning("%s: %s pixels, but its features are of one with %s", path, here, there)
+        return _Loaded(name=name, photograph=photograph, features=features)
+
+    def _extract(self, photograph: Photograph) -> StoredFeatures:
+        if self._extractor is None:
+            network = load_network(self._options.weights or packaged_weights())
+            settings = DetectionSettings(max_keypoints=self._options.max_keypoints)
+            self._extractor = Extractor(network, settings, device=torch.device("cpu"))
+        return self._extractor.extract([self._extractor.prepare(photograph)])[0]
+
+
+def _name_of(path: Path, names: Iterable[str], file: Path) -> str:
+    """The name in a feature file that an image has: the longest that its path ends with."""
+    whole = path.resolve().as_posix()
+    fitting = [name for name in names if whole.endswith(f"/{name}")]
+    if not fitting:
+        raise InputFileError(f"{file}: no features of {path}; run sekd extract on it, or leave --features out")
+    return max(fitting, key=len)
+
+
+def _draw_pair(first: _Loaded, second: _Loaded, options: ShowOptions) -> np.ndarray:
+    matches = _matches(first, second, options)
+    pairs = matches.indices()
+    scores = matches.scores0[pairs[:, 0]]
+    title = f"{first.name} | {second.name}"
+    note = f"{len(pairs):,} match{'' if len(pairs) == 1 else 'es'}"
+    if options.verify is not None:
+        inliers = _inliers(first, second, pairs, options.verify)
+        order = np.argsort(inliers, kind="stable")  # inliers on top
+        colours: list[Colour] = [INLIER if inlier else OUTLIER for inlier in inliers[order]]
+        count = int(inliers.sum())
+        agreeing = f"{count:,} inliers of {_model_words(options.verify)}"
+        marks = ((INLIER, agreeing), (OUTLIER, f"{len(pairs) - count:,} outliers"))
+        legend = Legend(title, note, marks=marks)
+    elif matches.model_name is not None:
+        order, colours = np.arange(len(pairs)), [INLIER] * len(pairs)
+        legend = Legend(title, note, marks=((INLIER, f"inliers of {_model_words(matches.model_name)}"),))
+    else:
+        order = np.argsort(scores, kind="stable")  # the best on top
+        colours, low, high = colours_of(scores[order])
+        legend = Legend(title, note, (low, high) if len(pairs) else None)
+    view0, view1 = (fitted(one.view(pairs[order, side]), options.size) for side, one in enumerate((first, second)))
+    return draw_matches(view0, view1, colours, legend)
+
+
+def _matches(first: _Loaded, second: _Loaded, options: ShowOptions) -> StoredMatches:
+    if options.matches is None:
+        image0, image1 = (matchable_image(one.name, one.features) for one in (first, second))
+        return match_images(image0, image1, MatchingSettings())
+    with MatchReader(options.matches) as reader:
+        matches = reader.read((first.name, second.name), count1=len(second.features))
+    if len(matches.matches0) != len(first.features) or matches.matches0.max(initial=-1) >= len(second.features):
+        raise InputFileError(f"{options.matches}: not of these features; give the file that was matched")
+    return matches
+
+
+def _inliers(first: _Loaded, second: _Loaded, pairs: np.ndarray, model: str) -> np.ndarray:
+    xy0, xy1 = first.features.keypoints[pairs[:, 0]], second.features.keypoints[pairs[:, 1]]
+    return verify(xy0, xy1, VerificationSettings(model=model, threshold=DEFAULT_THRESHOLDS[model]))[0]
+
+
+def _model_words(model: str) -> str:
+    return {"homography": "a homography", "essential": "an essential matrix"}.get(model, f"a {model} matrix")
+
+
+def _finish(picture: np.ndarray, default_name: str, options: ShowOptions) -> None:
+    """Write a picture, print its path, open it if asked to."""
+    output = options.output
+    if output is None:
+        folder = Path(tempfile.mkdtemp(prefix="sekd-")) if options.open_ else Path()
+        output = folder / default_name
+    elif output.suffix.lower() != ".png" or output.is_dir():
+        if output.suffix and not output.is_dir():
+            raise UsageError(f"-o {output}: give a name that ends in .png, or a folder")
+        output = output / default_name
+    elif len(options.images) > 1 and not options.of_pair:
+        raise UsageError(f"-o {output}: one file for {len(options.images)} pictures; give a folder")
+    _write(picture, output)
+    click.echo(os.fsencode(output))
+    if options.open_ and click.launch(str(output)) != 0:
+        logger.warning("no viewer to open %s with", output)
+
+
+def _write(picture: np.ndarray, path: Path) -> None:
+    if path.exists() and not _is_ours(path):
+        raise OutputError(f"{path}: exists already and is no picture of sekd show; give another output with -o")
+    note = PngImagePlugin.PngInfo()
+    note.add_text("Software", MADE_BY)
+    with new_file(path, overwrite=True) as temporary:
+        Image.fromarray(picture).save(temporary, "PNG", pnginfo=note)
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        with Image.open(path) as image:
+            return image.info.get("Software") == MADE_BY
+    except (OSError, UnidentifiedImageError, ValueError):
+        return False
