@@ -230,6 +230,16 @@ def test_a_wrong_camera_file_is_named(tmp_path: Path, lines: int, complaint: str
         find_scenes(tmp_path, EVERYTHING)
 
 
+def test_a_scene_without_images_or_without_pairs_is_told(tmp_path: Path) -> None:
+    (tmp_path / "empty" / "cameras").mkdir(parents=True)
+    with pytest.raises(InputFileError, match="no images"):
+        find_scenes(tmp_path, EVERYTHING)
+    points = Orbit().write_strecha(tmp_path / "far")
+    scenes = find_scenes(tmp_path / "far", PairSelection(max_angle=5))
+    with pytest.raises(InputFileError, match="far: no pairs"):
+        evaluate_scenes(scenes, [Exact(points)], PoseProtocol(), nothing)
+
+
 def test_a_missing_image_is_named(tmp_path: Path) -> None:
     for layout in LAYOUTS:
         getattr(Orbit(), f"write_{layout}")(tmp_path / layout)

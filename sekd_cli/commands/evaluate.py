@@ -23,6 +23,7 @@ Command = Callable[..., None]
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 COUNT = click.IntRange(min=0)
+ANGLE = click.FloatRange(0, 180)
 POSITIVE = click.IntRange(min=1)
 
 
@@ -72,7 +73,9 @@ def _size_option(default: int) -> Callable[[Command], Command]:
 
 _scene_options = _together(
     click.option("--neighbours", type=POSITIVE, default=8, show_default=True, help="Farthest apart, by name."),
-    click.option("--max-angle", default=60.0, show_default=True, help="Between viewing directions, degrees."),
+    click.option(
+        "--max-angle", type=ANGLE, default=60.0, show_default=True, help="Between viewing directions, degrees."
+    ),
     click.option("--max-pairs", type=POSITIVE, default=1000, show_default=True, help="In a scene; thinned evenly."),
 )
 
@@ -108,9 +111,8 @@ def homography(
     sequences = benchmark.read_sequences(root)
     methods = _methods(**which)
     protocol = benchmark.HomographyProtocol(max_size=max_size, seeds=seeds)
-    with progress_bar(
-        "evaluating", len(methods) * sum(len(sequence.homographies) for sequence in sequences), "steps"
-    ) as bar:
+    total = len(methods) * sum(len(sequence.homographies) for sequence in sequences)
+    with progress_bar("evaluating", total, "pairs") as bar:
         results = benchmark.evaluate_sequences(sequences, methods, protocol, _advance(bar))
     summary = tables.summary_table(results)
     _report([summary, tables.pair_table(results)] if per_pair else [summary], output, tables.panels(summary), plot)
@@ -141,7 +143,7 @@ def pose(
     scenes = find_scenes(root, selection)
     methods = _methods(**rest)
     protocol = benchmark.PoseProtocol(max_size=max_size, seeds=seeds)
-    with progress_bar("evaluating", len(methods) * sum(len(scene.pairs) for scene in scenes), "steps") as bar:
+    with progress_bar("evaluating", len(methods) * sum(len(scene.pairs) for scene in scenes), "pairs") as bar:
         results = benchmark.evaluate_scenes(scenes, methods, protocol, _advance(bar))
     summary = benchmark.summary_table(results)
     tables = [summary, benchmark.pair_table(results)] if per_pair else [summary]
@@ -180,7 +182,7 @@ def sfm(
     scenes = find_scenes(root, PairSelection())
     methods = _methods(**which)
     protocol = benchmark.SfmProtocol(max_size=max_size, seeds=seeds, threads=threads)
-    with progress_bar("evaluating", len(methods) * len(scenes) * seeds, "steps") as bar:
+    with progress_bar("evaluating", len(methods) * len(scenes) * seeds, "models") as bar:
         results = benchmark.evaluate_scenes(scenes, methods, protocol, _advance(bar))
     summary = benchmark.summary_table(results)
     tables = [summary, benchmark.pair_table(results)] if per_pair else [summary]
@@ -217,7 +219,7 @@ def speed(
     protocol = benchmark.SpeedProtocol(max_size=max_size, rounds=rounds, threads=threads)
     with (
         tempfile.TemporaryDirectory() as folder,
-        progress_bar("evaluating", len(methods) * (rounds + 1), "steps") as bar,
+        progress_bar("evaluating", len(methods) * (rounds + 1), "rounds") as bar,
     ):
         paths = list(images) or [benchmark.draw_image(Path(folder))]
         rows = benchmark.measure(paths, methods, protocol, _advance(bar))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sekd_cli.errors import InputFileError
 from sekd_cli.evaluation.estimators import estimate_pose
 from sekd_cli.evaluation.homography import area_under_curve, fractions_below
 from sekd_cli.evaluation.images import read_evaluation_image
@@ -53,7 +54,13 @@ def scene_features(scene: Scene, method: Method, max_size: int) -> dict[str, Loc
 def evaluate_scenes(
     scenes: list[Scene], methods: list[Method], protocol: PoseProtocol, advance: Callable[[str], None]
 ) -> dict[str, list[PoseResult]]:
-    """All pairs of all scenes by every method: label -> results. `advance(text)` is called after each pair."""
+    """All pairs of all scenes by every method: label -> results. `advance(text)` is called after each pair.
+
+    Raises InputFileError where no scene has a pair.
+    """
+    if not any(scene.pairs for scene in scenes):
+        names = ", ".join(scene.name for scene in scenes)
+        raise InputFileError(f"{names}: no pairs to measure; give more --neighbours or a larger --max-angle")
     results: dict[str, list[PoseResult]] = {method.label: [] for method in methods}
     for scene in scenes:
         for method in methods:

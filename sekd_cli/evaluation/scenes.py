@@ -89,6 +89,8 @@ def _read_scene(folder: Path, selection: PairSelection) -> Scene:
         views = {file.name.removesuffix(".camera"): _read_camera(file) for file in files}
     else:
         views = dict(sorted(read_colmap_model(_model_folder(folder) or folder).items()))
+    if not views:
+        raise InputFileError(f"{folder}: ground truth of no images; give cameras/NAME.camera or a model with images")
     image_root = folder / "images"
     return Scene(
         name=folder.resolve().name,
