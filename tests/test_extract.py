@@ -1,9 +1,11 @@
+import errno
 import io
 import json
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import h5py
@@ -226,6 +228,31 @@ def test_a_second_writer_is_told_to_wait(extract: Extract, photos: Path, capsys:
     with FeatureWriter(Path("feats.h5"), attributes):
         assert extract("photos") == 5
     assert "another process is using it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("room", [0, 3, 10, 15, 20, 30])
+def test_a_disk_that_fills_up_is_said_and_the_same_command_goes_on(
+    extract: Extract, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], room: int
+) -> None:
+    extract("photos", "-o", "whole.h5")
+    capsys.readouterr()
+    real, writes = os.pwrite, iter(range(1000))
+
+    def until_full(*arguments: Any) -> int:
+        if next(writes) >= room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*arguments)
+
+    monkeypatch.setattr(os, "pwrite", until_full)
+    assert extract("photos") == 5
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "error: feats.h5: the disk is full; free some space; what was done is kept" in captured.err
+    monkeypatch.setattr(os, "pwrite", real)
+    before = stored()
+    assert extract("photos") == 0
+    assert f"{3 - len(before)} images done" in capsys.readouterr().err
+    assert_same(stored(), stored("whole.h5"))
 
 
 def test_masks_are_named_as_colmap_does_and_black_is_ignored(extract: Extract, photos: Path) -> None:

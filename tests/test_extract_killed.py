@@ -1,9 +1,13 @@
 """What a kill leaves of `sekd extract`, at many random moments."""
 
 import multiprocessing
+import os
 import random
+import signal
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -42,13 +46,19 @@ def command(tmp_path: Path, untrained_weights: Path) -> list[str]:
     return ["extract", str(tmp_path / "photos"), *options, "--output"]
 
 
+def ready_processes() -> Any:
+    """Processes that begin at once: torch is loaded before they are forked."""
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["sekd_cli.commands.extract_run"])
+    return processes
+
+
 def test_nothing_that_was_reported_is_lost_by_a_kill_at_any_moment(command: list[str], tmp_path: Path) -> None:
     assert cli.main([*command, str(tmp_path / "whole.h5")]) == 0
     whole = arrays(tmp_path / "whole.h5")
     assert len(whole) == PHOTOGRAPHS
 
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["sekd_cli.commands.extract_run"])  # so that a run begins at once
+    processes = ready_processes()
     moments = random.Random(0)
     path, log = tmp_path / "killed.h5", tmp_path / "log.txt"
     kills, before = 0, set[str]()
@@ -78,3 +88,25 @@ def test_nothing_that_was_reported_is_lost_by_a_kill_at_any_moment(command: list
     assert cli.main([*command, str(path)]) == 0
     assert arrays(path).keys() == whole.keys()
     assert_among(arrays(path), whole)
+
+
+def exit_with(arguments: list[str]) -> None:
+    sys.exit(cli.main(arguments))
+
+
+def test_an_interrupt_stops_cleanly_and_the_same_command_goes_on(command: list[str], tmp_path: Path) -> None:
+    processes = ready_processes()
+    path, log = tmp_path / "interrupted.h5", tmp_path / "log.txt"
+    process = processes.Process(target=exit_with, args=([*command, str(path), "--quiet", "--log-file", str(log)],))
+    process.start()
+    while process.is_alive() and not (log.exists() and "keypoints" in log.read_text()):
+        time.sleep(0.005)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGINT)
+    process.join()
+    assert process.exitcode == 130
+    assert "Traceback" not in log.read_text()
+    done = len(arrays(path))
+    assert 0 < done < PHOTOGRAPHS
+    assert cli.main([*command, str(path)]) == 0
+    assert len(arrays(path)) == PHOTOGRAPHS
