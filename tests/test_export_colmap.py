@@ -1,0 +1,218 @@
+"""COLMAP databases, up to a reconstruction of a drawn room whose cameras are known."""
+
+import sys
+from itertools import combinations, pairwise
+from pathlib import Path
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+from drawn_scene import COLMAP_PARAMETERS, VIEWS, camera_from_world, direction_error, draw_scene
+
+from sekd_cli import cli
+from sekd_cli.errors import InputFileError, MissingExtraError, NothingToDoError, OutputError, UsageError
+from sekd_cli.export.colmap import CameraSettings, ColmapExport, export_colmap
+from sekd_cli.feature_file import FeatureReader, FeatureWriter, StoredFeatures, file_attributes
+from sekd_cli.match_file import MatchReader
+from sekd_cli.networks.weights_file import packaged_weights
+
+ATTRIBUTES = file_attributes(network="compact", weights_sha256="ab" * 32, settings={})
+NAMES = ["a 1.png", "b/ü.png", "c.png"]
+CAMERA = CameraSettings()
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def write_image(path: Path, width: int = 64, height: int = 48) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    encoded = cv2.imencode(".png", np.full((height, width), 128, np.uint8))[1]
+    path.write_bytes(encoded.tobytes())
+
+
+def some_features(count: int = 20) -> StoredFeatures:
+    random = np.random.default_rng(count)
+    return StoredFeatures(
+        keypoints=random.uniform(0, 40, (count, 2)).astype(np.float32),
+        scores=np.linspace(1, 0, count, dtype=np.float32),
+        descriptors=np.eye(count, 64, dtype=np.float32),
+        image_size=(64, 48),
+    )
+
+
+def write_features(names: list[str]) -> Path:
+    with FeatureWriter(Path("feats.h5"), ATTRIBUTES, overwrite=True) as writer:
+        for name in names:
+            writer.write(name, some_features())
+    return Path("feats.h5")
+
+
+def write_matches(pairs: dict[tuple[str, str], list[int]]) -> Path:
+    """As hloc writes them: flat names, no attributes."""
+    with h5py.File("matches.h5", "w") as file:
+        for names, matches0 in pairs.items():
+            group = file.create_group("/".join(name.replace("/", "-") for name in names))
+            group["matches0"] = np.array(matches0, np.int32)
+            group["matching_scores0"] = np.ones(len(matches0), np.float32)
+    return Path("matches.h5")
+
+
+def exported(camera: CameraSettings = CAMERA, *, overwrite: bool = False) -> ColmapExport:
+    with FeatureReader(Path("feats.h5")) as features, MatchReader(Path("matches.h5")) as matches:
+        return export_colmap(Path("photos"), features, matches, Path("database.db"), camera, overwrite=overwrite)
+
+
+@pytest.fixture
+def three_images() -> None:
+    pytest.importorskip("pycolmap")
+    for name in NAMES:
+        write_image(Path("photos") / name)
+    write_features(NAMES)
+    write_matches({(NAMES[0], NAMES[1]): [1, -1, 0], (NAMES[2], NAMES[1]): [-1, 5, 4, -1]})
+
+
+@pytest.mark.usefixtures("three_images")
+def test_keypoints_are_half_a_pixel_on_and_matches_belong_to_the_names_they_had() -> None:
+    import pycolmap
+
+    report = exported()
+    assert (report.images, report.pairs, report.matches, report.missing, report.unreadable) == (3, 2, 4, [], [])
+    with pycolmap.Database.open("database.db") as database:
+        numbers = {image.name: image.image_id for image in database.read_all_images()}
+        assert set(numbers) == set(NAMES)
+        keypoints = database.read_keypoints(numbers["b/ü.png"])
+        np.testing.assert_array_equal(keypoints[:, :2], some_features().keypoints + np.float32(0.5))
+        np.testing.assert_array_equal(database.read_matches(numbers["a 1.png"], numbers["b/ü.png"]), [[0, 1], [2, 0]])
+        np.testing.assert_array_equal(database.read_matches(numbers["c.png"], numbers["b/ü.png"]), [[1, 5], [2, 4]])
+        assert database.num_matched_image_pairs() == 2
+        assert database.num_frames() == 3
+        assert database.num_descriptors() == 0
+
+
+@pytest.mark.usefixtures("three_images")
+def test_a_pair_that_another_tool_wrote_both_ways_is_taken_once() -> None:
+    write_matches({(NAMES[0], NAMES[1]): [1, -1, 0], (NAMES[1], NAMES[0]): [2, 0, -1]})
+    assert exported().pairs == 1
+
+
+@pytest.mark.usefixtures("three_images")
+def test_images_that_are_gone_or_unreadable_are_named_and_the_others_done() -> None:
+    (Path("photos") / NAMES[0]).unlink()
+    (Path("photos") / NAMES[2]).write_bytes(b"no image")
+    report = exported()
+    assert (report.missing, report.unreadable) == ([NAMES[0]], [NAMES[2]])
+    assert (report.images, report.pairs, report.skipped_pairs) == (1, 0, 2)
+
+
+@pytest.mark.usefixtures("three_images")
+def test_the_wrong_folder_is_an_error_and_leaves_nothing() -> None:
+    for name in NAMES:
+        (Path("photos") / name).unlink()
+    with pytest.raises(NothingToDoError, match="none of the 3 images"):
+        exported()
+    assert not list(Path().glob("*database*"))
+
+
+@pytest.mark.usefixtures("three_images")
+def test_matches_of_other_features_are_refused() -> None:
+    write_matches({(NAMES[0], NAMES[1]): [25]})
+    with pytest.raises(InputFileError, match=r"keypoint 25 of b/ü\.png, which has 20"):
+        exported()
+    assert not Path("database.db").exists()
+
+
+@pytest.mark.usefixtures("three_images")
+def test_a_database_is_replaced_only_if_asked_for() -> None:
+    exported()
+    before = Path("database.db").read_bytes()
+    with pytest.raises(OutputError, match="--overwrite"):
+        exported()
+    assert Path("database.db").read_bytes() == before
+    write_matches({(NAMES[0], NAMES[1]): [3]})
+    assert exported(overwrite=True).matches == 1
+    assert sorted(path.name for path in Path().iterdir()) == ["database.db", "feats.h5", "matches.h5", "photos"]
+
+
+@pytest.mark.usefixtures("three_images")
+def test_cameras_are_shared_or_given() -> None:
+    import pycolmap
+
+    exported(CameraSettings(mode="single", model="PINHOLE", parameters="100,110,32,24"))
+    with pycolmap.Database.open("database.db") as database:
+        [camera] = database.read_all_cameras()
+    assert camera.params.tolist() == [100, 110, 32, 24]
+    exported(CameraSettings(mode="per-image"), overwrite=True)
+    with pycolmap.Database.open("database.db") as database:
+        assert database.num_cameras() == 3
+    for settings in (CameraSettings(model="BROWNIE"), CameraSettings(model="PINHOLE", parameters="1,2")):
+        with pytest.raises(UsageError, match="--camera-model"):
+            exported(settings, overwrite=True)
+
+
+@pytest.mark.usefixtures("three_images")
+def test_two_images_with_one_flat_name_are_an_error_that_names_both() -> None:
+    write_image(Path("photos/b-ü.png"))
+    write_features([*NAMES, "b-ü.png"])
+    with pytest.raises(UsageError, match=r"b-ü\.png and b/ü\.png"):
+        exported()
+
+
+def test_without_pycolmap_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_features(NAMES)
+    write_matches({})
+    monkeypatch.setitem(sys.modules, "pycolmap", None)
+    with pytest.raises(MissingExtraError, match=r"sekd\[colmap\]"):
+        exported()
+
+
+def extract_sift(folder: Path, names: list[str]) -> None:
+    """A feature file of SIFT's, so that a reconstruction tells about the way and not about the weights."""
+    sift = cv2.SIFT_create(1500)
+    with FeatureWriter(Path("feats.h5"), ATTRIBUTES) as writer:
+        for name in names:
+            image = cv2.imread(str(folder / name), cv2.IMREAD_GRAYSCALE)
+            found, descriptors = sift.detectAndCompute(image, None)
+            features = StoredFeatures(
+                keypoints=np.array([one.pt for one in found], np.float32),
+                scores=np.array([one.response for one in found], np.float32),
+                descriptors=descriptors / np.linalg.norm(descriptors, axis=1, keepdims=True),
+                image_size=(image.shape[1], image.shape[0]),
+            )
+            writer.write(name, features)
+
+
+@pytest.mark.parametrize("features", ["sift", "shipped"])
+def test_a_drawn_room_is_reconstructed(features: str) -> None:
+    pycolmap = pytest.importorskip("pycolmap")
+    names = draw_scene(Path("photos"))
+    if features == "sift":
+        extract_sift(Path("photos"), names)
+    else:
+        if not packaged_weights().exists():
+            pytest.skip("no weights are shipped yet")
+        assert cli.main(["extract", "photos", "-o", "feats.h5", "--device", "cpu"]) == 0
+    Path("pairs.txt").write_text("".join(f"{one}\t{other}\n" for one, other in combinations(names, 2)))
+    assert cli.main(["match", "pairs.txt", "--ratio", "0.9", "--device", "cpu"]) == 0
+    camera = ["--camera-mode", "single", "--camera-model", "PINHOLE", "--camera-params", COLMAP_PARAMETERS]
+    assert cli.main(["export", "colmap", "--images", "photos", *camera]) == 0
+
+    options = pycolmap.IncrementalPipelineOptions()
+    options.num_threads, options.random_seed, options.extract_colors = 1, 0, False
+    options.ba_refine_focal_length = options.ba_refine_extra_params = False
+    Path("model").mkdir()
+    models = pycolmap.incremental_mapping("database.db", "photos", "model", options)
+    model = max(models.values(), key=lambda one: one.num_reg_images())
+    assert model.num_reg_images() == VIEWS
+    assert model.num_points3D() > 200
+    assert model.compute_mean_reprojection_error() < 1
+    found = {image.name: image.cam_from_world() for image in model.images.values()}
+    for (view, name), (_, following) in pairwise(enumerate(names)):
+        (rotation0, translation0), (rotation1, translation1) = camera_from_world(view), camera_from_world(view + 1)
+        turn = rotation1 @ rotation0.T
+        relative = found[following] * found[name].inverse()
+        turned_back = cv2.Rodrigues(relative.rotation.matrix() @ turn.T)[0]
+        assert np.degrees(np.linalg.norm(turned_back)) < 0.2
+        assert direction_error(relative.translation, translation1 - turn @ translation0) < 1

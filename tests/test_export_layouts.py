@@ -1,0 +1,280 @@
+"""From hloc's layout to those of the IMC benchmark and Kaggle's baselines, and back."""
+
+import logging
+from itertools import combinations
+from pathlib import Path
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+from drawn_features import drawn_features, write_views
+
+from sekd_cli import cli
+from sekd_cli.errors import InputFileError, OutputError, UsageError
+from sekd_cli.export.conversion import Converted, convert
+from sekd_cli.export.layouts import key_of, keys_of
+from sekd_cli.feature_file import FeatureReader
+from sekd_cli.match_file import MatchReader, flat_name
+
+NAMES = ["b 1.jpg", "sub/a-x.png", "sub/c.jpg"]
+FEATURES, MATCHES, SCENE = Path("feats.h5"), Path("matches.h5"), Path("scene")
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_with_features_and_matches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_views(FEATURES, NAMES)
+    lines = [f"{one}\t{other}\n" for one, other in combinations(NAMES, 2)]
+    Path("pairs.txt").write_text("".join(lines), encoding="utf-8")
+    assert cli.main(["match", "pairs.txt", "--quiet", "--device", "cpu"]) == 0
+
+
+def arrays(path: Path) -> dict[str, np.ndarray]:
+    """All datasets of a file, by place."""
+    found = {}
+    with h5py.File(path) as file:
+        file.visititems(
+            lambda name, value: found.update({name: value[()]}) if isinstance(value, h5py.Dataset) else None
+        )
+    return found
+
+
+def stored_matches(one: str, other: str) -> np.ndarray:
+    with MatchReader(MATCHES) as reader:
+        return reader.read((one, other)).indices()
+
+
+def write_photographs(*names: str) -> Path:
+    for name in names:
+        path = Path("photos") / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(cv2.imencode(".png", np.zeros((30, 50), np.uint8))[1].tobytes())
+    return Path("photos")
+
+
+def test_imc_has_a_flat_file_a_kind_keyed_by_the_stem() -> None:
+    assert convert([FEATURES], "imc", SCENE) == Converted(3, None)
+    shapes = {"keypoints": (80, 2), "descriptors": (80, 16), "scores": (80,), "scales": (80,)}
+    assert sorted(path.stem for path in SCENE.iterdir()) == sorted(shapes)
+    for kind, shape in shapes.items():
+        found = arrays(SCENE / f"{kind}.h5")
+        assert set(found) == {"b 1", "a-x", "c"}
+        assert {(one.shape, one.dtype) for one in found.values()} == {(shape, np.dtype(np.float32))}
+    expected = drawn_features(1)
+    np.testing.assert_array_equal(arrays(SCENE / "keypoints.h5")["a-x"], expected.keypoints)
+    np.testing.assert_array_equal(arrays(SCENE / "descriptors.h5")["a-x"], expected.descriptors)
+    np.testing.assert_array_equal(arrays(SCENE / "scores.h5")["a-x"], expected.scores)
+
+
+def test_imc_matches_are_two_rows_under_the_larger_key_first() -> None:
+    assert convert([FEATURES, MATCHES], "imc", SCENE) == Converted(3, 3)
+    found = arrays(SCENE / "matches.h5")
+    assert set(found) == {"b 1-a-x", "c-b 1", "c-a-x"}  # what the benchmark's validator expects of all pairs
+    assert all(one.dtype == np.int32 and one.shape[0] == 2 for one in found.values())
+    np.testing.assert_array_equal(found["b 1-a-x"].T, stored_matches("b 1.jpg", "sub/a-x.png"))
+    np.testing.assert_array_equal(found["c-b 1"].T[:, ::-1], stored_matches("b 1.jpg", "sub/c.jpg"))  # turned round
+
+
+def test_kaggle_has_file_names_and_groups() -> None:
+    assert convert([MATCHES, FEATURES], "kaggle", SCENE) == Converted(3, 3)
+    assert set(arrays(SCENE / "keypoints.h5")) == {"b 1.jpg", "a-x.png", "c.jpg"}
+    found = arrays(SCENE / "matches.h5")
+    assert set(found) == {"b 1.jpg/a-x.png", "b 1.jpg/c.jpg", "a-x.png/c.jpg"}
+    np.testing.assert_array_equal(found["b 1.jpg/c.jpg"], stored_matches("b 1.jpg", "sub/c.jpg"))
+
+
+@pytest.mark.parametrize("layout", ["imc", "kaggle"])
+def test_there_and_back_nothing_is_lost_but_match_scores(layout: str) -> None:
+    photographs = write_photographs(*NAMES)
+    convert([FEATURES, MATCHES], layout, SCENE)
+    assert convert([SCENE], "hloc", Path("back"), images=photographs) == Converted(3, 3)
+    with FeatureReader(Path("back/feats.h5")) as back, FeatureReader(FEATURES) as before:
+        assert back.names() == before.names() == NAMES
+        for name in NAMES:
+            ours, theirs = back.read(name), before.read(name)
+            for one in ("keypoints", "scores", "descriptors"):
+                np.testing.assert_array_equal(getattr(ours, one), getattr(theirs, one))
+            assert ours.image_size == (50, 30)  # the photographs' own
+    with MatchReader(Path("back/matches.h5")) as reader:
+        for one, other in combinations(NAMES, 2):
+            np.testing.assert_array_equal(reader.read((one, other), 80).indices(), stored_matches(one, other))
+
+
+def test_hloc_reads_what_comes_back() -> None:
+    convert([FEATURES, MATCHES], "kaggle", SCENE)
+    convert([SCENE], "hloc", Path("back"))
+    with h5py.File("back/matches.h5") as file:  # as hloc looks pairs up
+        group = file["/".join(map(flat_name, ("b 1.jpg", "c.jpg")))]
+        matches, scores = group["matches0"][()], group["matching_scores0"][()]
+    assert matches.shape == scores.shape == (80,)
+    found = np.flatnonzero(matches != -1)
+    np.testing.assert_array_equal(np.stack((found, matches[found]), axis=1), stored_matches("b 1.jpg", "sub/c.jpg"))
+    with h5py.File("back/feats.h5") as file:
+        group = file["b 1.jpg"]
+        assert group["keypoints"].shape == (80, 2)
+        assert group["descriptors"].shape == (16, 80)
+        assert group["image_size"][()].tolist() == np.ceil(group["keypoints"][()].max(axis=0) + 0.5).tolist()
+
+
+def test_from_one_flat_layout_to_the_other() -> None:
+    convert([FEATURES, MATCHES], "imc", SCENE)
+    assert convert([SCENE], "kaggle", Path("k"), images=write_photographs(*NAMES)) == Converted(3, 3)
+    np.testing.assert_array_equal(
+        arrays(Path("k/matches.h5"))["c.jpg/b 1.jpg"], stored_matches("b 1.jpg", "sub/c.jpg")[:, ::-1]
+    )
+
+
+def test_a_folder_with_features_alone_may_become_a_file() -> None:
+    convert([FEATURES], "imc", SCENE)
+    convert([SCENE], "hloc", Path("one.h5"))
+    with FeatureReader(Path("one.h5")) as reader:
+        assert reader.names() == ["a-x", "b 1", "c"]
+    convert([MATCHES], "imc", SCENE)
+    with pytest.raises(UsageError, match="give a folder"):
+        convert([SCENE], "hloc", Path("two.h5"))
+
+
+@pytest.mark.parametrize(
+    ("names", "layout", "key"),
+    [
+        (["x/a.jpg", "y/a.jpg"], "kaggle", "a.jpg"),
+        (["a.jpg", "a.png"], "imc", "a"),
+        (["x/a.jpg", "y/a.png"], "imc", "a"),
+    ],
+)
+def test_keys_that_collide_are_an_error_that_names_both(names: list[str], layout: str, key: str) -> None:
+    write_views(FEATURES, names)
+    with pytest.raises(UsageError) as caught:
+        convert([FEATURES], layout, SCENE)
+    assert all(word in str(caught.value) for word in (*names, f"both be {key} "))
+    assert not SCENE.exists()
+
+
+def test_keys_drop_the_last_extension_only() -> None:
+    assert [key_of("d.e/a.b.jpg", layout) for layout in ("imc", "kaggle")] == ["a.b", "a.b.jpg"]
+    assert keys_of(["a.jpg", "a.png"], "kaggle") == {"a.jpg": "a.jpg", "a.png": "a.png"}
+
+
+def test_files_that_are_there_are_replaced_only_if_asked_for() -> None:
+    convert([FEATURES], "imc", SCENE)
+    before = (SCENE / "keypoints.h5").read_bytes()
+    write_views(FEATURES, NAMES[:2])
+    with pytest.raises(OutputError, match="--overwrite"):
+        convert([FEATURES], "imc", SCENE)
+    assert (SCENE / "keypoints.h5").read_bytes() == before
+    assert convert([FEATURES], "imc", SCENE, overwrite=True) == Converted(2, None)
+    assert set(arrays(SCENE / "scores.h5")) == {"b 1", "a-x"}
+
+
+def test_what_the_benchmark_would_refuse_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    write_views(FEATURES, NAMES, common=7990, width=2)
+    Path("pairs.txt").write_text("b 1.jpg\tsub/c.jpg\n")
+    cli.main(["match", "pairs.txt", "--overwrite", "--quiet", "--device", "cpu"])
+    with caplog.at_level(logging.WARNING):
+        convert([FEATURES, MATCHES], "imc", SCENE)
+    told = "\n".join(caplog.messages)
+    assert "sub/c.jpg: 8010 keypoints, the IMC benchmark takes 8000" in told
+    assert "1 pairs of 3 images" in told
+
+
+def test_matches_of_another_tool_get_their_names_from_the_features() -> None:
+    with h5py.File(MATCHES, "w") as file:
+        file["sub-a-x.png/sub-c.jpg/matches0"] = np.array([1, -1, 0], np.int32)
+    convert([FEATURES, MATCHES], "imc", SCENE)
+    assert arrays(SCENE / "matches.h5")["c-a-x"].tolist() == [[1, 0], [0, 2]]
+
+
+def test_several_matches_of_a_keypoint_become_one_for_hloc(caplog: pytest.LogCaptureFixture) -> None:
+    convert([FEATURES], "kaggle", SCENE)
+    with h5py.File(SCENE / "matches.h5", "w") as file:
+        file["b 1.jpg/c.jpg"] = np.array([[5, 1], [7, 2], [5, 3]])
+    convert([SCENE], "hloc", Path("back"))
+    with MatchReader(Path("back/matches.h5")) as reader:
+        assert reader.read(("b 1.jpg", "c.jpg")).indices().tolist() == [[5, 1], [7, 2]]
+    assert "1 matches left out" in caplog.text
+
+
+def test_names_are_found_among_the_photographs() -> None:
+    convert([FEATURES], "kaggle", SCENE)
+    photographs = write_photographs("x/c.jpg", "x/c.jpg.png", "b 1.jpg", "a-x.png")  # not the mask beside c.jpg
+    convert([SCENE], "hloc", Path("one.h5"), images=photographs)
+    with FeatureReader(Path("one.h5")) as reader:
+        assert reader.names() == ["a-x.png", "b 1.jpg", "x/c.jpg"]
+    write_photographs("y/c.jpg")
+    with pytest.raises(UsageError, match=r"c\.jpg could be x/c\.jpg or y/c\.jpg"):
+        convert([SCENE], "hloc", Path("two.h5"), images=photographs)
+
+
+def test_keys_without_a_photograph_stay_and_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    convert([FEATURES], "imc", SCENE)
+    convert([SCENE], "hloc", Path("one.h5"), images=write_photographs("b 1.jpg"))
+    with FeatureReader(Path("one.h5")) as reader:
+        assert reader.names() == ["a-x", "b 1.jpg", "c"]
+        assert reader.read("b 1.jpg").image_size == (50, 30)
+    assert "no photograph of 2 keys" in caplog.text
+
+
+def test_inputs_that_do_not_fit_together_are_refused() -> None:
+    convert([FEATURES], "imc", SCENE)
+    cases = {
+        (FEATURES, FEATURES): "one feature file, one match file",
+        (SCENE, MATCHES): "one folder of flat files",
+        (SCENE / "keypoints.h5",): "give the folder",
+    }
+    for inputs, message in cases.items():
+        with pytest.raises(UsageError, match=message):
+            convert(inputs, "kaggle", Path("out"))
+    with pytest.raises(UsageError, match="already"):
+        convert([FEATURES], "hloc", Path("out"))
+    Path("empty").mkdir()
+    with pytest.raises(InputFileError, match=r"no keypoints\.h5"):
+        convert([Path("empty")], "hloc", Path("out"))
+
+
+@pytest.mark.parametrize(
+    ("place", "matches", "message"),
+    [
+        ("c-nobody", [[0], [0]], "without keypoints"),
+        ("c-a-x", [[0], [80]], "not in keypoints.h5"),
+        ("c-a-x", [[-1], [0]], "not in keypoints.h5"),
+        ("c-a-x", [0, 1, 2], "no list of pairs"),
+    ],
+)
+def test_damaged_matches_are_named(place: str, matches: list[object], message: str) -> None:
+    convert([FEATURES], "imc", SCENE)
+    with h5py.File(SCENE / "matches.h5", "w") as file:
+        file[place] = np.array(matches)
+    with pytest.raises(InputFileError, match=message):
+        convert([SCENE], "hloc", Path("back"))
+    assert not Path("back/matches.h5").exists()
+
+
+def test_a_pair_key_that_can_be_read_two_ways_is_refused() -> None:
+    write_views(FEATURES, ["a.jpg", "b-c.jpg", "a-b.jpg", "c.jpg"])
+    convert([FEATURES], "imc", SCENE)
+    with h5py.File(SCENE / "matches.h5", "w") as file:
+        file["a-b-c"] = np.array([[0], [0]])
+    with pytest.raises(InputFileError, match="two pairs of images"):
+        convert([SCENE], "hloc", Path("back"))
+
+
+def test_damaged_features_are_named() -> None:
+    convert([FEATURES], "imc", SCENE)
+    with h5py.File(SCENE / "scores.h5", "r+") as file:
+        del file["c"]
+        file["c"] = np.ones(3)
+    with pytest.raises(InputFileError, match="c: not as many"):
+        convert([SCENE], "hloc", Path("back"))
+    (SCENE / "scores.h5").write_bytes(b"no HDF5")
+    with pytest.raises(InputFileError, match=r"scores\.h5: not an HDF5 file"):
+        convert([SCENE], "hloc", Path("back"))
+
+
+def test_images_without_keypoints_stay() -> None:
+    write_views(FEATURES, ["a.jpg"], common=0, own=0)
+    convert([FEATURES], "imc", SCENE)
+    convert([SCENE], "hloc", Path("one.h5"))
+    with FeatureReader(Path("one.h5")) as reader:
+        found = reader.read("a")
+    assert (len(found), found.image_size) == (0, (0, 0))
