@@ -8,9 +8,6 @@ what the process needs at its peak beyond the descriptors.
 
 import argparse
 import json
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -76,23 +73,25 @@ def measure_speed(count: int, rounds: int) -> dict[str, dict[str, float]]:
     }
 
 
+def peak_memory(*, reset: bool = False) -> float:
+    """Most memory that the process has had since the last reset, MB (Linux)."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
 def measure_memory() -> float:
-    """Peak of LARGE x LARGE beyond the descriptors, MB; in a process of its own."""
-    program = (
-        "import resource, torch; from benchmarks.matching import *; torch.set_num_threads(1);"
-        "one, other = descriptors(LARGE, 0), descriptors(LARGE, 1);"
-        "match_descriptors(one[:100], other[:100], MatchingSettings());"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
-        "match_descriptors(one, other, MatchingSettings(ratio=0.9));"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
-    )
-    root = Path(__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
-    return int(done.stdout) / 1024
+    """Peak of LARGE x LARGE beyond the descriptors, MB."""
+    one, other = descriptors(LARGE, 0), descriptors(LARGE, 1)
+    match_descriptors(one[:100], other[:100], MatchingSettings())
+    before = peak_memory(reset=True)
+    match_descriptors(one, other, MatchingSettings(ratio=0.9))
+    return peak_memory() - before
 
 
 def measure_pipeline(images: int, threads: int) -> dict[str, float]:
-    """All pairs of a feature file to a match file: pairs a second, and peak memory of the process so far in MB."""
+    """All pairs of a feature file to a match file: pairs a second, and peak memory of the process in MB."""
     with tempfile.TemporaryDirectory() as folder:
         path, names = Path(folder) / "feats.h5", [f"{index:05}.jpg" for index in range(images)]
         with FeatureWriter(path, file_attributes(network="none", weights_sha256="", settings={})) as writer:
@@ -104,6 +103,7 @@ def measure_pipeline(images: int, threads: int) -> dict[str, float]:
                     name,
                     StoredFeatures(keypoints=keypoints, scores=scores, descriptors=rows, image_size=(1000, 1000)),
                 )
+        peak_memory(reset=True)
         start = time.perf_counter()
         with (
             FeatureReader(path) as reader,
@@ -113,8 +113,7 @@ def measure_pipeline(images: int, threads: int) -> dict[str, float]:
             work = plan(exhaustive(names))
             count = sum(1 for _ in match_all(work, reader, matches, settings, matching=MatchingSettings()))
         seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"pairs": count, "pairs_per_second": count / seconds, "peak_megabytes": peak}
+    return {"pairs": count, "pairs_per_second": count / seconds, "peak_megabytes": peak_memory()}
 
 
 def main() -> None:

@@ -11,9 +11,7 @@ import numpy as np
 
 from sekd_cli.config import VerificationSettings
 
-MODELS = {"homography": 4, "fundamental": 8, "essential": 6}
-"""What can be fitted, and to how many matches at least."""
-
+FEWEST_MATCHES = {"homography": 4, "fundamental": 8, "essential": 6}
 DEFAULT_THRESHOLDS = {"homography": 3.0, "fundamental": 1.0, "essential": 1.0}  # pixels
 CONFIDENCE, ITERATIONS = 0.9999, 10_000
 
@@ -48,7 +46,7 @@ def verify(
     x1^T F x0 = 0. Essential matrix E: d1^T E d0 = 0 for directions d = (x - cx) / fx, (y - cy) / fy, 1.
     """
     nothing = np.zeros(len(xy0), dtype=bool), None
-    if len(xy0) < max(MODELS[settings.model], settings.min_inliers):
+    if len(xy0) < max(FEWEST_MATCHES[settings.model], settings.min_inliers):
         return nothing
     try:
         model, mask = _fit(xy0.astype(np.float64), xy1.astype(np.float64), settings, cameras)

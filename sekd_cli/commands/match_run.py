@@ -26,6 +26,7 @@ from sekd_cli.verification import DEFAULT_THRESHOLDS, Camera, camera_of
 logger = logging.getLogger(__name__)
 
 SOME_FAILED = 1  # exit code
+GPU_THREADS = 4  # pairs whose kernels and copies overlap; more only take memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +72,10 @@ def run(options: MatchOptions) -> int:
     )
     verification = _verification(options)
     decisive = asdict(matching) | ({"model": None} if verification is None else asdict(verification))
+    device = resolve_device(options.device)
     settings = PipelineSettings(
-        device=resolve_device(options.device),
-        threads=options.threads or available_cores(),
+        device=device,
+        threads=options.threads or (available_cores() if device.type == "cpu" else GPU_THREADS),
         cache_bytes=int(options.cache * 1e9),
         update=options.update,
     )
