@@ -45,7 +45,7 @@ class Sekd:
         device: str = "auto",
         max_keypoints: int = 2048,
         threshold: float | None = None,
-        nms_radius: int = 4,
+        nms_radius: int | None = None,
         subpixel: bool = True,
         max_size: int = 1600,
         tile: int | None = None,

@@ -1,7 +1,7 @@
 """Settings: frozen, keyword-only, self-checking. Each function takes the slice that it needs."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sekd_cli.errors import UsageError
 
@@ -17,13 +17,22 @@ class DetectionSettings:
 
     max_keypoints: int = 2048  # best by score; 0 for all
     threshold: float | None = None  # keypoint probability; None for the network's own
-    nms_radius: int = 4  # pixels; no two keypoints' pixels are nearer than this along both axes
+    nms_radius: int | None = None  # pixels, along both axes, within which only the best is kept; None likewise
     subpixel: bool = True
 
     def __post_init__(self) -> None:
         _check(self.max_keypoints >= 0, f"--max-keypoints {self.max_keypoints}: give 0 (all) or more")
         _check(self.threshold is None or 0 <= self.threshold < 1, f"--threshold {self.threshold}: give 0 up to 1")
-        _check(0 <= self.nms_radius <= 100, f"--nms-radius {self.nms_radius}: give 0 to 100 pixels")
+        radius_fits = self.nms_radius is None or 0 <= self.nms_radius <= 100
+        _check(radius_fits, f"--nms-radius {self.nms_radius}: give 0 to 100 pixels")
+
+    def completed(self, *, threshold: float, nms_radius: int) -> "DetectionSettings":
+        """These settings, a network's own values where none were given."""
+        return replace(
+            self,
+            threshold=threshold if self.threshold is None else self.threshold,
+            nms_radius=nms_radius if self.nms_radius is None else self.nms_radius,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

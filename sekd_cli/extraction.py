@@ -98,8 +98,8 @@ class Extractor:
         if tile and tile < SMALLEST_TILE:
             raise UsageError(f"--tile {tile}: give 0 (never) or at least {SMALLEST_TILE} pixels")
         self.stride = network.stride
-        self.settings = settings
-        self.threshold = network.default_threshold if settings.threshold is None else settings.threshold
+        self.settings = settings.completed(threshold=network.default_threshold, nms_radius=network.default_nms_radius)
+        self.threshold = self.settings.threshold or 0.0
         self.device = device
         self.max_size = max_size
         self.tile = tile

@@ -104,6 +104,8 @@ def detect(
     Returns keypoints (N, 2) in pixels and scores (N,), best first.
     """
     score_logits = score_logits.detach().float().contiguous()
+    if settings.nms_radius is None:
+        raise ValueError("settings without a suppression radius: complete them with the network's own")
     candidate = local_maxima(score_logits, settings.nms_radius)
     if threshold > 0:
         candidate &= score_logits > math.log(threshold / (1 - threshold))

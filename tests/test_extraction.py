@@ -24,6 +24,7 @@ class Peaks(DenseNetwork):
     stride = 32
     descriptor_dim = 3
     default_threshold = 0.5
+    default_nms_radius = 4
 
     def forward(self, image: torch.Tensor, statistics: torch.Tensor | None = None) -> DenseMaps:
         assert statistics is not None

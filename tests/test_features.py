@@ -78,7 +78,7 @@ def test_without_ties_every_local_maximum_is_a_keypoint(seed: int) -> None:
 
 
 def test_an_even_map_has_one_keypoint() -> None:
-    keypoints, scores = detect(torch.zeros(40, 50), DetectionSettings(), threshold=0.3)
+    keypoints, scores = detect(torch.zeros(40, 50), DetectionSettings(nms_radius=4), threshold=0.3)
     assert keypoints.tolist() == [[0.0, 0.0]]
     assert scores.tolist() == [0.5]
 
@@ -107,8 +107,8 @@ def test_only_scores_above_the_threshold_count() -> None:
 
 def test_the_best_are_kept_and_zero_keeps_all() -> None:
     values = random_map(40, 50)
-    every_keypoint, every_score = detect(values, DetectionSettings(max_keypoints=0), threshold=0)
-    best, best_scores = detect(values, DetectionSettings(max_keypoints=7), threshold=0)
+    every_keypoint, every_score = detect(values, DetectionSettings(max_keypoints=0, nms_radius=4), threshold=0)
+    best, best_scores = detect(values, DetectionSettings(max_keypoints=7, nms_radius=4), threshold=0)
     assert len(every_keypoint) > 7
     assert torch.equal(best, every_keypoint[:7])
     assert torch.equal(best_scores, every_score[:7])
@@ -126,7 +126,7 @@ def test_no_keypoint_lies_where_the_mask_is_false() -> None:
 
 @pytest.mark.parametrize("subpixel", [True, False])
 def test_a_map_below_the_threshold_has_no_keypoints(subpixel: bool) -> None:
-    settings = DetectionSettings(subpixel=subpixel)
+    settings = DetectionSettings(subpixel=subpixel, nms_radius=4)
     keypoints, scores = detect(torch.full((20, 20), -5.0), settings, threshold=0.5)
     assert keypoints.shape == (0, 2)
     assert keypoints.dtype == torch.float32
@@ -135,7 +135,7 @@ def test_a_map_below_the_threshold_has_no_keypoints(subpixel: bool) -> None:
 
 @pytest.mark.parametrize(("x", "y"), [(10.0, 8.0), (10.4, 7.7), (9.51, 8.49), (10.25, 8.0)])
 def test_the_top_of_a_gaussian_is_found_exactly(x: float, y: float) -> None:
-    keypoints, _ = detect(gaussian_peak(16, 20, x, y), DetectionSettings(), threshold=0.4)
+    keypoints, _ = detect(gaussian_peak(16, 20, x, y), DetectionSettings(nms_radius=4), threshold=0.4)
     torch.testing.assert_close(keypoints, torch.tensor([[x, y]]), rtol=0, atol=1e-3)
 
 
@@ -161,7 +161,7 @@ def test_refined_keypoints_stay_between_the_outermost_pixel_centres(seed: int) -
 
 def test_keypoints_are_float32_from_a_half_precision_map_that_asks_for_gradients() -> None:
     values = gaussian_peak(16, 20, 10.0, 8.0).bfloat16().requires_grad_()
-    keypoints, scores = detect(values, DetectionSettings(), threshold=0.4)
+    keypoints, scores = detect(values, DetectionSettings(nms_radius=4), threshold=0.4)
     assert keypoints.dtype == scores.dtype == torch.float32
     assert keypoints.shape == (1, 2)
     assert not keypoints.requires_grad
@@ -189,8 +189,8 @@ def test_features_of_a_batch_are_those_of_each_image_alone() -> None:
     batch = DenseMaps(logits, (descriptors,), torch.zeros(2, 1, 1, 1))
     for index in range(2):
         alone = DenseMaps(logits[index : index + 1], (descriptors[index : index + 1],), torch.zeros(1, 1, 1, 1))
-        ours = features_of(batch, index, DetectionSettings(), 0.5)
-        theirs = features_of(alone, 0, DetectionSettings(), 0.5)
+        ours = features_of(batch, index, DetectionSettings(nms_radius=4), 0.5)
+        theirs = features_of(alone, 0, DetectionSettings(nms_radius=4), 0.5)
         assert len(ours) == len(theirs) > 5
         assert ours.image_size == (48, 32)
         assert torch.equal(ours.keypoints, theirs.keypoints)
@@ -200,7 +200,7 @@ def test_features_of_a_batch_are_those_of_each_image_alone() -> None:
 
 def test_an_image_without_keypoints_has_empty_features_of_the_right_width() -> None:
     maps = DenseMaps(torch.full((1, 32, 32), -9.0), (torch.rand(1, 8, 8, 8),), torch.zeros(1, 1, 1, 1))
-    features = features_of(maps, 0, DetectionSettings(), 0.5)
+    features = features_of(maps, 0, DetectionSettings(nms_radius=4), 0.5)
     assert len(features) == 0
     assert features.descriptors.shape == (0, 8)
 

@@ -13,7 +13,7 @@ import click
 )
 @click.option("--max-keypoints", default=2048, show_default=True, help="Best by score of each image; 0 for all.")
 @click.option("--threshold", type=float, help="Smallest keypoint probability; default: the network's own.")
-@click.option("--nms-radius", default=4, show_default=True, help="Pixels between keypoints, along x or y.")
+@click.option("--nms-radius", type=int, help="Pixels between keypoints, along x or y.  [default: the network's own]")
 @click.option("--max-size", default=1600, show_default=True, help="Longer edge seen by the network; 0 for none.")
 @click.option("--weights", type=click.Path(path_type=Path), help="A .safetensors of sekd train, or the authors' .pth.")
 @click.option(

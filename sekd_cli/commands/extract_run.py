@@ -38,7 +38,7 @@ class ExtractOptions:
     output: Path
     max_keypoints: int
     threshold: float | None
-    nms_radius: int
+    nms_radius: int | None
     max_size: int
     weights: Path | None
     descriptor_dtype: str
@@ -121,8 +121,7 @@ def _set_up(options: ExtractOptions, shard: Shard) -> tuple[Extractor, dict[str,
     )
     extractor = Extractor(network, detection, device=device, max_size=options.max_size, tile=options.tile)
     decisive = {
-        **asdict(detection),
-        "threshold": extractor.threshold,
+        **asdict(extractor.settings),
         "max_size": options.max_size,
         "descriptor_dtype": options.descriptor_dtype,
         "masks": options.masks is not None,

@@ -38,6 +38,7 @@ class DenseNetwork(nn.Module, ABC):
     stride: ClassVar[int]
     descriptor_dim: ClassVar[int]
     low_level_stride: ClassVar[int]
+    default_nms_radius: ClassVar[int]  # pixels
     default_threshold: ClassVar[float]  # keypoint probability below which its keypoints seldom match
 
     @abstractmethod

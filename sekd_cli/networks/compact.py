@@ -53,6 +53,7 @@ class CompactNetwork(DenseNetwork):
     stride: ClassVar[int] = 32
     descriptor_dim: ClassVar[int] = 64
     low_level_stride: ClassVar[int] = 2
+    default_nms_radius: ClassVar[int] = 2
     default_threshold: ClassVar[float] = 0.05
 
     def __init__(self) -> None:

@@ -51,6 +51,7 @@ class PublishedNetwork(DenseNetwork):
     stride: ClassVar[int] = 4
     descriptor_dim: ClassVar[int] = 128
     low_level_stride: ClassVar[int] = 1
+    default_nms_radius: ClassVar[int] = 4
     default_threshold: ClassVar[float] = 0.4
 
     def __init__(self) -> None:

@@ -18,6 +18,7 @@ from sekd_cli.training.settings import TrainingSettings
 VALIDATION_VIEWS = TrainingSettings(batch_size=2)  # fixed: figures of runs with other settings stay comparable
 VALIDATION_KEY = (20200609,)  # of the random views, the same for every run
 KEYPOINTS = 300  # a view of 320x256, as dense as the paper's 500 at 640x480 and a bit
+SUPPRESSION = 4  # pixels; for all networks, so that their figures compare
 RANSAC_PIXELS = 3.0
 
 
@@ -37,7 +38,7 @@ def validate(network: DenseNetwork, photographs: Photographs, held_out: np.ndarr
         batch = pairs[row]  # the photograph twice, in two pairs of views
         with torch.inference_mode(), mixed_precision(device):
             maps = network(batch.images.to(device, memory_format=torch.channels_last))
-        settings = DetectionSettings(max_keypoints=KEYPOINTS)
+        settings = DetectionSettings(max_keypoints=KEYPOINTS, nms_radius=SUPPRESSION)
         for pair in range(VALIDATION_VIEWS.batch_size):
             both = (pair, VALIDATION_VIEWS.batch_size + pair)
             first, second = (features_of(maps, i, settings, 0.0, batch.seen[i].to(device)) for i in both)
