@@ -1,17 +1,7 @@
-"""HDF5 files that survive being killed while they are written, and say clearly what is wrong with them.
-
-HDF5 changes an open file in several writes; a process killed between two of them leaves a file that nothing opens.
-So a writer here gives HDF5 a file object (`_StagedFile`) that lets it append at once, which nothing refers to yet, but
-holds back every change to bytes that are already part of the file. `HDF5Writer.commit` puts these changes into a
-journal beside the file, applies them and removes the journal. A process killed before leaves the file as it was; one
-killed within these few microseconds leaves a journal with which the next reader or writer here completes the change.
-"""
+"""HDF5 files with one writer, whose every commit is durable whatever kills it, and a clear line for what is wrong."""
 
 import errno
-import io
 import os
-import struct
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -20,14 +10,13 @@ from typing import Any, Self
 import h5py
 
 from sekd_cli.errors import InputFileError, OutputError
+from sekd_cli.staged_file import StagedFile, apply_journal, journal_of
 
 try:
     import fcntl
 except ImportError:  # not on Windows, where a second writer goes unnoticed
     fcntl = None  # type: ignore[assignment]
 
-JOURNAL_MAGIC = b"sekdjrn1"
-JOURNAL_HEAD = struct.Struct("<8sQQI")  # magic, size of the file, length and CRC-32 of the changes that follow
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 
 
@@ -50,7 +39,7 @@ def open_for_reading(path: Path, kind: str) -> h5py.File:
         what = "is not a file" if path.exists() else "no such file"
         raise InputFileError(f"{path}: {what}; give the {kind} file that sekd wrote")
     try:
-        if _journal_path(path).exists():
+        if journal_of(path).exists():
             _recover(path)
         return h5py.File(path, "r", locking="best-effort")
     except BlockingIOError as error:
@@ -87,6 +76,7 @@ class HDF5Writer:
         Raises OutputError if it can't be written, isn't HDF5, or another process is writing it.
         """
         self.path = path
+        self._failed = False
         try:
             self._staged = _open_locked(path, attributes, overwrite=overwrite)
         except BlockingIOError as error:
@@ -111,8 +101,9 @@ class HDF5Writer:
 
     def failure(self, error: Exception) -> OutputError:
         """What to tell after HDF5 failed: its own words say less than the operating system's."""
-        cause = self._staged.error or error
+        self._failed = True
         self._staged.abandon()
+        cause = self._staged.error or error
         return OutputError(f"{self.path}: {write_reason(cause)}; what was done is kept, run the same command to go on")
 
     def close(self) -> None:
@@ -121,7 +112,7 @@ class HDF5Writer:
             self.file.close()
             self._staged.commit()
         except (OSError, RuntimeError, ValueError) as error:
-            if not self._staged.abandoned:
+            if not self._failed:
                 raise self.failure(error) from error
         finally:
             self._staged.close()
@@ -133,6 +124,7 @@ class HDF5Writer:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if kind is not None:
+            self._failed = True  # and the exception tells of it
             self._staged.abandon()
         self.close()
 
@@ -153,121 +145,21 @@ def write_reason(error: BaseException) -> str:
     return remedies.get(number or 0, f"can't be written ({one_line(error)})")
 
 
-class _StagedFile(io.RawIOBase):
-    """A file whose changes to existing bytes stay in memory until `commit`; appending happens at once."""
-
-    def __init__(self, descriptor: int, journal: Path) -> None:
-        self._descriptor = descriptor
-        self._journal = journal
-        self._position = 0
-        self._committed = self._length = os.fstat(descriptor).st_size  # where existing bytes end; the length HDF5 sees
-        self._changes: list[tuple[int, bytes]] = []
-        self.error: OSError | None = None
-        self.abandoned = False
-
-    def readable(self) -> bool:
-        return True
-
-    def writable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._length}[whence]
-        self._position = start + offset
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill `buffer` from the file as HDF5 believes it to be."""
-        view = memoryview(buffer).cast("B")
-        start, count = self._position, max(0, min(len(view), self._length - self._position))
-        read = os.preadv(self._descriptor, [view[:count]], start)
-        view[read:count] = bytes(count - read)
-        for offset, data in self._changes:
-            first, last = max(start, offset), min(start + count, offset + len(data))
-            if first < last:
-                view[first - start : last - start] = data[first - offset : last - offset]
-        self._position += count
-        return count
-
-    def write(self, data: Any) -> int:
-        """Write what lies beyond the existing bytes, keep what changes them."""
-        view = memoryview(data).cast("B")
-        start, count = self._position, len(view)
-        kept = max(0, min(count, self._committed - start))
-        if kept:
-            self._changes.append((start, bytes(view[:kept])))
-        if kept < count and not self.abandoned:
-            self._write_all(start + kept, view[kept:])
-        self._position += count
-        self._length = max(self._length, self._position)
-        return count
-
-    def truncate(self, size: int | None = None) -> int:
-        """Set the length; shrinking waits for `commit`."""
-        self._length = self._position if size is None else size
-        if self._length >= self._committed and not self.abandoned:
-            self._remember(os.ftruncate, self._descriptor, self._length)
-        return self._length
-
-    def commit(self) -> None:
-        """Apply the changes kept back, through the journal."""
-        if self.abandoned:
-            return
-        if self._changes:
-            size = os.fstat(self._descriptor).st_size
-            self._remember(_write_journal, self._journal, size, self._changes)
-            for offset, data in self._changes:
-                self._write_all(offset, memoryview(data))
-        if self._length < self._committed:
-            self._remember(os.ftruncate, self._descriptor, self._length)
-        if self._changes:
-            self._journal.unlink()
-        self._changes.clear()
-        self._committed = self._length
-
-    def abandon(self) -> None:
-        """Write nothing more: the file stays as the last commit left it."""
-        self.abandoned = True
-
-    def close(self) -> None:
-        if not self.closed:
-            os.close(self._descriptor)  # which gives the lock back
-        super().close()
-
-    def _write_all(self, offset: int, data: memoryview) -> None:
-        while data:
-            written = self._remember(os.pwrite, self._descriptor, data, offset)
-            offset, data = offset + written, data[written:]
-
-    def _remember(self, function: Any, *arguments: Any) -> Any:
-        try:
-            return function(*arguments)
-        except OSError as error:  # HDF5 would lose it on the way through its C code
-            self.error = error
-            raise
-
-
-def _open_locked(path: Path, attributes: Mapping[str, Any], *, overwrite: bool) -> _StagedFile:
+def _open_locked(path: Path, attributes: Mapping[str, Any], *, overwrite: bool) -> StagedFile:
     """The file at `path`, created where needed, its lock held. Raises OSError, BlockingIOError if locked already."""
     path.parent.mkdir(parents=True, exist_ok=True)
     old = os.open(path, os.O_RDWR) if path.exists() else None
     if old is None:
-        _journal_path(path).unlink(missing_ok=True)  # of a file that was deleted since
+        journal_of(path).unlink(missing_ok=True)  # of a file that was deleted since
     try:
         if old is not None:
             _lock(old)
-            _apply_journal(old, _journal_path(path))
+            apply_journal(old, journal_of(path))
             _refuse_other_files(old)
             if not overwrite and os.fstat(old).st_size:
-                staged, old = _StagedFile(old, _journal_path(path)), None
+                staged, old = StagedFile(old, journal_of(path)), None
                 return staged
-        return _StagedFile(_create_locked(path, attributes, replace=old is not None), _journal_path(path))
+        return StagedFile(_create_locked(path, attributes, replace=old is not None), journal_of(path))
     finally:
         if old is not None:
             os.close(old)
@@ -309,38 +201,10 @@ def _lock(descriptor: int) -> None:
         return  # a file system without locks
 
 
-def _journal_path(path: Path) -> Path:
-    return path.with_name(path.name + ".journal")
-
-
-def _write_journal(journal: Path, size: int, changes: list[tuple[int, bytes]]) -> None:
-    """Write down the changes to a file that is `size` bytes long now; the size tells it from another file."""
-    body = b"".join(struct.pack("<QQ", offset, len(data)) + data for offset, data in changes)
-    journal.write_bytes(JOURNAL_HEAD.pack(JOURNAL_MAGIC, size, len(body), zlib.crc32(body)) + body)
-
-
-def _apply_journal(descriptor: int, journal: Path) -> None:
-    """Apply a whole journal once more; one that was not written to its end has not been applied at all."""
-    if not journal.exists():
-        return
-    content = journal.read_bytes()
-    if len(content) >= JOURNAL_HEAD.size:
-        magic, size, length, checksum = JOURNAL_HEAD.unpack_from(content)
-        body = content[JOURNAL_HEAD.size :]
-        whole = magic == JOURNAL_MAGIC and len(body) == length and zlib.crc32(body) == checksum
-        if whole and size == os.fstat(descriptor).st_size:
-            position = 0
-            while position < length:
-                offset, count = struct.unpack_from("<QQ", body, position)
-                os.pwrite(descriptor, body[position + 16 : position + 16 + count], offset)
-                position += 16 + count
-    journal.unlink()
-
-
 def _recover(path: Path) -> None:
     descriptor = os.open(path, os.O_RDWR)
     try:
         _lock(descriptor)
-        _apply_journal(descriptor, _journal_path(path))
+        apply_journal(descriptor, journal_of(path))
     finally:
         os.close(descriptor)
