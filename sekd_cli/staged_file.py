@@ -6,6 +6,7 @@ already part of the file. `StagedFile.commit` puts these changes into a journal 
 removes the journal. A process killed before leaves the file as it was; one killed within these few microseconds leaves
 a journal with which `apply_journal` completes the change.
 """
+# ruff: noqa: D102 - io.RawIOBase tells what the methods without a docstring do
 
 import io
 import os
