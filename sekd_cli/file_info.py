@@ -57,6 +57,7 @@ def _weights_info(path: Path) -> dict[str, Any]:
         "descriptor_dim": network.descriptor_dim,
         "stride": network.stride,
         "threshold": network.default_threshold,
+        "nms_radius": network.default_nms_radius,
         "sha256": weights_digest(path),
         "training": _training_facts(path),
     }

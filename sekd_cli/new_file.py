@@ -1,13 +1,14 @@
 """Files that appear whole or not at all: written beside their place, then moved there in one step."""
 
+import errno
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sekd_cli.errors import OutputError
-from sekd_cli.hdf5_file import write_reason
+from sekd_cli.hdf5_file import one_line, write_reason
 
 
 @contextmanager
@@ -21,16 +22,25 @@ def new_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
         raise OutputError(f"{path}: exists already; give --overwrite to replace it, or another output with -o")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         yield temporary
         temporary.replace(path)
     except (OSError, RuntimeError) as error:
         number = error_number(error)
         if number is None and isinstance(error, RuntimeError):
             raise  # not about files
-        raise OutputError(f"{path}: {write_reason(OSError(number, '') if number else error)}") from error
+        told = error if isinstance(error, OSError) and error.errno else OSError(number, one_line(error))
+        raise OutputError(f"{path}: {write_reason(told)}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:  # what a file in its place makes of it
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
 
 
 def error_number(error: BaseException) -> int | None:

@@ -1,5 +1,4 @@
-"""A scene in three dimensions that tests draw: the corner of a room, papered with drawn photographs, seen by cameras
-whose poses are known."""  # noqa: D205, D209
+"""A scene in three dimensions that tests draw: the corner of a papered room, seen by cameras whose poses are known."""
 
 from functools import cache
 from pathlib import Path

@@ -46,7 +46,7 @@ def descriptor_strides(network: DenseNetwork) -> list[int]:
 
 
 def export_onnx(network: DenseNetwork, path: Path, metadata: Mapping[str, str], *, overwrite: bool = False) -> None:
-    """Write a network as an ONNX model; `metadata` is stored in it beside name, threshold and strides.
+    """Write a network as an ONNX model; `metadata` is stored in it beside its name and defaults.
 
     Input `image` (batch, 1, height, width) float32 in [0, 1], all three dynamic. Outputs: `score_map` (batch, height,
     width), keypoint probabilities, and for each descriptor map `descriptor_map_<stride>`. Raises MissingExtraError
@@ -61,6 +61,7 @@ def export_onnx(network: DenseNetwork, path: Path, metadata: Mapping[str, str], 
     facts = {
         "network": network.name,
         "threshold": str(network.default_threshold),
+        "nms_radius": str(network.default_nms_radius),
         "descriptor_dim": str(network.descriptor_dim),
         "descriptor_maps": ",".join(outputs[1:]),
         **metadata,

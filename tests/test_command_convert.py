@@ -1,0 +1,51 @@
+"""`sekd convert` as a user types it; what it writes is tested in test_export_layouts."""
+
+from pathlib import Path
+
+import h5py
+import pytest
+from drawn_features import write_views
+
+from sekd_cli import cli
+
+NAMES = ["a.jpg", "b/c.jpg"]
+USAGE, BAD_INPUT, BAD_OUTPUT = 2, 4, 5  # exit codes
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_views(Path("feats.h5"), NAMES)
+    Path("pairs.txt").write_text("\t".join(NAMES))
+    assert cli.main(["match", "pairs.txt", "--quiet", "--device", "cpu"]) == 0
+    capfd.readouterr()
+
+
+def test_there_and_back(capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["convert", "feats.h5", "matches.h5", "--to", "imc", "-o", "scene"]) == 0
+    assert capfd.readouterr() == ("scene\n", "features of 2 images\nmatches of 1 pairs\n")
+    assert cli.main(["convert", "scene", "--to", "hloc", "-o", "back"]) == 0
+    assert capfd.readouterr() == ("back\n", "features of 2 images\nmatches of 1 pairs\n")
+    with h5py.File("back/matches.h5") as file:
+        assert list(file) == ["c"]
+        assert list(file["c"]) == ["a"]
+
+
+def test_errors_are_one_line_with_their_exit_code(capfd: pytest.CaptureFixture[str]) -> None:
+    write_views(Path("twins.h5"), ["x/a.jpg", "y/a.jpg"])
+    Path("text").write_text("text")
+    Path("there").mkdir()
+    Path("there/scores.h5").write_text("")
+    cases = [
+        (["twins.h5", "--to", "kaggle", "-o", "out"], USAGE, "x/a.jpg and y/a.jpg would both be a.jpg"),
+        (["feats.h5", "--to", "hloc", "-o", "out"], USAGE, "already"),
+        (["text", "--to", "imc", "-o", "out"], BAD_INPUT, "text: not an HDF5 file"),
+        (["feats.h5", "--to", "imc", "-o", "there"], BAD_OUTPUT, "scores.h5: exists already"),
+    ]
+    for arguments, code, message in cases:
+        assert cli.main(["convert", *arguments]) == code
+        out, err = capfd.readouterr()
+        assert not out
+        assert message in err
+        assert len(err.splitlines()) == 1
+    assert sorted(path.name for path in Path("there").iterdir()) == ["scores.h5"]

@@ -1,0 +1,96 @@
+"""`sekd export` as a user types it; what it writes is tested in test_export_colmap and test_export_onnx."""
+
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from drawn_features import SIZE, write_views
+
+from sekd_cli import cli
+
+NAMES = ["a 1.png", "b/c.png"]
+SOME_FAILED, USAGE, NOTHING, BAD_INPUT, BAD_OUTPUT, NO_PACKAGE = 1, 2, 3, 4, 5, 6  # exit codes
+COLMAP = ["export", "colmap", "--images", "photos"]
+
+
+@pytest.fixture
+def in_a_folder_with_matches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pycolmap")
+    monkeypatch.chdir(tmp_path)
+    for name in NAMES:
+        path = Path("photos") / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), np.full((SIZE, SIZE), 128, np.uint8))
+    write_views(Path("feats.h5"), NAMES)
+    Path("pairs.txt").write_text("\t".join(NAMES))
+    assert cli.main(["match", "pairs.txt", "--quiet", "--device", "cpu"]) == 0
+    capfd.readouterr()
+
+
+@pytest.mark.usefixtures("in_a_folder_with_matches")
+def test_a_database_with_the_defaults(capfd: pytest.CaptureFixture[str]) -> None:
+    import pycolmap
+
+    assert cli.main(COLMAP) == 0
+    out, err = capfd.readouterr()
+    assert out == "database.db\n"
+    assert err == "2 images, 1 pairs with 62 matches, 1 pairs verified\n"  # and COLMAP itself is silent
+    with pycolmap.Database.open("database.db") as database:
+        numbers, geometries = database.read_two_view_geometries()
+    assert len(numbers) == 1
+    assert len(geometries[0].inlier_matches) >= 50
+
+
+@pytest.mark.usefixtures("in_a_folder_with_matches")
+def test_missing_and_unreadable_images_are_told_and_the_exit_code_is_1(capfd: pytest.CaptureFixture[str]) -> None:
+    (Path("photos") / NAMES[1]).unlink()
+    assert cli.main([*COLMAP, "-o", "some.db"]) == SOME_FAILED
+    out, err = capfd.readouterr()
+    assert out == "some.db\n"
+    assert "error: b/c.png: not in photos, left out" in err
+    (Path("photos") / NAMES[1]).write_bytes(b"text")
+    assert cli.main([*COLMAP, "-o", "other.db"]) == SOME_FAILED
+    assert "error: b/c.png: COLMAP can't use it" in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("in_a_folder_with_matches")
+def test_errors_are_one_line_with_their_exit_code(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("empty").mkdir()
+    cases = [
+        (["export", "colmap", "--images", "empty"], NOTHING, "empty has none of the 2 images"),
+        ([*COLMAP, "--features", "gone.h5"], BAD_INPUT, "gone.h5: no such file"),
+        ([*COLMAP, "--matches", "gone.h5"], BAD_INPUT, "gone.h5: no such file"),
+        ([*COLMAP, "--camera-model", "BROWNIE"], USAGE, "BROWNIE"),
+        ([*COLMAP, "-o", "feats.h5"], BAD_OUTPUT, "exists already"),
+    ]
+    for arguments, code, message in cases:
+        assert cli.main(arguments) == code
+        out, err = capfd.readouterr()
+        assert not out
+        assert message in err
+        assert len(err.splitlines()) == 1
+    monkeypatch.setitem(sys.modules, "pycolmap", None)
+    assert cli.main(COLMAP) == NO_PACKAGE
+    assert "pip install 'sekd[colmap]'" in capfd.readouterr().err
+
+
+def test_a_model_of_given_weights(
+    untrained_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["export", "onnx", "--weights", str(untrained_weights)]) == 0
+    out, err = capfd.readouterr()
+    assert out == "sekd.onnx\n"
+    assert err.startswith("compact network, ")
+    facts = {one.key: one.value for one in onnx.load("sekd.onnx").metadata_props}
+    assert facts["network"] == "compact"
+    assert len(facts["weights_sha256"]) == 64
+    assert cli.main(["export", "onnx", "--weights", str(untrained_weights)]) == BAD_OUTPUT
+    assert cli.main(["export", "onnx", "--weights", "gone.safetensors", "-o", "x.onnx"]) == BAD_INPUT

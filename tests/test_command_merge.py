@@ -1,0 +1,235 @@
+"""`sekd merge` as a user types it, and what it refuses."""
+
+import json
+from contextlib import suppress
+from itertools import combinations
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from drawn_features import drawn_features, write_views
+
+from sekd_cli import cli
+from sekd_cli.errors import InputFileError, UsageError
+from sekd_cli.feature_file import FeatureReader, FeatureWriter, Source, file_attributes
+from sekd_cli.match_file import MatchReader
+from sekd_cli.merging import Merged, merge
+
+NAMES = ["a.jpg", "b/b 1.jpg", "c.jpg", "d.jpg", "e.jpg"]
+WHOLE = Path("all.h5")
+USAGE, BAD_INPUT, BAD_OUTPUT = 2, 4, 5  # exit codes
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def write_shard(
+    number: int, count: int, *, names: list[str] | None = None, weights: str = "ab", **settings: int
+) -> Path:
+    """The feature file of one shard of `NAMES`, as `sekd extract --shard` leaves it."""
+    path = Path(f"feats.{number}.h5")
+    everything = {"max_keypoints": 2048, "shard": f"{number}/{count}", **settings}
+    attributes = file_attributes(network="compact", weights_sha256=weights * 32, settings=everything)
+    with FeatureWriter(path, attributes, overwrite=True) as writer:
+        for name in NAMES[number - 1 :: count] if names is None else names:
+            view = NAMES.index(name)
+            source = Source(100 + view, 7)
+            writer.write(name, drawn_features(view), source=source, descriptor_dtype="float16")
+    return path
+
+
+def leave_incomplete(path: Path, name: str) -> None:
+    with h5py.File(path, "r+") as file:
+        del file[name].attrs["complete"]
+
+
+def test_three_shards_become_one_file(capfd: pytest.CaptureFixture[str]) -> None:
+    shards = [str(write_shard(number, 3)) for number in (1, 2, 3)]
+    assert cli.main(["merge", *shards, "-o", "all.h5"]) == 0
+    out, err = capfd.readouterr()
+    assert out == "all.h5\n"
+    assert err == "5 images of 3 files\n"
+    with FeatureReader(WHOLE) as reader:
+        assert reader.names() == NAMES
+        for view, name in enumerate(NAMES):
+            np.testing.assert_array_equal(reader.read(name).keypoints, drawn_features(view).keypoints)
+    with h5py.File(WHOLE) as file:
+        assert file["b/b 1.jpg/descriptors"].dtype == np.float16
+        assert file["b/b 1.jpg"].attrs["source"].tolist() == [101, 7, -1, -1]
+
+
+def test_a_run_without_shards_goes_on_with_the_whole() -> None:
+    merge([write_shard(number, 2) for number in (2, 1)], WHOLE)
+    settings = {"max_keypoints": 2048, "shard": "1/1"}
+    attributes = file_attributes(network="compact", weights_sha256="ab" * 32, settings=settings)
+    with FeatureWriter(WHOLE, attributes) as writer:
+        assert all(writer.is_complete(name, Source(100 + view, 7)) for view, name in enumerate(NAMES))
+        writer.write("f.jpg", drawn_features(5))
+    with FeatureReader(WHOLE) as reader:
+        assert reader.names() == [*NAMES, "f.jpg"]
+
+
+def test_missing_shards_are_named_and_can_be_done_without(capfd: pytest.CaptureFixture[str]) -> None:
+    shards = [str(write_shard(number, 5)) for number in (1, 2, 4)]
+    assert cli.main(["merge", *shards, "-o", "all.h5"]) == USAGE
+    assert "shards 3, 5 of 5 are missing" in capfd.readouterr().err
+    assert not WHOLE.exists()
+    assert cli.main(["merge", *shards, "-o", "all.h5", "--partial"]) == 0
+    assert "warning: shards 3, 5 of 5 are missing" in capfd.readouterr().err
+    with FeatureReader(WHOLE) as reader:
+        assert reader.names() == [NAMES[0], NAMES[1], NAMES[3]]
+
+
+def test_a_shard_given_twice_is_refused() -> None:
+    first, second = write_shard(1, 2), write_shard(2, 2)
+    with pytest.raises(UsageError, match=r"feats\.2\.h5 and feats\.2\.h5 are both shard 2/2"):
+        merge([first, second, second], WHOLE)
+    copy = Path("copy.h5")
+    copy.write_bytes(first.read_bytes())
+    with pytest.raises(UsageError, match=r"feats\.1\.h5 and copy\.h5 are both shard 1/2"):
+        merge([first, copy], WHOLE)
+
+
+def test_shards_of_different_runs_are_refused() -> None:
+    first = write_shard(1, 2)
+    with pytest.raises(UsageError, match=r"feats\.1\.h5 is shard 1/2, feats\.2\.h5 shard 2/3"):
+        merge([first, write_shard(2, 3)], WHOLE)
+    with pytest.raises(
+        InputFileError, match=r"feats\.1\.h5 and feats\.2\.h5 were made differently \(weights_sha256 ab"
+    ):
+        merge([first, write_shard(2, 2, weights="cd")], WHOLE)
+    with pytest.raises(InputFileError, match=r"\(max_keypoints 2048 and 100\)"):
+        merge([first, write_shard(2, 2, max_keypoints=100)], WHOLE)
+    assert not WHOLE.exists()
+
+
+def test_runs_over_different_folders_are_joined() -> None:
+    one, other = write_views(Path("one.h5"), NAMES[:2]), write_views(Path("other.h5"), NAMES[2:])
+    assert merge([one, other], WHOLE) == Merged("features", 5, 0, 0)
+
+
+def test_an_image_in_two_files_must_be_the_same_in_both(caplog: pytest.LogCaptureFixture) -> None:
+    one = write_views(Path("one.h5"), NAMES[:2])
+    two = write_views(Path("two.h5"), NAMES[:3])
+    assert merge([one, two], WHOLE) == Merged("features", 3, 2, 0)
+    cli.main(["merge", str(one), str(two), "-o", "again.h5"])
+    assert "2 images are in several files, the same" in caplog.text
+    with h5py.File(two, "r+") as file:
+        file[NAMES[1]]["scores"][3] = 0.123
+    with pytest.raises(InputFileError, match=r"b/b 1\.jpg differs in one\.h5 and two\.h5"):
+        merge([one, two], Path("other.h5"))
+    assert not Path("other.h5").exists()
+
+
+def test_incomplete_groups_stay_out_and_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    shards = [write_shard(1, 2), write_shard(2, 2)]
+    leave_incomplete(shards[0], NAMES[2])
+    assert cli.main(["merge", *map(str, shards), "-o", "all.h5"]) == 0
+    assert "1 images are incomplete, left out" in caplog.text
+    with FeatureReader(WHOLE) as reader:
+        assert reader.names() == [name for name in NAMES if name != NAMES[2]]
+    with h5py.File(WHOLE) as file:
+        assert NAMES[2] not in file
+
+
+def test_an_image_that_one_file_has_whole_and_another_half_is_taken_whole() -> None:
+    one, two = write_views(Path("one.h5"), NAMES[:1]), write_views(Path("two.h5"), NAMES[:1])
+    leave_incomplete(one, NAMES[0])
+    assert merge([one, two], WHOLE) == Merged("features", 1, 0, 1)
+
+
+def test_match_files_are_joined_too() -> None:
+    write_views(Path("feats.h5"), NAMES[:3])
+    pairs = list(combinations(NAMES[:3], 2))
+    for index, pair in enumerate(pairs):
+        Path("pairs.txt").write_text("\t".join(pair), encoding="utf-8")
+        arguments = ["match", "pairs.txt", "-o", f"m{index}.h5", "--verify", "homography", "--quiet", "--device", "cpu"]
+        assert cli.main(arguments) == 0
+    assert merge([Path(f"m{index}.h5") for index in range(3)], WHOLE) == Merged("matches", 3, 0, 0)
+    with MatchReader(WHOLE) as whole, MatchReader(Path("m1.h5")) as part:
+        assert sorted(whole.pairs()) == sorted(pairs)
+        ours, theirs = whole.read(pairs[1]), part.read(pairs[1])
+        np.testing.assert_array_equal(ours.matches0, theirs.matches0)
+        np.testing.assert_array_equal(ours.scores0, theirs.scores0)
+        assert ours.model_name == "homography"
+    Path("pairs.txt").write_text("".join("\t".join(pair) + "\n" for pair in pairs), encoding="utf-8")
+    again = ["match", "pairs.txt", "-o", "all.h5", "--verify", "homography", "--quiet", "--device", "cpu"]
+    before = WHOLE.read_bytes()
+    assert cli.main(again) == 0
+    assert WHOLE.read_bytes() == before  # nothing was left to match
+
+
+def test_matches_of_other_features_are_refused() -> None:
+    for index, weights in enumerate(("ab", "cd")):
+        with h5py.File(f"m{index}.h5", "w") as file:
+            file.attrs.update({"sekd_schema": 1, "content": "matches", "settings": "{}"})
+            file.attrs["features"] = json.dumps({"weights_sha256": weights * 32})
+    with pytest.raises(InputFileError, match="made differently"):
+        merge([Path("m0.h5"), Path("m1.h5")], WHOLE)
+
+
+def test_features_and_matches_are_not_joined() -> None:
+    features = write_views(Path("feats.h5"), NAMES[:2])
+    with h5py.File("matches.h5", "w") as file:
+        file["a/b/matches0"] = [0]
+    with pytest.raises(UsageError, match=r"feats\.h5 holds features, matches\.h5 matches"):
+        merge([features, Path("matches.h5")], WHOLE)
+    with h5py.File("keypoints.h5", "w") as file:
+        file["a"] = np.zeros((3, 2))
+    with pytest.raises(UsageError, match="convert --to hloc"):
+        merge([Path("keypoints.h5"), features], WHOLE)
+
+
+def test_files_of_other_tools_are_joined() -> None:
+    for name in ("one", "two"):
+        with h5py.File(f"{name}.h5", "w") as file:
+            file[f"{name}.jpg/keypoints"], file[f"{name}.jpg/descriptors"] = np.zeros((2, 2)), np.zeros((8, 2))
+            file["half.jpg/keypoints"] = np.zeros((2, 2))
+    assert merge([Path("one.h5"), Path("two.h5")], WHOLE) == Merged("features", 2, 0, 2)
+    with FeatureReader(WHOLE) as reader:
+        assert reader.names() == ["one.jpg", "two.jpg"]
+
+
+def test_nothing_is_overwritten_by_mistake(capfd: pytest.CaptureFixture[str]) -> None:
+    shards = [str(write_shard(number, 2)) for number in (1, 2)]
+    before = [Path(shard).read_bytes() for shard in shards]
+    assert cli.main(["merge", *shards, "-o", shards[0], "--overwrite"]) == USAGE
+    assert "is an input too" in capfd.readouterr().err
+    assert [Path(shard).read_bytes() for shard in shards] == before
+    WHOLE.write_bytes(b"precious")
+    assert cli.main(["merge", *shards, "-o", "all.h5"]) == BAD_OUTPUT
+    assert WHOLE.read_bytes() == b"precious"
+    assert cli.main(["merge", *shards, "-o", "all.h5", "--overwrite"]) == 0
+
+
+def test_missing_and_damaged_files_are_named(capfd: pytest.CaptureFixture[str]) -> None:
+    whole = write_shard(1, 2)
+    assert cli.main(["merge", str(whole), "gone.h5", "-o", "all.h5"]) == BAD_INPUT
+    assert "gone.h5: no such file" in capfd.readouterr().err
+    content = write_shard(2, 2).read_bytes()
+    for cut in range(1, 10):
+        Path("cut.h5").write_bytes(content[: len(content) * cut // 10])
+        assert cli.main(["merge", str(whole), "cut.h5", "-o", "all.h5"]) == BAD_INPUT
+        err = capfd.readouterr().err
+        assert err.startswith("error: cut.h5: ")
+        assert len(err.splitlines()) == 1
+    assert not WHOLE.exists()
+
+
+def test_bytes_overwritten_in_the_middle_are_damage_to_that_file() -> None:
+    told = []
+    whole, content = write_shard(1, 2), write_shard(2, 2).read_bytes()
+    for start in range(100, len(content) - 400, len(content) // 25):
+        damaged = bytearray(content)
+        damaged[start : start + 300] = b"\xff" * 300
+        Path("damaged.h5").write_bytes(damaged)
+        with suppress(UsageError):  # where the shard's number is what was hit
+            try:
+                merge([whole, Path("damaged.h5")], WHOLE, overwrite=True, partial=True)
+            except InputFileError as error:
+                told.append(str(error))
+    assert told
+    assert all("damaged.h5" in message for message in told)  # and nothing else was raised

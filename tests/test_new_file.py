@@ -1,0 +1,76 @@
+import errno
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from sekd_cli.errors import InputFileError, OutputError
+from sekd_cli.new_file import error_number, new_file
+
+
+def test_the_file_is_there_after_the_block_and_not_before(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file"
+    with new_file(path, overwrite=False) as temporary:
+        temporary.write_text("whole")
+        assert not path.exists()
+        assert temporary.parent == path.parent  # the same disk, so that it can be moved in one step
+    assert path.read_text() == "whole"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_block_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail_halfway() -> None:
+        with new_file(path, overwrite=True) as temporary:
+            temporary.write_text("half")
+            raise InputFileError("damaged")
+
+    with pytest.raises(InputFileError):
+        fail_halfway()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_there_is_replaced_only_if_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(OutputError, match=r"file: exists already; give --overwrite"), new_file(path, overwrite=False):
+        raise AssertionError("never begun")
+    with new_file(path, overwrite=True) as temporary:
+        temporary.write_text("new")
+    assert path.read_text() == "new"
+
+
+def test_a_place_that_can_not_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="its folder is a file"), new_file(tmp_path / "file" / "x", overwrite=False):
+        raise AssertionError("never begun")
+    with pytest.raises(OutputError, match="is a folder"), new_file(tmp_path, overwrite=True) as temporary:
+        temporary.write_text("")
+
+
+def test_a_full_disk_is_told_whoever_notices_it(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="the disk is full"), new_file(tmp_path / "file", overwrite=False):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    told = "Unable to synchronously copy object (file write failed, errno = 28, error message = 'No space left')"
+    with pytest.raises(OutputError, match="the disk is full"), new_file(tmp_path / "file", overwrite=False):
+        raise RuntimeError(told)  # as HDF5 does
+    with pytest.raises(RuntimeError, match="shapes"), new_file(tmp_path / "file", overwrite=False):
+        raise RuntimeError("shapes differ")  # not about files
+
+
+def test_the_number_of_an_error_is_found_in_words_too(tmp_path: Path) -> None:
+    assert error_number(FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))) == errno.ENOENT
+    assert error_number(RuntimeError("write failed (errno = 27)")) == errno.EFBIG
+    assert error_number(ValueError("nothing")) is None
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["x"] = np.zeros(1000)
+    damaged = (tmp_path / "x.h5").read_bytes()[:4000]
+    (tmp_path / "x.h5").write_bytes(damaged)
+    with pytest.raises(OSError, match="truncated") as caught:
+        h5py.File(tmp_path / "x.h5")
+    assert error_number(caught.value) is None  # damage, no failure of the system
