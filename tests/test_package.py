@@ -83,6 +83,14 @@ def test_readme_knows_every_option_it_shows() -> None:
     assert shown - OTHER_PROGRAMS <= known | {"--help"}
 
 
+def test_the_pages_that_documentation_links_to_are_there() -> None:
+    for page in [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md"), *ROOT.glob("weights/*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            if target == "weights/README.md" and not (ROOT / "weights" / "sekd.safetensors").exists():
+                continue  # comes with the weights
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
 def test_readme_has_the_exit_codes_of_the_errors() -> None:
     documented = {int(code) for code in re.findall(r"^\| (\d+) \|", README, flags=re.MULTILINE)}
     raised = {kind.exit_code for kind in vars(errors).values() if isinstance(kind, type)}
