@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from drawn import drawn_photograph
 
 from sekd_cli.evaluation.baselines import Orb, Sift
 from sekd_cli.evaluation.methods import ComputedMethod, LocalFeatures
@@ -59,3 +60,12 @@ def test_every_step_has_a_figure_and_ratios_are_to_the_first_method(tmp_path: Pa
     for row in rows:
         assert row["keypoints_per_second"] == pytest.approx(row["keypoints"] / row["extract_ms"] * 1000)
     assert [len(panel.bars) for panel in panels(table.rows)] == [2, 2]
+
+
+def test_tries_that_did_not_fill_the_budget_are_told_apart() -> None:
+    pixels = cv2.cvtColor(drawn_photograph(0), cv2.COLOR_RGB2GRAY)
+    few, many = Sift(20), Sift(100)  # by its default threshold it has 90
+    assert len(few.compute(pixels)) == 20
+    assert few.discarded_seconds == 0
+    assert len(many.compute(pixels)) == 100
+    assert many.discarded_seconds > 0

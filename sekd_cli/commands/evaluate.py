@@ -208,8 +208,8 @@ def speed(
 ) -> None:
     """Milliseconds for each step, methods interleaved in rounds; medians, and ratios to the first method.
 
-    IMAGES are files; without any, one of 640x480 is drawn. OpenCV's features do all their work in one step, which is
-    shown as network.
+    IMAGES are files; without any, one of 640x480 is drawn. OpenCV's features do all their work in one step, shown as
+    network, with the threshold that fills the budget; tries with others aren't counted.
     """
     from sekd_cli.evaluation import speed as benchmark
 

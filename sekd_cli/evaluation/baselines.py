@@ -2,11 +2,13 @@
 
 SIFT (Lowe 2004): OpenCV's defaults, but for its precise upscaling, without which every keypoint is a quarter of a pixel
 off; as long as there are fewer keypoints than asked for, the contrast threshold is halved (0.04, 0.02, ... 0.0003).
-RootSIFT (Arandjelovic and Zisserman 2012): square roots of the L1-normalised
-descriptors. ORB (Rublee et al. 2011): OpenCV's defaults, the FAST threshold halved likewise (20, 10, ... 1). A point
-with several orientations is several keypoints, as OpenCV counts them; the best by response are kept.
+RootSIFT (Arandjelovic and Zisserman 2012): square roots of the L1-normalised descriptors. ORB (Rublee et al. 2011):
+OpenCV's defaults, the FAST threshold halved likewise (20, 10, ... 1). A point with several orientations is several
+keypoints, as OpenCV counts them; the best by response are kept.
 """
 
+from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
@@ -22,59 +24,68 @@ FAST_THRESHOLDS = (20, 10, 5, 2, 1)
 ALL = 100_000  # a budget of 0 means all; OpenCV wants a number for ORB
 
 
-class Sift(ComputedMethod):
-    """SIFT; `root` for RootSIFT."""
+class OpenCVMethod(ComputedMethod):
+    """Features of OpenCV: the first of several detectors, from strict to lenient, that fills the budget."""
 
-    def __init__(self, max_keypoints: int, *, root: bool = False) -> None:
-        self.label = "rootsift" if root else "sift"
+    def __init__(self, label: str, max_keypoints: int, descriptor_bytes: int) -> None:
+        self.label = label
         self._max_keypoints = max_keypoints
-        self._root = root
+        self._descriptor_bytes = descriptor_bytes
+
+    @abstractmethod
+    def detectors(self) -> Iterator[Any]:
+        """Detectors of OpenCV, the next more lenient than the last."""
 
     def compute(self, grey: NDArray[np.uint8]) -> LocalFeatures:
         """See `ComputedMethod.compute`."""
-        start = perf_counter()
-        keypoints, descriptors = self._detect(grey)
-        self.network_seconds = perf_counter() - start
-        features = _gather(keypoints, descriptors, self._max_keypoints, width=128)
+        spent = 0.0
+        keypoints: Any = ()
+        descriptors: NDArray[Any] | None = None
+        for detector in self.detectors():
+            start = perf_counter()
+            keypoints, descriptors = detector.detectAndCompute(grey, None)
+            self.network_seconds = perf_counter() - start
+            spent += self.network_seconds
+            if len(keypoints) >= self._max_keypoints:  # at once for 0, all
+                break
+        self.discarded_seconds = spent - self.network_seconds
+        return _gather(keypoints, descriptors, self._max_keypoints, self._descriptor_bytes)
+
+
+class Sift(OpenCVMethod):
+    """SIFT; `root` for RootSIFT."""
+
+    def __init__(self, max_keypoints: int, *, root: bool = False) -> None:
+        super().__init__("rootsift" if root else "sift", max_keypoints, descriptor_bytes=128)
+        self._root = root
+
+    def detectors(self) -> Iterator[Any]:
+        """See `OpenCVMethod.detectors`."""
+        for contrast in SIFT_CONTRASTS:
+            yield cv2.SIFT.create(
+                nfeatures=self._max_keypoints, contrastThreshold=contrast, enable_precise_upscale=True
+            )
+
+    def compute(self, grey: NDArray[np.uint8]) -> LocalFeatures:
+        """See `ComputedMethod.compute`."""
+        features = super().compute(grey)
         unit = features.descriptors.astype(np.float32)
         if self._root:
             unit = np.sqrt(unit / np.maximum(unit.sum(axis=1, keepdims=True), 1e-12))
         unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
         return replace(features, descriptors=unit)
 
-    def _detect(self, grey: NDArray[np.uint8]) -> tuple[Any, NDArray[Any] | None]:
-        keypoints: Any = ()
-        for contrast in SIFT_CONTRASTS:
-            detector = cv2.SIFT.create(
-                nfeatures=self._max_keypoints, contrastThreshold=contrast, enable_precise_upscale=True
-            )
-            keypoints = detector.detect(grey, None)
-            if len(keypoints) >= self._max_keypoints:  # at once for 0, all
-                break
-        return detector.compute(grey, keypoints)
 
-
-class Orb(ComputedMethod):
+class Orb(OpenCVMethod):
     """ORB, matched by Hamming distance."""
 
     def __init__(self, max_keypoints: int) -> None:
-        self.label = "orb"
-        self._max_keypoints = max_keypoints
+        super().__init__("orb", max_keypoints, descriptor_bytes=32)
 
-    def compute(self, grey: NDArray[np.uint8]) -> LocalFeatures:
-        """See `ComputedMethod.compute`."""
-        start = perf_counter()
-        keypoints, descriptors = self._detect(grey)
-        self.network_seconds = perf_counter() - start
-        return _gather(keypoints, descriptors, self._max_keypoints, width=32)
-
-    def _detect(self, grey: NDArray[np.uint8]) -> tuple[Any, NDArray[Any] | None]:
+    def detectors(self) -> Iterator[Any]:
+        """See `OpenCVMethod.detectors`."""
         for threshold in FAST_THRESHOLDS:
-            detector = cv2.ORB.create(nfeatures=self._max_keypoints or ALL, fastThreshold=threshold)
-            keypoints, descriptors = detector.detectAndCompute(grey, None)
-            if len(keypoints) >= self._max_keypoints:
-                break
-        return keypoints, descriptors
+            yield cv2.ORB.create(nfeatures=self._max_keypoints or ALL, fastThreshold=threshold)
 
 
 def _gather(keypoints: Any, descriptors: NDArray[Any] | None, max_keypoints: int, width: int) -> LocalFeatures:

@@ -53,6 +53,7 @@ class ComputedMethod(Method):
     """Features computed here from the pixels."""
 
     network_seconds = 0.0  # of the last image: its network, or what OpenCV does in its place
+    discarded_seconds = 0.0  # of the last image: tries that didn't fill the budget, which no user would make
 
     @abstractmethod
     def compute(self, grey: NDArray[np.uint8]) -> LocalFeatures:
