@@ -9,9 +9,6 @@ import pytest
 
 from sekd_cli import Sekd
 from sekd_cli.cli import main
-from sekd_cli.networks.weights_file import packaged_weights
-
-pytestmark = pytest.mark.skipif(not packaged_weights().exists(), reason="no weights are shipped yet")
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ from sekd_cli.errors import InputFileError, MissingExtraError, NothingToDoError,
 from sekd_cli.export.colmap import CameraSettings, ColmapExport, export_colmap
 from sekd_cli.feature_file import FeatureReader, FeatureWriter, StoredFeatures, file_attributes
 from sekd_cli.match_file import MatchReader
-from sekd_cli.networks.weights_file import packaged_weights
 
 ATTRIBUTES = file_attributes(network="compact", weights_sha256="ab" * 32, settings={})
 NAMES = ["a 1.png", "b/ü.png", "c.png"]
@@ -191,8 +190,6 @@ def test_a_drawn_room_is_reconstructed(features: str) -> None:
     if features == "sift":
         extract_sift(Path("photos"), names)
     else:
-        if not packaged_weights().exists():
-            pytest.skip("no weights are shipped yet")
         assert cli.main(["extract", "photos", "-o", "feats.h5", "--device", "cpu"]) == 0
     Path("pairs.txt").write_text("".join(f"{one}\t{other}\n" for one, other in combinations(names, 2)))
     assert cli.main(["match", "pairs.txt", "--ratio", "0.9", "--device", "cpu"]) == 0

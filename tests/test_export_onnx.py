@@ -1,4 +1,4 @@
-"""ONNX models: equal to torch for any size and batch; and the recipe of docs/EXPORT.md does what `sekd extract` does."""
+"""ONNX models: equal to torch for any size and batch; the recipe of docs/EXPORT.md does what `sekd extract` does."""
 
 import re
 import sys

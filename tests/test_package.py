@@ -86,8 +86,6 @@ def test_readme_knows_every_option_it_shows() -> None:
 def test_the_pages_that_documentation_links_to_are_there() -> None:
     for page in [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md"), *ROOT.glob("weights/*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
-            if target == "weights/README.md" and not (ROOT / "weights" / "sekd.safetensors").exists():
-                continue  # comes with the weights
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
@@ -116,16 +114,13 @@ def test_the_changelog_has_this_version() -> None:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what a build needs; the weights are a stand-in where there are none yet."""
+    """A copy of what a build needs."""
     folder = tmp_path_factory.mktemp("checkout")
     for name in SHIPPED:
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(ROOT / name, folder)
-    weights = folder / "weights" / "sekd.safetensors"
-    if not weights.exists():
-        weights.write_bytes(b"stand-in")
     return folder
 
 
