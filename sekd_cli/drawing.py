@@ -1,5 +1,6 @@
 """Pictures of keypoints and matches on their photographs, RGB (H, W, 3) uint8; nothing is read or written here."""
 
+from bisect import bisect
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -150,14 +151,22 @@ class _Footer:
         end = self._right - self._margin
         note_width = self._pen.textlength(note, font=self._font)
         title = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in title)
-        shown, room = title, end - note_width - 2 * self._margin
-        while shown and self._pen.textlength(shown, font=self._font) > room:
-            title = title[1:]
-            shown = f"...{title}" if title else ""
+        shown = self._end_of(title, end - note_width - 2 * self._margin)
         self._write(self._margin, shown, INK)
         start = self._margin + (self._pen.textlength(shown, font=self._font) + self._margin if shown else 0)
         if start + note_width <= end:
             self._write(start, note, FAINT_INK)
+
+    def _end_of(self, text: str, room: float) -> str:
+        """The text, or as much of its end as there is room for."""
+
+        def length(shown: str) -> float:
+            return self._pen.textlength(shown, font=self._font)
+
+        if length(text) <= room:
+            return text
+        too_long = bisect(range(len(text)), room, key=lambda kept: length(f"...{text[len(text) - kept :]}"))
+        return f"...{text[len(text) - too_long + 1 :]}" if too_long > 1 else ""
 
     def _write(self, x: float, text: str, colour: Colour) -> None:
         self._pen.text((x, self._middle), text, fill=colour, font=self._font, anchor="lm")
@@ -183,7 +192,7 @@ def _ramp() -> np.ndarray:
 
 
 def _dimmed(pixels: np.ndarray) -> np.ndarray:
-    return np.rint(pixels * DIMMED).astype(np.uint8)
+    return np.rint(pixels * DIMMED).astype(np.uint8, order="C")  # OpenCV draws on no turned view
 
 
 def _dot(canvas: np.ndarray, xy: np.ndarray, radius: float, colour: Colour) -> None:
