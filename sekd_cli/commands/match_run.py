@@ -172,7 +172,7 @@ class _Report:
         else:
             self.done += 1
             self.matches += outcome.matches
-            logger.debug("%s\t%s: %d matches", *outcome.pair, outcome.matches)
+            logger.debug("%s and %s: %d matches", *outcome.pair, outcome.matches)
 
     def __enter__(self) -> Self:
         return self
