@@ -68,10 +68,10 @@ def draw_keypoints(view: View, scores: np.ndarray, title: str) -> np.ndarray:
     return with_footer(canvas, Legend(title, _count(len(scores), "keypoint"), scale))
 
 
-def draw_matches(view0: View, view1: View, colours: list[Colour], legend: Legend) -> np.ndarray:
+def draw_matches(view0: View, view1: View, colours: list[Colour], legend: Legend, *, faint: int = 0) -> np.ndarray:
     """Both photographs side by side, a line from each keypoint of the first to the same row of the second's.
 
-    colours: (M,), drawn in this order, so the last is on top.
+    colours: (M,), drawn in this order, so the last is on top. The first `faint` matches have lines half as strong.
     """
     height = max(view0.pixels.shape[0], view1.pixels.shape[0])
     view0, view1 = (_with_height(view, height) for view in (view0, view1))
@@ -80,16 +80,22 @@ def draw_matches(view0: View, view1: View, colours: list[Colour], legend: Legend
     canvas = np.full((height, left + view1.pixels.shape[1], 3), PAPER, dtype=np.uint8)
     canvas[:, : left - gap], canvas[:, left:] = _dimmed(view0.pixels), _dimmed(view1.pixels)
     thickness = 1 if height < 1500 else 2
-    opacity = float(np.clip(0.75 * (200 / max(1, len(colours))) ** 0.5, 0.25, 0.75))  # the photographs stay visible
     ends = view1.keypoints + np.array((left, 0))
-    lines = canvas.copy()
-    for start, end, colour in zip(view0.keypoints, ends, colours, strict=True):
-        cv2.line(lines, _fixed(start), _fixed(end), colour, thickness, cv2.LINE_AA, SHIFT)
-    cv2.addWeighted(lines, opacity, canvas, 1 - opacity, 0, dst=canvas)
+    for part, strength in ((slice(0, faint), 0.5), (slice(faint, None), 1.0)):
+        lines = canvas.copy()
+        for start, end, colour in zip(view0.keypoints[part], ends[part], colours[part], strict=True):
+            cv2.line(lines, _fixed(start), _fixed(end), colour, thickness, cv2.LINE_AA, SHIFT)
+        opacity = strength * _opacity(len(colours[part]))
+        cv2.addWeighted(lines, opacity, canvas, 1 - opacity, 0, dst=canvas)
     for start, end, colour in zip(view0.keypoints, ends, colours, strict=True):
         for point in (start, end):
             _dot(canvas, point, 0.7 + 1.5 * thickness, colour)
     return with_footer(canvas, legend)
+
+
+def _opacity(lines: int) -> float:
+    """The more lines, the fainter: the photographs stay visible."""
+    return float(np.clip(0.75 * (200 / max(1, lines)) ** 0.5, 0.25, 0.75))
 
 
 def colours_of(scores: np.ndarray) -> tuple[list[Colour], float, float]:

@@ -79,6 +79,12 @@ def test_a_match_is_a_line_from_one_photograph_to_the_other() -> None:
     assert tuple(picture[80, 202]) == PAPER  # between the photographs
 
 
+def test_the_first_lines_may_be_faint() -> None:
+    first, second = grey_view(200, 160, [(20, 40), (20, 120)]), grey_view(200, 160, [(180, 40), (180, 120)])
+    picture = draw_matches(first, second, [OUTLIER, OUTLIER], Legend("", ""), faint=1).astype(int)
+    assert picture[120, 100, 0] > picture[40, 100, 0] > 100 * DIMMED
+
+
 def test_photographs_of_different_heights_are_brought_to_the_larger() -> None:
     first, second = grey_view(100, 100, [(49.5, 49.5)]), grey_view(60, 50, [(29.5, 24.5)])
     picture = draw_matches(first, second, [INLIER], Legend("", ""))

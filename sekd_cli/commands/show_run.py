@@ -159,13 +159,14 @@ def _draw_pair(first: _Loaded, second: _Loaded, options: ShowOptions) -> np.ndar
     scores = matches.scores0[pairs[:, 0]]
     title = f"{first.name} | {second.name}"
     note = f"{len(pairs):,} match{'' if len(pairs) == 1 else 'es'}"
+    outliers = 0
     if options.verify is not None:
         inliers = _inliers(first, second, pairs, options.verify)
         order = np.argsort(inliers, kind="stable")  # inliers on top
         colours: list[Colour] = [INLIER if inlier else OUTLIER for inlier in inliers[order]]
-        count = int(inliers.sum())
-        agreeing = f"{count:,} inliers of {_model_words(options.verify)}"
-        marks = ((INLIER, agreeing), (OUTLIER, f"{len(pairs) - count:,} outliers"))
+        outliers = int((~inliers).sum())
+        agreeing = f"{len(pairs) - outliers:,} inliers of {_model_words(options.verify)}"
+        marks = ((INLIER, agreeing), (OUTLIER, f"{outliers:,} outliers"))
         legend = Legend(title, note, marks=marks)
     elif matches.model_name is not None:
         order, colours = np.arange(len(pairs)), [INLIER] * len(pairs)
@@ -175,7 +176,7 @@ def _draw_pair(first: _Loaded, second: _Loaded, options: ShowOptions) -> np.ndar
         colours, low, high = colours_of(scores[order])
         legend = Legend(title, note, (low, high) if len(pairs) else None)
     view0, view1 = (fitted(one.view(pairs[order, side]), options.size) for side, one in enumerate((first, second)))
-    return draw_matches(view0, view1, colours, legend)
+    return draw_matches(view0, view1, colours, legend, faint=outliers)
 
 
 def _matches(first: _Loaded, second: _Loaded, options: ShowOptions) -> StoredMatches:
