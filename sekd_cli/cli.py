@@ -1,7 +1,6 @@
 """The command line's edge: finds subcommands, sets up logging, turns errors into one line and an exit code."""
 
 import importlib
-import importlib.util
 import logging
 import os
 import sys
@@ -39,11 +38,11 @@ class LazyGroup(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names in the order of COMMANDS."""
-        return [name for name in COMMANDS if _module_exists(name)]
+        return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The subcommand, imported now."""
-        if cmd_name not in self.list_commands(ctx):
+        if cmd_name not in COMMANDS:
             return None
         command: click.Command = getattr(importlib.import_module(f"sekd_cli.commands.{cmd_name}"), cmd_name)
         _add_common_options(command)
@@ -52,11 +51,7 @@ class LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list in the help, without importing any."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, COMMANDS[name]) for name in self.list_commands(ctx)])
-
-
-def _module_exists(command: str) -> bool:
-    return importlib.util.find_spec(f"sekd_cli.commands.{command}") is not None
+            formatter.write_dl([(name, COMMANDS[name]) for name in COMMANDS])
 
 
 def _quieter(context: click.Context, _: click.Parameter, quiet: bool) -> None:

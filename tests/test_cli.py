@@ -22,7 +22,7 @@ def with_command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], obje
 
     def running(function: Callable[[], object]) -> Callable[..., int]:
         command = click.Command("try", callback=function)
-        monkeypatch.setattr(cli.LazyGroup, "list_commands", lambda *_: ["try"])
+        monkeypatch.setattr(cli, "COMMANDS", {"try": "Try."})
         monkeypatch.setattr(cli.importlib, "import_module", lambda _: type("module", (), {"try": command}))
         return lambda *options: cli.main(["try", *options])
 
