@@ -20,7 +20,7 @@ COMMANDS = {
     "match": "Match the keypoints of pairs of photographs.",
     "pairs": "List which photographs to match with which.",
     "train": "Train a network on a folder of photographs.",
-    "evaluate": "Measure features: homographies, poses, structure from motion, speed.",
+    "evaluate": "Measure features: homographies, poses, mapping, speed.",
     "show": "Draw keypoints or matches.",
     "info": "Say what a feature or match file holds.",
     "export": "Write a COLMAP database or an ONNX model.",
