@@ -35,7 +35,7 @@ def export() -> None:
     type=click.Choice(("auto", "single", "per-folder", "per-image")),
     default="auto",
     show_default=True,
-    help="Which images share a camera; auto: those of one size and EXIF camera.",
+    help="Which images share a camera; auto: by EXIF.",
 )
 @click.option("--camera-model", default="SIMPLE_RADIAL", show_default=True, help="COLMAP's name of it.")
 @click.option("--camera-params", default="", help="Its parameters, with commas; default: from EXIF.")

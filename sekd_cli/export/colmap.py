@@ -25,7 +25,7 @@ CAMERA_MODES = ("auto", "single", "per-folder", "per-image")
 class CameraSettings:
     """Which images share a camera, and what is known of it; see COLMAP's documentation on camera models."""
 
-    mode: str = "auto"  # of CAMERA_MODES; auto: images of one size and one EXIF camera share one
+    mode: str = "auto"  # of CAMERA_MODES; auto: those of one camera in EXIF share it
     model: str = "SIMPLE_RADIAL"
     parameters: str = ""  # numbers with commas between; none: the focal length from EXIF, or 1.2 times the longer edge
 
