@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,10 +43,18 @@ class _Part:
     shard: Shard
 
 
-def merge(paths: list[Path], output: Path, *, partial: bool = False, overwrite: bool = False) -> Merged:
+def merge(
+    paths: list[Path],
+    output: Path,
+    *,
+    partial: bool = False,
+    overwrite: bool = False,
+    advance: Callable[[], None] = lambda: None,
+) -> Merged:
     """Join feature files, or match files, into one new file; `partial` allows shards to be missing.
 
-    Files without a shard number (of runs over different folders, of other tools) are joined as well.
+    Files without a shard number (of runs over different folders, of other tools) are joined as well. `advance` is
+    called for each image or pair.
 
     Raises UsageError if shards are missing or double, or features are given with matches; InputFileError if settings or
     weights differ, an image is there twice with different features, or a file is damaged; OutputError if the output
@@ -59,7 +68,7 @@ def merge(paths: list[Path], output: Path, *, partial: bool = False, overwrite: 
         _check_shards(parts, partial=partial)
         with new_file(output, overwrite=overwrite) as temporary, h5py.File(temporary, "w") as target:
             target.attrs.update(_attributes(parts[0].file))
-            return _join(parts, target)
+            return _join(parts, target, advance)
 
 
 def _part(path: Path, file: h5py.File) -> _Part:
@@ -115,13 +124,14 @@ def _attributes(file: h5py.File) -> dict[str, Any]:
     return attributes
 
 
-def _join(parts: list[_Part], target: h5py.File) -> Merged:
+def _join(parts: list[_Part], target: h5py.File, advance: Callable[[], None]) -> Merged:
     """Copy every complete group, bytes as they are."""
     owners: dict[str, _Part] = {}
     doubles = incomplete = 0
     for part in parts:
         with reading(part.path):
             for name, group, complete in items(part.file, part.kind):
+                advance()
                 if not complete:
                     incomplete += 1
                 elif name not in owners:

@@ -26,8 +26,10 @@ def merge(shards: tuple[Path, ...], output: Path, partial: bool, overwrite: bool
     the path of the output; sekd extract and sekd match can go on with it.
     """  # noqa: D301 - click's mark for lines that stay as they are
     from sekd_cli import merging  # noqa: PLC0415 - loads h5py, which --help needs not
+    from sekd_cli.commands.progress import progress_bar  # noqa: PLC0415
 
-    merged = merging.merge(list(shards), output, partial=partial, overwrite=overwrite)
+    with progress_bar("merge", None, unit="groups") as bar:
+        merged = merging.merge(list(shards), output, partial=partial, overwrite=overwrite, advance=bar.advance)
     what = "images" if merged.kind == "features" else "pairs"
     if merged.doubles:
         logger.warning("%d %s are in several files, the same; taken once", merged.doubles, what)
