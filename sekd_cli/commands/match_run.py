@@ -20,7 +20,7 @@ from sekd_cli.focal_length import read_focal_length
 from sekd_cli.match_file import MatchWriter, check_flat_names, match_attributes
 from sekd_cli.match_pipeline import CameraOf, Outcome, PipelineSettings, Plan, match_all, plan
 from sekd_cli.pairs import read_pairs
-from sekd_cli.shards import parse_shard
+from sekd_cli.shards import Shard, parse_shard
 from sekd_cli.verification import DEFAULT_THRESHOLDS, Camera, camera_of
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,9 @@ def run(options: MatchOptions) -> int:
         min_probability=options.min_probability,
     )
     verification = _verification(options)
+    shard = Shard() if options.shard is None else parse_shard(options.shard)
     decisive = asdict(matching) | ({"model": None} if verification is None else asdict(verification))
+    decisive["shard"] = str(shard)  # so that merging notices one that is missing or double
     device = resolve_device(options.device)
     settings = PipelineSettings(
         device=device,
@@ -79,7 +81,7 @@ def run(options: MatchOptions) -> int:
         cache_bytes=int(options.cache * 1e9),
         update=options.update,
     )
-    work = _plan(options)
+    work = _plan(options, shard)
     with (
         FeatureReader(options.features) as features,
         MatchWriter(options.output, match_attributes(features, decisive), overwrite=options.overwrite) as writer,
@@ -102,7 +104,7 @@ def run(options: MatchOptions) -> int:
     return exit_code
 
 
-def _plan(options: MatchOptions) -> Plan:
+def _plan(options: MatchOptions, shard: Shard) -> Plan:
     """The pairs of this shard. Raises NothingToDoError if all shards together have none."""
     source = "standard input" if str(options.pairs) == "-" else str(options.pairs)
     work = plan(read_pairs(options.pairs))
@@ -111,9 +113,7 @@ def _plan(options: MatchOptions) -> Plan:
     check_flat_names(work.names)
     if left_out := work.repeated + work.with_itself:
         logger.info("%s: %d pairs left out, repeated or of an image with itself", source, left_out)
-    if options.shard is None:
-        return work
-    shard, count = parse_shard(options.shard), len(work.pairs)
+    count = len(work.pairs)
     first, end = (count * number // shard.count for number in (shard.number - 1, shard.number))
     return work._replace(pairs=work.pairs[first:end])  # neighbours in the list share images, so not every n-th
 
