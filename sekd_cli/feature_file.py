@@ -19,7 +19,7 @@ import numpy as np
 
 from sekd_cli import __version__
 from sekd_cli.errors import ImageError, InputFileError, OutputError
-from sekd_cli.hdf5_file import HDF5Writer, check_name, one_line, open_for_reading
+from sekd_cli.hdf5_file import HDF5Writer, check_name, one_line, open_for_reading, plain_attributes
 
 SCHEMA = 1  # raised when a file written now can't be read by the code of before
 PIXEL_CONVENTION = "(x, y) in the pixel grid of the stored file; the centre of the top-left pixel is (0, 0)"
@@ -67,7 +67,7 @@ class FeatureReader:
         self._lock = threading.Lock()
         self._file = open_for_reading(self.path, "features")
         try:
-            self.attributes: Mapping[str, object] = {name: _plain(value) for name, value in self._file.attrs.items()}
+            self.attributes: Mapping[str, object] = plain_attributes(self._file)
         except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
             self._file.close()
             raise InputFileError(f"{path}: damaged HDF5 file ({one_line(error)}); extract it again") from error
@@ -198,7 +198,7 @@ class FeatureWriter:
 
     def _differs(self, attributes: Mapping[str, Any]) -> list[str]:
         """In words, where the file's attributes are not those given; the version of sekd alone changes nothing."""
-        stored = {name: _plain(value) for name, value in self._writer.file.attrs.items()}
+        stored = plain_attributes(self._writer.file)
         if "sekd_schema" not in stored:
             return ["not a feature file of sekd"] if len(self._writer.file) else []
         old, new = _settings(stored), _settings(attributes)
@@ -320,13 +320,6 @@ class _reading:  # noqa: N801 - used as a statement
     ) -> None:
         if isinstance(value, OSError | RuntimeError | KeyError | ValueError | TypeError | RecursionError):
             raise InputFileError(f"{self._where}: damaged ({one_line(value)}); extract it again") from value
-
-
-def _plain(value: object) -> object:
-    """An HDF5 attribute as Python has it."""
-    if isinstance(value, bytes):
-        return value.decode(errors="replace")
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def _settings(attributes: Mapping[str, Any]) -> dict[str, Any]:

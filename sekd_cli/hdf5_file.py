@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import h5py
+import numpy as np
 
 from sekd_cli.errors import InputFileError, OutputError
 from sekd_cli.staged_file import StagedFile, apply_journal, journal_of
@@ -208,3 +209,14 @@ def _recover(path: Path) -> None:
         apply_journal(descriptor, journal_of(path))
     finally:
         os.close(descriptor)
+
+
+def plain_attributes(file: h5py.File) -> dict[str, Any]:
+    """The root attributes as Python has them: text and numbers."""
+    return {name: _plain(value) for name, value in file.attrs.items()}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return value.item() if isinstance(value, np.generic) else value

@@ -22,7 +22,7 @@ import numpy as np
 from sekd_cli import __version__
 from sekd_cli.errors import InputFileError, OutputError, UsageError
 from sekd_cli.feature_file import SCHEMA, FeatureReader, StoredFeatures
-from sekd_cli.hdf5_file import HDF5Writer, one_line, open_for_reading
+from sekd_cli.hdf5_file import HDF5Writer, one_line, open_for_reading, plain_attributes
 from sekd_cli.pairs import Pair
 
 MODELS = ("homography", "fundamental", "essential")
@@ -179,7 +179,7 @@ class MatchReader:
         self.path = path
         self._file = open_for_reading(path, "matches")
         with self._reading():
-            self.attributes: Mapping[str, Any] = {name: _plain(value) for name, value in self._file.attrs.items()}
+            self.attributes: Mapping[str, Any] = plain_attributes(self._file)
         schema = self.attributes.get("sekd_schema")
         self._own = schema is not None
         if isinstance(schema, int) and schema > SCHEMA:
@@ -264,16 +264,9 @@ def _names_of(group: h5py.Group) -> Pair | None:
     return (names[0], names[1]) if len(names) == 2 else None
 
 
-def _plain(value: object) -> object:
-    """An HDF5 attribute as Python has it."""
-    if isinstance(value, bytes):
-        return value.decode(errors="replace")
-    return value.item() if isinstance(value, np.generic) else value
-
-
 def _differences(file: h5py.File, attributes: Mapping[str, Any]) -> list[str]:
     """In words, where the attributes of a file are not those given; the version of sekd alone changes nothing."""
-    stored = {name: _plain(value) for name, value in file.attrs.items()}
+    stored = plain_attributes(file)
     if stored.get("content") != attributes["content"]:
         return ["not a match file of sekd"]
     found = [] if stored["sekd_schema"] == attributes["sekd_schema"] else ["another schema"]
