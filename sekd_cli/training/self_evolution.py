@@ -78,6 +78,12 @@ class Reporter(Protocol):
         """The network was measured on the held-out photographs after a phase."""
 
 
+def held_out_photographs(photographs: Photographs, settings: TrainingSettings) -> np.ndarray:
+    """Sorted indices of the photographs that a run never trains on."""
+    held = min(MOST_HELD_OUT, round(settings.validation_share * len(photographs)))
+    return np.sort(np.random.default_rng([settings.seed, 1]).permutation(len(photographs))[:held])
+
+
 class SelfEvolution:
     """A run in a folder: `checkpoint.pt`, `labels-*.npy`, `model.safetensors` and, by the reporter, its log."""
 
@@ -101,9 +107,8 @@ class SelfEvolution:
         self.best = -1.0
         self.seconds = 0.0  # spent training, over all resumptions
         self.started = time.monotonic()
-        order = np.random.default_rng([settings.seed, 1]).permutation(len(photographs))
-        held = min(MOST_HELD_OUT, round(settings.validation_share * len(photographs)))
-        self.held_out, self.training = np.sort(order[:held]), np.sort(order[held:])
+        self.held_out = held_out_photographs(photographs, settings)
+        self.training = np.setdiff1d(np.arange(len(photographs)), self.held_out)
 
     def run(self) -> bool:
         """Go through the phases that are left; false if the deadline came first."""

@@ -18,11 +18,13 @@ from sekd_cli.training.settings import TrainingSettings
 VALIDATION_VIEWS = TrainingSettings(batch_size=2)  # fixed: figures of runs with other settings stay comparable
 VALIDATION_KEY = (20200609,)  # of the random views, the same for every run
 KEYPOINTS = 300  # a view of 320x256, as dense as the paper's 500 at 640x480 and a bit
-SUPPRESSION = 4  # pixels; for all networks, so that their figures compare
+DETECTION = DetectionSettings(max_keypoints=KEYPOINTS, nms_radius=4)  # for all networks, so that their figures compare
 RANSAC_PIXELS = 3.0
 
 
-def validate(network: DenseNetwork, photographs: Photographs, held_out: np.ndarray) -> dict[str, float]:
+def validate(
+    network: DenseNetwork, photographs: Photographs, held_out: np.ndarray, detection: DetectionSettings = DETECTION
+) -> dict[str, float]:
     """Figures over one pair of views of each held-out photograph, all in [0, 1] but localisation (pixels).
 
     Returns repeatability and localisation error at 3 px, mean matching accuracy at 1, 3 and 5 px, homography accuracy
@@ -38,11 +40,10 @@ def validate(network: DenseNetwork, photographs: Photographs, held_out: np.ndarr
         batch = pairs[row]  # the photograph twice, in two pairs of views
         with torch.inference_mode(), mixed_precision(device):
             maps = network(batch.images.to(device, memory_format=torch.channels_last))
-        settings = DetectionSettings(max_keypoints=KEYPOINTS, nms_radius=SUPPRESSION)
         for pair in range(VALIDATION_VIEWS.batch_size):
             both = (pair, VALIDATION_VIEWS.batch_size + pair)
-            first, second = (features_of(maps, i, settings, 0.0, batch.seen[i].to(device)) for i in both)
-            figures.append(_pair_figures(first, second, batch.second_from_first[pair]))
+            first, second = (features_of(maps, i, detection, 0.0, batch.seen[i].to(device)) for i in both)
+            figures.append(pair_figures(first, second, batch.second_from_first[pair]))
     if not figures:
         return {}
     mean = np.nanmean(np.array(figures), axis=0)
@@ -54,7 +55,8 @@ def validate(network: DenseNetwork, photographs: Photographs, held_out: np.ndarr
 FIGURES = ("repeatability", "localisation_error", "mma_1", "mma_3", "mma_5", "homography_accuracy", "matches")
 
 
-def _pair_figures(first: Features, second: Features, second_from_first: Tensor) -> tuple[float, ...]:
+def pair_figures(first: Features, second: Features, second_from_first: Tensor) -> tuple[float, ...]:
+    """FIGURES of the features of two views, (3, 3) the homography between them."""
     truth = second_from_first.double().numpy()
     matches, _ = match_descriptors(first.descriptors, second.descriptors, MatchingSettings())
     kept = (matches >= 0).cpu()

@@ -1,0 +1,83 @@
+"""What suppression and refinement do on held-out photographs: python benchmarks/validation.py RUN [WEIGHTS].
+
+RUN is a folder of `sekd train`; WEIGHTS are by default the model in it. Prints a line for each way to read keypoints
+off its scores, and one for RootSIFT on the same views: repeatability, localisation error in pixels, share of matches
+right to 1, 3 and 5 pixels, homography accuracy.
+"""
+
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from sekd_cli.config import DetectionSettings
+from sekd_cli.features import Features
+from sekd_cli.networks.weights_file import load_network
+from sekd_cli.training import validation
+from sekd_cli.training.dataset import PairDataset
+from sekd_cli.training.photographs import Photographs
+from sekd_cli.training.run_folder import RunFolder
+from sekd_cli.training.self_evolution import held_out_photographs
+
+WAYS = {
+    "radius 2": DetectionSettings(max_keypoints=validation.KEYPOINTS, nms_radius=2),
+    "radius 3": DetectionSettings(max_keypoints=validation.KEYPOINTS, nms_radius=3),
+    "radius 4": validation.DETECTION,
+    "radius 6": DetectionSettings(max_keypoints=validation.KEYPOINTS, nms_radius=6),
+    "radius 4, whole pixels": DetectionSettings(max_keypoints=validation.KEYPOINTS, nms_radius=4, subpixel=False),
+}
+CONTRAST = 0.005  # SIFT's threshold, low enough to find its budget of keypoints in dim views
+
+
+def rootsift(image: torch.Tensor, seen: torch.Tensor) -> Features:
+    """OpenCV's SIFT on a grey view (H, W) in [0, 1], square roots of its normalised descriptors."""
+    finder = cv2.SIFT_create(nfeatures=validation.KEYPOINTS, contrastThreshold=CONTRAST)
+    pixels, mask = ((values.numpy() * 255).astype(np.uint8) for values in (image, seen))
+    found, descriptors = finder.detectAndCompute(pixels, mask)
+    histograms = torch.zeros(0, 128) if descriptors is None else torch.from_numpy(descriptors)
+    return Features(
+        keypoints=torch.tensor([point.pt for point in found], dtype=torch.float32).reshape(-1, 2),
+        scores=torch.ones(len(found)),
+        descriptors=(histograms / histograms.sum(dim=1, keepdim=True).clamp(min=1e-6)).sqrt(),
+        image_size=(image.shape[1], image.shape[0]),
+    )
+
+
+def rootsift_figures(photographs: Photographs, held_out: np.ndarray) -> dict[str, float]:
+    """What `validate` says of a network, of RootSIFT."""
+    figures = []
+    count = validation.VALIDATION_VIEWS.batch_size
+    for row in range(len(held_out)):
+        one = held_out[row : row + 1]
+        labels = np.full((1, 1, 3), np.nan, dtype=np.float32)
+        batch = PairDataset(photographs, one, labels, validation.VALIDATION_VIEWS, validation.VALIDATION_KEY)[row]
+        for pair in range(count):
+            first, second = (rootsift(batch.images[i, 0], batch.seen[i]) for i in (pair, count + pair))
+            figures.append(validation.pair_figures(first, second, batch.second_from_first[pair]))
+    return dict(zip(validation.FIGURES, np.nanmean(np.array(figures), axis=0).tolist(), strict=True))
+
+
+def show(name: str, figures: dict[str, float]) -> None:
+    """One line."""
+    percent = {key: f"{100 * value:.1f}" for key, value in figures.items()}
+    accuracy = " / ".join(percent[f"mma_{pixels}"] for pixels in (1, 3, 5))
+    print(f"{name:24} {percent['repeatability']:>5} {figures['localisation_error']:5.2f}   {accuracy}", end="")
+    print(f"   {percent['homography_accuracy']}", flush=True)
+
+
+def main() -> None:
+    """Print the table."""
+    run = RunFolder(Path(sys.argv[1]))
+    weights = Path(sys.argv[2]) if len(sys.argv) > 2 else run.path / "model.safetensors"
+    photographs = Photographs(Path(run.data()["cache"]))
+    held_out = held_out_photographs(photographs, run.settings())
+    network = load_network(weights)
+    for name, detection in WAYS.items():
+        show(name, validation.validate(network, photographs, held_out, detection))
+    show("RootSIFT", rootsift_figures(photographs, held_out))
+
+
+if __name__ == "__main__":
+    main()
