@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,18 @@ def test_the_paper_alternates_and_the_default_updates_both() -> None:
     assert [(phase.action, phase.what) for phase in phases_of(COMPACT)] == joint
     assert sum(phase.steps for phase in phases_of(PAPER)) == PAPER.total_steps
     assert sum(phase.steps for phase in phases_of(COMPACT)) == COMPACT.total_steps
+
+
+def test_without_self_evolution_later_rounds_go_on_with_the_first_labels(
+    photographs: Photographs, tmp_path: Path
+) -> None:
+    frozen = replace(COMPACT, self_evolving=False)
+    evolution, told = evolve(tmp_path / "frozen", photographs, frozen)
+    assert [phase.action for phase in told.phases] == ["label", "update", "update"]
+    assert evolution.learner.step == COMPACT.total_steps
+    assert len(list((tmp_path / "frozen").glob("labels-*.npy"))) == 1
+    updates = [phase.what for phase in phases_of(replace(PAPER, self_evolving=False)) if phase.action == "update"]
+    assert updates == ["detector", "descriptor", "detector"]
 
 
 @pytest.mark.parametrize("settings", [COMPACT, PAPER], ids=["compact", "published"])

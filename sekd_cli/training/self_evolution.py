@@ -48,16 +48,20 @@ def phases_of(settings: TrainingSettings) -> list[Phase]:
     phases: list[Phase] = []
     for index in range(settings.rounds):
         steps = settings.last_steps if index == settings.rounds - 1 else settings.steps_per_update
+        relabels = index == 0 or settings.self_evolving
         if settings.alternate:
-            if index > 0:
+            if index > 0 and relabels:
                 phases.append(Phase(round=index, action="label", what="adaptation"))
+            if index > 0:
                 phases.append(Phase(round=index, action="update", what="descriptor", steps=settings.steps_per_update))
             labels: str = settings.first_labels if index == 0 else "reliability"
-            phases.append(Phase(round=index, action="label", what=labels))
+            if relabels:
+                phases.append(Phase(round=index, action="label", what=labels))
             phases.append(Phase(round=index, action="update", what="detector", steps=steps))
         else:
             labels = settings.first_labels if index == 0 else "adaptation-reliability"
-            phases.append(Phase(round=index, action="label", what=labels))
+            if relabels:
+                phases.append(Phase(round=index, action="label", what=labels))
             phases.append(Phase(round=index, action="update", what="both", steps=steps))
     return phases
 
@@ -161,9 +165,11 @@ class SelfEvolution:
         return labels is not None
 
     def _batches(self, phase: Phase) -> Iterator[PairBatch]:
-        labels = np.load(self._label_file(self.phase_index - 1), mmap_mode="r")
+        phases = phases_of(self.settings)
+        labelling = max(index for index in range(self.phase_index) if phases[index].action == "label")
+        labels = np.load(self._label_file(labelling), mmap_mode="r")
         key = (self.settings.seed, self.phase_index)
-        pairs = PairDataset(self.photographs, self._chosen(phase), labels, self.settings, key)
+        pairs = PairDataset(self.photographs, self._chosen(phases[labelling]), labels, self.settings, key)
         loader = DataLoader(
             pairs,
             batch_size=None,

@@ -23,6 +23,7 @@ class TrainingSettings:
     rounds: int = 5
     alternate: bool = False  # True: descriptor, then detector, a frozen copy holding the other still, as in the paper
     first_labels: Literal["corners", "reliability"] = "corners"  # "reliability" is the paper's: of a random network
+    self_evolving: bool = True  # False: later rounds go on with the first round's labels, to see what relabelling gives
     steps_per_update: int = 2000
     last_steps: int = 3500  # of the last round's update, in which the learning rate falls
     photographs_per_round: float = 0.4  # share labelled and learned from in a round; the paper takes a fifth
