@@ -67,6 +67,20 @@ def test_pixels_that_are_not_seen_do_not_count() -> None:
     assert focal_loss(logits, targets, seen, 2.0, balance=False) == focal_loss(wild, targets, seen, 2.0, balance=False)
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+def test_the_focal_loss_and_its_gradient_are_those_of_the_plain_formula(gamma: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, targets, chance = (torch.randn(3, 5, 7, generator=generator, dtype=torch.float64) for _ in range(3))
+    targets = targets.clamp(0, 1)
+    seen = chance > -1
+    entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    plain = entropy * (targets - logits.sigmoid()).abs() ** gamma * seen / (targets * seen).sum()
+    assert float(focal_loss(logits, targets, seen, gamma, balance=False)) == pytest.approx(float(plain.sum()))
+    assert torch.autograd.gradcheck(
+        lambda values: 3 * focal_loss(values, targets, seen, gamma, balance=True), logits.requires_grad_()
+    )
+
+
 def test_equal_score_maps_are_perfectly_repeatable_and_a_shifted_one_under_its_shift() -> None:
     logits = torch.randn(1, 16, 20, generator=torch.Generator().manual_seed(1))
     seen = torch.ones(1, 16, 20, dtype=torch.bool)

@@ -17,7 +17,9 @@ MINIMUM_DEVIATION = 0.01  # an even image stays even: noise is not blown up to c
 def image_statistics(image: Tensor) -> Tensor:
     """Mean and standard deviation of each image of (B, 1, H, W), (B, 2)."""
     pixels = image.flatten(1).float()
-    return torch.stack((pixels.mean(dim=1), pixels.std(dim=1, correction=0)), dim=1)
+    mean = pixels.mean(dim=1)
+    deviation = (pixels - mean[:, None]).square_().mean(dim=1).sqrt()  # torch's std takes ten times as long on a CPU
+    return torch.stack((mean, deviation), dim=1)
 
 
 def _convolution(
