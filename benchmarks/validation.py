@@ -1,8 +1,9 @@
-"""What suppression and refinement do on held-out photographs: python benchmarks/validation.py RUN [WEIGHTS].
+"""What suppression, refinement and precision do on held-out photographs: python benchmarks/validation.py RUN [WEIGHTS].
 
 RUN is a folder of `sekd train`; WEIGHTS are by default the model in it. Prints a line for each way to read keypoints
-off its scores, and one for RootSIFT on the same views: repeatability, localisation error in pixels, share of matches
-right to 1, 3 and 5 pixels, homography accuracy.
+off its scores (under mixed precision, as in training), one for each precision of `sekd extract`, and one for RootSIFT
+on the same views: repeatability, localisation error in pixels, share of matches right to 1, 3 and 5 pixels, homography
+accuracy.
 """
 
 import sys
@@ -11,10 +12,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from torch import nn
 
 from sekd_cli.config import DetectionSettings
 from sekd_cli.features import Features
+from sekd_cli.networks import DenseMaps, DenseNetwork
+from sekd_cli.networks.inference import inference_network
 from sekd_cli.networks.weights_file import load_network
+from sekd_cli.precision import PRECISIONS
 from sekd_cli.training import validation
 from sekd_cli.training.dataset import PairDataset
 from sekd_cli.training.photographs import Photographs
@@ -28,7 +33,22 @@ WAYS = {
     "radius 6": DetectionSettings(max_keypoints=validation.KEYPOINTS, nms_radius=6),
     "radius 4, whole pixels": DetectionSettings(max_keypoints=validation.KEYPOINTS, nms_radius=4, subpixel=False),
 }
+EXTRACTED = DetectionSettings(max_keypoints=validation.KEYPOINTS, nms_radius=2)
 CONTRAST = 0.005  # SIFT's threshold, low enough to find its budget of keypoints in dim views
+
+
+class AtPrecision(nn.Module):
+    """A network as `sekd extract --precision` runs it, whatever context it is called in."""
+
+    def __init__(self, network: DenseNetwork, precision: str) -> None:
+        super().__init__()
+        self.ready = inference_network(network, precision, torch.device("cpu"))
+
+    def forward(self, image: torch.Tensor) -> DenseMaps:
+        """(B, 1, H, W) -> the maps."""
+        with torch.autocast("cpu", enabled=False):
+            maps: DenseMaps = self.ready(image.contiguous(memory_format=torch.channels_last))
+        return maps
 
 
 def rootsift(image: torch.Tensor, seen: torch.Tensor) -> Features:
@@ -76,6 +96,9 @@ def main() -> None:
     network = load_network(weights)
     for name, detection in WAYS.items():
         show(name, validation.validate(network, photographs, held_out, detection))
+    for precision in PRECISIONS[1:]:
+        ready = AtPrecision(network, precision)
+        show(f"radius 2, {precision}", validation.validate(ready, photographs, held_out, EXTRACTED))
     show("RootSIFT", rootsift_figures(photographs, held_out))
 
 

@@ -49,6 +49,7 @@ class Sekd:
         subpixel: bool = True,
         max_size: int = 1600,
         tile: int | None = None,
+        precision: str = "auto",
     ) -> Self:
         """Load a network: the shipped weights, a .safetensors of `sekd train`, or the authors' checkpoint.
 
@@ -59,7 +60,11 @@ class Sekd:
             max_keypoints=max_keypoints, threshold=threshold, nms_radius=nms_radius, subpixel=subpixel
         )
         network = load_network(packaged_weights() if weights is None else Path(weights))
-        return cls(Extractor(network, settings, device=resolve_device(device), max_size=max_size, tile=tile))
+        return cls(
+            Extractor(
+                network, settings, device=resolve_device(device), max_size=max_size, tile=tile, precision=precision
+            )
+        )
 
     def extract(self, image: str | Path | np.ndarray) -> Features:
         """The features of an image, best keypoint first, on the CPU.

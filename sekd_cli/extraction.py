@@ -1,6 +1,6 @@
 """From photographs to features: shrink, pad, run the network in batches or tiles, bring keypoints back to the file.
 
-The network sees every image upright and in float32. What it is padded with repeats the border and is cut off its score
+The network sees every image upright. What it is padded with repeats the border and is cut off its score
 map again, and the statistics that it normalises by are those of the image alone, so padding leaves no trace but a
 slight one along the right and bottom border. Tiles overlap by more than the network's reach: a keypoint belongs to the
 one tile whose core it lies in, and is the one that the whole image would have given.
@@ -22,7 +22,8 @@ from sekd_cli.features import detect, sample_descriptors
 from sekd_cli.geometry import rescale_points
 from sekd_cli.images import Photograph, to_stored
 from sekd_cli.networks import DenseMaps, DenseNetwork
-from sekd_cli.networks.folding import fold_batch_norms
+from sekd_cli.networks.inference import inference_network
+from sekd_cli.precision import resolve_precision
 
 REACH = 256  # pixels; no network's value depends on pixels further away (compact: 214), and a multiple of each stride
 SMALLEST_TILE = 1024  # pixels; half of it is overlap already
@@ -86,9 +87,10 @@ class Extractor:
         device: torch.device,
         max_size: int = 1600,
         tile: int | None = None,
+        precision: str = "float32",
     ) -> None:
         """max_size: longer edge in pixels, 0 for no limit. tile: edge in pixels above which an image is done in tiles,
-        None for the network's own, 0 for never.
+        None for the network's own, 0 for never. precision: one of PRECISIONS.
 
         Raises UsageError.
         """  # noqa: D205 - both arguments belong together
@@ -103,8 +105,8 @@ class Extractor:
         self.device = device
         self.max_size = max_size
         self.tile = tile
-        self._network = fold_batch_norms(network).to(device)
-        self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from its types
+        self.precision = resolve_precision(precision, device)
+        self._network = inference_network(network, self.precision, device)
 
     def prepare(self, photograph: Photograph, mask: np.ndarray | None = None) -> PreparedImage:
         """See `prepare`; with this extractor's size."""

@@ -303,6 +303,20 @@ def test_batches_and_half_precision(extract: Extract, photos: Path) -> None:
         np.testing.assert_allclose(batch[name].descriptors, one[name].descriptors, atol=2e-3)
 
 
+def test_a_file_names_the_precision_that_auto_was_and_another_does_not_go_on_with_it(
+    extract: Extract, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sekd_cli.precision.has_fast_bfloat16", lambda device: False)
+    assert extract("photos/a.jpg", "--root", "photos") == 0
+    with FeatureReader(Path("feats.h5")) as reader:
+        assert json.loads(str(reader.attributes["settings"]))["precision"] == "float32"
+    assert extract("photos", "--precision", "float32") == 0
+    assert extract("photos", "--precision", "bfloat16") == 5
+    assert "precision float32 there, bfloat16 now" in capsys.readouterr().err
+    assert extract("photos", "--precision", "bf16") == 2
+    assert "--precision bf16: give auto" in capsys.readouterr().err
+
+
 def test_images_too_large_to_decode_ahead_are_done_as_well(
     extract: Extract, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

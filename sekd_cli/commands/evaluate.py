@@ -5,6 +5,7 @@
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,9 @@ def _method_options(max_keypoints: int) -> Callable[[Command], Command]:
         click.option("--max-keypoints", type=COUNT, default=max_keypoints, show_default=True, help="0 for all."),
         click.option("--threshold", type=float, help="sekd's keypoint probability.  [default: the network's own]"),
         click.option("--device", default="auto", show_default=True, help="Of sekd: auto, cpu, cuda, cuda:1 or mps."),
+        click.option(
+            "--precision", "precisions", multiple=True, help="Of sekd: auto (default), float32 or bfloat16; repeat."
+        ),
     )
 
 
@@ -242,6 +246,7 @@ def _computed(
     max_keypoints: int,
     threshold: float | None,
     device: str,
+    precisions: tuple[str, ...],
     alone: bool = True,
 ) -> "list[ComputedMethod]":
     """The methods that compute features here; sekd with the packaged weights if nothing was asked for and `alone`."""
@@ -257,8 +262,9 @@ def _computed(
     for name in dict.fromkeys(methods):
         if name == "sekd":
             settings = DetectionSettings(max_keypoints=max_keypoints, threshold=threshold)
-            for path in weights or (packaged_weights(),):
-                chosen.append(Sekd(load_network(path), path.stem, settings, resolve_device(device)))
+            for path, precision in product(weights or (packaged_weights(),), precisions or ("auto",)):
+                label = path.stem if len(precisions) < 2 else f"{path.stem} {precision}"
+                chosen.append(Sekd(load_network(path), label, settings, resolve_device(device), precision))
         else:
             chosen.append(Orb(max_keypoints) if name == "orb" else Sift(max_keypoints, root=name == "rootsift"))
     return chosen

@@ -34,6 +34,7 @@ import click
 @click.option("--shard", metavar="I/N", help="Do the I-th of N parts, counted from 1.")
 @click.option("--failures", type=click.Path(dir_okay=False, path_type=Path), help="List failed images here, as JSONL.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps.")
+@click.option("--precision", default="auto", show_default=True, help="auto (the fastest here), float32 or bfloat16.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images at a time; default: 1 on a CPU, 8 on a GPU.")
 @click.option("--threads", type=click.IntRange(min=1), help="Of the CPU; default: all cores.")
 @click.option("--max-pixels", default=250_000_000, show_default=True, help="Refuse larger images; 0 for no limit.")

@@ -49,6 +49,7 @@ class ExtractOptions:
     shard: str | None
     failures: Path | None
     device: str
+    precision: str
     batch_size: int | None
     threads: int | None
     max_pixels: int
@@ -119,10 +120,18 @@ def _set_up(options: ExtractOptions, shard: Shard) -> tuple[Extractor, dict[str,
     detection = DetectionSettings(
         max_keypoints=options.max_keypoints, threshold=options.threshold, nms_radius=options.nms_radius
     )
-    extractor = Extractor(network, detection, device=device, max_size=options.max_size, tile=options.tile)
+    extractor = Extractor(
+        network,
+        detection,
+        device=device,
+        max_size=options.max_size,
+        tile=options.tile,
+        precision=options.precision,
+    )
     decisive = {
         **asdict(extractor.settings),
         "max_size": options.max_size,
+        "precision": extractor.precision,  # what auto was
         "descriptor_dtype": options.descriptor_dtype,
         "masks": options.masks is not None,
         "shard": str(shard),

@@ -140,7 +140,7 @@ class _FeatureSource:
         if self._extractor is None:
             network = load_network(self._options.weights or packaged_weights())
             settings = DetectionSettings(max_keypoints=self._options.max_keypoints)
-            self._extractor = Extractor(network, settings, device=torch.device("cpu"))
+            self._extractor = Extractor(network, settings, device=torch.device("cpu"), precision="auto")
         return self._extractor.extract([self._extractor.prepare(photograph)])[0]
 
 

@@ -17,9 +17,16 @@ from sekd_cli.networks import DenseMaps, DenseNetwork
 class Sekd(ComputedMethod):
     """A network's features."""
 
-    def __init__(self, network: DenseNetwork, label: str, settings: DetectionSettings, device: torch.device) -> None:
+    def __init__(
+        self,
+        network: DenseNetwork,
+        label: str,
+        settings: DetectionSettings,
+        device: torch.device,
+        precision: str = "float32",
+    ) -> None:
         self.label = label
-        self._extractor = TimedExtractor(network, settings, device=device, max_size=0)
+        self._extractor = TimedExtractor(network, settings, device=device, max_size=0, precision=precision)
 
     def compute(self, grey: NDArray[np.uint8]) -> LocalFeatures:
         """See `ComputedMethod.compute`."""

@@ -40,6 +40,7 @@ class DenseNetwork(nn.Module, ABC):
     low_level_stride: ClassVar[int]
     default_nms_radius: ClassVar[int]  # pixels
     default_threshold: ClassVar[float]  # keypoint probability below which its keypoints seldom match
+    float32_layers: ClassVar[tuple[str, ...]] = ("detector",)  # at any precision: rounded scores tie, and lose the peak
 
     @abstractmethod
     def forward(self, image: Tensor, statistics: Tensor | None = None) -> DenseMaps:
@@ -48,6 +49,11 @@ class DenseNetwork(nn.Module, ABC):
         statistics: (B, 2), mean and standard deviation of the whole photograph, where the batch holds tiles of it;
         networks that don't normalise their input ignore them.
         """
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What its first layer computes in."""
+        return next(self.parameters()).dtype
 
     def count_parameters(self) -> int:
         """Number of learned values."""

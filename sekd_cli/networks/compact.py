@@ -83,7 +83,7 @@ class CompactNetwork(DenseNetwork):
         mean, deviation = (image_statistics(image) if statistics is None else statistics)[..., None, None].unbind(1)
         normalised = (image - mean[:, None]) / deviation[:, None].clamp(min=MINIMUM_DEVIATION)
 
-        level2 = self.level2(normalised)  # (B, 8, H/2, W/2)
+        level2 = self.level2(normalised.to(self.dtype))  # (B, 8, H/2, W/2)
         level4 = self.level4(level2)  # (B, 32, H/4, W/4)
         level8 = self.level8(level4)  # (B, 64, H/8, W/8)
         level16 = self.level16(level8)  # (B, 96, H/16, W/16)

@@ -2,6 +2,7 @@
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from sekd_cli.networks.base import DenseMaps, DenseNetwork
@@ -67,11 +68,12 @@ class PublishedNetwork(DenseNetwork):
 
     def forward(self, image: Tensor, statistics: Tensor | None = None) -> DenseMaps:
         """See `DenseNetwork.forward`; the input is not normalised, so `statistics` change nothing."""
-        full = self.stage0(self.stem(image))  # (B, 32, H, W)
+        full = self.stage0(self.stem(image.to(self.dtype)))  # (B, 32, H, W)
         half = self.stage1(full)  # (B, 64, H/2, W/2)
         quarter = self.stage2(half)  # (B, 128, H/4, W/4)
         low_level_map = self.up0(self.up1(quarter) + half) + full  # (B, 32, H, W)
-        logits = self.detector(
-            low_level_map
-        ).float()  # (B, 2, H, W); softmax's channel 1 is a sigmoid of the difference
+        with torch.autocast(image.device.type, enabled=False):
+            logits = self.detector(
+                low_level_map.float()
+            )  # (B, 2, H, W); softmax's channel 1 is their difference's sigmoid
         return DenseMaps(logits[:, 1] - logits[:, 0], (self.descriptor(quarter),), low_level_map)

@@ -1,0 +1,24 @@
+"""Networks made ready for inference: norms folded away, memory in the order of the kernels, weights in a precision."""
+
+import torch
+from torch import nn
+
+from sekd_cli.networks.base import DenseNetwork
+from sekd_cli.networks.folding import fold_batch_norms
+
+
+def inference_network(network: DenseNetwork, precision: str, device: torch.device) -> DenseNetwork:
+    """A copy of a network that computes in `precision` (float32 or bfloat16) on a device, in evaluation mode.
+
+    In bfloat16 the weights themselves are rounded, so that no cast is left in the way, but for the layers that the
+    network wants in float32 (`DenseNetwork.float32_layers`) and for norms, whose few values cost nothing.
+    """
+    ready = fold_batch_norms(network).to(device)
+    if precision == "bfloat16":
+        ready.bfloat16()
+        exact = [getattr(ready, name) for name in ready.float32_layers]
+        exact += [module for module in ready.modules() if isinstance(module, nn.BatchNorm2d)]
+        for module in exact:
+            module.float()
+    ready.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from its types
+    return ready

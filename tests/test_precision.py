@@ -1,0 +1,87 @@
+"""What each precision changes: nothing but the last digits of the maps, and so keypoints by hundredths of a pixel."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sekd_cli import Sekd, precision
+from sekd_cli.errors import UsageError
+from sekd_cli.networks import NETWORKS, DenseMaps
+from sekd_cli.networks.inference import inference_network
+from sekd_cli.precision import PRECISIONS, resolve_precision
+
+CPU = torch.device("cpu")
+LOWER = PRECISIONS[2:]  # than float32
+
+
+@pytest.mark.parametrize(("has_amx", "expected"), [(True, "bfloat16"), (False, "float32")])
+def test_auto_is_bfloat16_where_the_cpu_has_matrix_units_for_it(
+    has_amx: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "_has_amx", lambda: has_amx)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    assert resolve_precision("auto", CPU) == expected
+    assert resolve_precision("auto", torch.device("mps")) == "float32"
+    assert all(resolve_precision(name, CPU) == name for name in PRECISIONS[1:])
+
+
+def test_another_precision_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"--precision half: give auto, float32"):
+        resolve_precision("half", CPU)
+
+
+def maps_at(name: str, chosen: str, photograph: Tensor) -> DenseMaps:
+    torch.manual_seed(0)
+    network = inference_network(NETWORKS[name](), chosen, CPU)
+    with torch.inference_mode():
+        maps: DenseMaps = network(photograph[..., :128, :160])
+    return maps
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("chosen", LOWER)
+def test_a_lower_precision_says_nearly_the_same(name: str, chosen: str, photograph: Tensor) -> None:
+    exact, rounded = maps_at(name, "float32", photograph), maps_at(name, chosen, photograph)
+    assert rounded.score_logits.dtype == torch.float32
+    pairs = zip(
+        (rounded.score_logits, *rounded.descriptor_maps), (exact.score_logits, *exact.descriptor_maps), strict=True
+    )
+    for one, other in pairs:
+        error = (one.float() - other).square().mean().sqrt() / other.std()
+        assert 0 < error < 0.03
+
+
+@pytest.mark.parametrize("chosen", PRECISIONS[1:])
+def test_every_precision_repeats_itself_bit_by_bit(chosen: str, photograph: Tensor) -> None:
+    one, other = maps_at("compact", chosen, photograph), maps_at("compact", chosen, photograph)
+    assert torch.equal(one.score_logits, other.score_logits)
+    assert all(map(torch.equal, one.descriptor_maps, other.descriptor_maps))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_in_bfloat16_only_the_detector_and_norms_keep_their_digits(name: str) -> None:
+    network = inference_network(NETWORKS[name](), "bfloat16", CPU)
+    exact = {module for module in network.modules() if isinstance(module, nn.BatchNorm2d)} | {network.detector}
+    for module in network.modules():
+        expected = torch.float32 if module in exact else torch.bfloat16
+        assert all(parameter.dtype == expected for parameter in module.parameters(recurse=False))
+
+
+@pytest.mark.parametrize("chosen", LOWER)
+def test_a_lower_precision_finds_and_describes_the_same_keypoints(chosen: str, examples: Path) -> None:
+    """Nineteen keypoints in twenty within a pixel; half of these within 0.05 px, their descriptors alike to 0.99."""
+    exact, rounded = (
+        Sekd.from_pretrained(device="cpu", precision=name, max_keypoints=500, max_size=320).extract(
+            examples / "china.jpg"
+        )
+        for name in ("float32", chosen)
+    )
+    distance, nearest = torch.cdist(exact.keypoints, rounded.keypoints).min(dim=1)
+    found = distance < 1
+    likeness = (exact.descriptors * rounded.descriptors[nearest]).sum(dim=1)[found]
+    assert found.float().mean() >= 0.95
+    assert distance[found].median() < 0.05
+    assert likeness.quantile(0.05) > 0.99
+    torch.testing.assert_close(rounded.descriptors.norm(dim=1), torch.ones(len(rounded)))
