@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from sekd_cli.training.ranking import OwnKeypoints
+
 DUPLICATE = 0.008  # descriptor distance below which a "negative" is the same structure again (paper Sec. 4.1)
 
 
@@ -20,16 +22,17 @@ def dual_softmax_loss(
     *,
     scale: float,
     safe_radius: float,
+    own: OwnKeypoints | None = None,
 ) -> Tensor:
     """Negative log probability that each point finds its own in the other view, both ways.
 
     first, second: (B, P, D) unit descriptors of the same points in both views; points: their pixels, two of (B, P, 2);
     matched: (B, P) bool, which count. The other points of the pair and those of the next photograph are the wrong
-    answers, but not those within `safe_radius` pixels.
+    answers, but not those within `safe_radius` pixels; so are the network's own keypoints in the other view.
     """
-    own = torch.eye(first.shape[1], dtype=torch.bool, device=first.device)
+    same = torch.eye(first.shape[1], dtype=torch.bool, device=first.device)
     near = near_others(points[0], safe_radius) | near_others(points[1], safe_radius)
-    counted = (matched[:, None, :] & matched[:, :, None] & ~near) | own  # (B, P, P)
+    counted = (matched[:, None, :] & matched[:, :, None] & ~near) | same  # (B, P, P)
     elsewhere = matched.roll(1, 0)[:, None, :]  # (B, 1, P)
 
     # cosines are at most 1, so exp(scale * (cosine - 1)) never overflows and sums need no maximum taken out
@@ -37,9 +40,26 @@ def dual_softmax_loss(
     odds = similarity.exp() * counted
     odds_first = (scale * (first @ second.roll(1, 0).transpose(1, 2) - 1)).exp() * elsewhere
     odds_second = (scale * (second @ first.roll(1, 0).transpose(1, 2) - 1)).exp() * elsewhere
-    all_odds = (odds.sum(dim=2) + odds_first.sum(dim=2)) * (odds.sum(dim=1) + odds_second.sum(dim=2))
+    wrong_first, wrong_second = odds_first.sum(dim=2), odds_second.sum(dim=2)
+    if own is not None:
+        rivals = rival_odds(torch.cat((first, second)), torch.cat(points), own, scale, safe_radius).chunk(2)
+        wrong_first, wrong_second = wrong_first + rivals[0], wrong_second + rivals[1]
+    all_odds = (odds.sum(dim=2) + wrong_first) * (odds.sum(dim=1) + wrong_second)
     surprise = all_odds.log() - 2 * similarity.diagonal(dim1=1, dim2=2)
     return (surprise * matched).sum() / matched.sum().clamp(min=1)
+
+
+def rival_odds(descriptors: Tensor, points: Tensor, own: OwnKeypoints, scale: float, safe_radius: float) -> Tensor:
+    """Odds that points are taken for keypoints of the other view that are elsewhere.
+
+    descriptors, points: (2 B, P, D) and (2 B, P, 2), the same points in the first views and in the second.
+    Returns (2 B, P).
+    """
+    pairs = len(points) // 2
+    (x, y), (rival_x, rival_y) = points.roll(pairs, 0).unbind(-1), own.xy.roll(pairs, 0).unbind(-1)
+    far = (x[:, :, None] - rival_x[:, None]) ** 2 + (y[:, :, None] - rival_y[:, None]) ** 2 >= safe_radius**2
+    odds = (scale * (descriptors @ own.descriptors.roll(pairs, 0).transpose(1, 2) - 1)).exp()
+    return (odds * (far & own.present.roll(pairs, 0)[:, None])).sum(dim=2)
 
 
 def hardest_in_batch_loss(first: Tensor, second: Tensor, matched: Tensor, ratio: float) -> Tensor:

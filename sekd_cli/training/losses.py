@@ -9,6 +9,7 @@ from sekd_cli.precision import mixed_precision
 from sekd_cli.training.dataset import PairBatch
 from sekd_cli.training.descriptor_update import dual_softmax_loss, hardest_in_batch_loss
 from sekd_cli.training.detector_update import draw_targets, focal_loss
+from sekd_cli.training.ranking import OwnKeypoints, own_keypoints, position_loss, ranking_loss
 from sekd_cli.training.repeatability import (
     detector_repeatability,
     frozen_descriptor_loss,
@@ -17,8 +18,10 @@ from sekd_cli.training.repeatability import (
 from sekd_cli.training.settings import TrainingSettings
 
 
-def descriptor_losses(maps: DenseMaps, batch: PairBatch, settings: TrainingSettings) -> dict[str, Tensor]:
-    """Tell the points of the pairs apart."""
+def descriptor_losses(
+    maps: DenseMaps, batch: PairBatch, own: OwnKeypoints | None, settings: TrainingSettings
+) -> dict[str, Tensor]:
+    """Tell the points of the pairs apart, and from the network's own keypoints."""
     descriptors = sample_descriptors(maps.descriptor_maps, batch.points, batch.images.shape[-1])
     first, second = descriptors.chunk(2)
     if settings.descriptor_loss == "dual-softmax":
@@ -30,14 +33,17 @@ def descriptor_losses(maps: DenseMaps, batch: PairBatch, settings: TrainingSetti
             batch.matched,
             scale=settings.similarity_scale,
             safe_radius=settings.safe_radius,
+            own=own,
         )
     else:
         loss = hardest_in_batch_loss(first, second, batch.matched, settings.triplet_ratio)
     return {"descriptor": loss}
 
 
-def detector_losses(maps: DenseMaps, batch: PairBatch, settings: TrainingSettings) -> dict[str, Tensor]:
-    """Fire on the labels, and on the same points in both views."""
+def detector_losses(
+    maps: DenseMaps, batch: PairBatch, own: OwnKeypoints | None, settings: TrainingSettings
+) -> dict[str, Tensor]:
+    """Fire on the labels, on the same points in both views, and most on what will be matched."""
     height, width = batch.images.shape[-2:]
     gaussian = settings.detector_target == "gaussian"
     targets = draw_targets(batch.keypoints, height, width, settings.target_sigma if gaussian else 0.0)
@@ -50,6 +56,10 @@ def detector_losses(maps: DenseMaps, batch: PairBatch, settings: TrainingSetting
         losses["repeatability"] = settings.repeatability_weight * detector_repeatability(
             first, second, batch.second_from_first, seen
         )
+    if own is not None and settings.ranking_weight > 0:
+        losses["ranking"] = settings.ranking_weight * ranking_loss(own, batch.second_from_first, height, width)
+    if own is not None and settings.position_weight > 0:
+        losses["position"] = settings.position_weight * position_loss(maps.score_logits, own, batch.second_from_first)
     return losses
 
 
@@ -67,10 +77,13 @@ def losses_of(
         with torch.no_grad():
             held = frozen(images) if frozen is not None else None
     losses: dict[str, Tensor] = {}
+    own: OwnKeypoints | None = None
+    if settings.own_keypoints:
+        own = own_keypoints(maps, batch.seen, settings.own_keypoints, settings.label_nms_radius)
     if part in ("both", "descriptor"):
-        losses |= descriptor_losses(maps, batch, settings)
+        losses |= descriptor_losses(maps, batch, own, settings)
     if part in ("both", "detector"):
-        losses |= detector_losses(maps, batch, settings)
+        losses |= detector_losses(maps, batch, own, settings)
     if held is not None and part == "descriptor":
         losses["held"] = settings.frozen_detector_weight * frozen_detector_loss(maps.score_logits, held.score_logits)
     if held is not None and part == "detector":

@@ -2,16 +2,28 @@
 
 import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sekd_cli.errors import SekdError
+from sekd_cli.errors import SekdError, UsageError
 from sekd_cli.networks import NETWORKS, DenseNetwork
+from sekd_cli.networks.weights_file import load_network
 from sekd_cli.training.settings import TrainingSettings
 
 MOST_SKIPPED = 20  # steps in a row without a finite loss: the run is lost
+
+
+def _first_network(settings: TrainingSettings) -> DenseNetwork:
+    """A random network, or that of an earlier run."""
+    if not settings.start:
+        return NETWORKS[settings.network]()
+    network = load_network(Path(settings.start))
+    if network.name != settings.network:
+        raise UsageError(f"{settings.start}: weights of the {network.name} network, not of {settings.network}")
+    return network
 
 
 class Learner:
@@ -20,7 +32,7 @@ class Learner:
     def __init__(self, settings: TrainingSettings, device: torch.device) -> None:
         torch.manual_seed(settings.seed)
         self.settings = settings
-        self.network: DenseNetwork = NETWORKS[settings.network]().to(device)
+        self.network: DenseNetwork = _first_network(settings).to(device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
         self.average: DenseNetwork = copy.deepcopy(self.network).requires_grad_(False).eval()
         self.optimiser = torch.optim.AdamW(

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from sekd_cli.errors import InputFileError, UsageError
 
-FIRST_LABELS = ("corners", "reliability")
+FIRST_LABELS = ("corners", "reliability", "adaptation-reliability")
 DESCRIPTOR_LOSSES = ("dual-softmax", "hardest-in-batch")
 DETECTOR_TARGETS = ("gaussian", "pixel")
 
@@ -18,11 +18,13 @@ class TrainingSettings:
 
     network: str = "compact"
     seed: int = 0
+    start: str = ""  # weights of an earlier run, from which this one goes on; none: random ones
 
     # schedule: rounds of labelling and updating (paper Sec. 3.1)
     rounds: int = 5
     alternate: bool = False  # True: descriptor, then detector, a frozen copy holding the other still, as in the paper
-    first_labels: Literal["corners", "reliability"] = "corners"  # "reliability" is the paper's: of a random network
+    # "reliability" is the paper's: of a random network; "adaptation-reliability" is for one that starts from weights
+    first_labels: Literal["corners", "reliability", "adaptation-reliability"] = "corners"
     self_evolving: bool = True  # False: later rounds go on with the first round's labels, to see what relabelling gives
     steps_per_update: int = 2000
     last_steps: int = 3500  # of the last round's update, in which the learning rate falls
@@ -70,6 +72,9 @@ class TrainingSettings:
     descriptor_loss: Literal["dual-softmax", "hardest-in-batch"] = "dual-softmax"
     detected_points: int = 256  # a pair, for the descriptor
     random_points: int = 128
+    own_keypoints: int = 0  # a view, found as the step goes: rivals in the dual softmax, and what is ranked
+    ranking_weight: float = 0.0  # of the scores' order by what will be matched
+    position_weight: float = 0.0  # of the distance between the same keypoint in two views
     similarity_scale: float = 20.0  # inverse temperature of the dual softmax
     safe_radius: float = 6.0  # pixels; nearer points are neither the same nor different
     triplet_ratio: float = 0.85  # only points with d+ / d- above it count

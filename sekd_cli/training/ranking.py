@@ -1,0 +1,91 @@
+"""The network's own keypoints, as the step goes: rivals of the descriptor, and two lessons for the detector.
+
+Labels say where keypoints are, not which are best, and only as exactly as they were found. What is asked of the score's
+order is that the best keypoints are those that will be matched, which is reliability again (paper Sec. 3.2), measured
+on whole sets of keypoints; what is asked of a peak is to be at the same place in both views.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sekd_cli.features import local_maxima, refine, sample_descriptors
+from sekd_cli.geometry import inside, warp_points
+from sekd_cli.networks import DenseMaps
+
+RIGHT = 3.0  # pixels within which a match is right
+SAME = 2.0  # pixels within which two peaks are the same point, found inexactly
+
+
+class OwnKeypoints(NamedTuple):
+    """The strongest keypoints of each view; the first view of all pairs, then the second of all."""
+
+    xy: Tensor  # (2 B, K, 2) whole pixels
+    present: Tensor  # (2 B, K) bool; fewer maxima than K leave some out
+    logits: Tensor  # (2 B, K) scores, with their gradient
+    descriptors: Tensor  # (2 B, K, D) unit vectors, with their gradient
+
+
+def own_keypoints(maps: DenseMaps, seen: Tensor, count: int, radius: int) -> OwnKeypoints:
+    """The `count` strongest local maxima of each view, suppressed within `radius` pixels, where `seen` (2 B, H, W)."""
+    logits = maps.score_logits.float()
+    width = logits.shape[-1]
+    with torch.no_grad():
+        maxima = torch.stack([local_maxima(one.contiguous(), radius) for one in logits.detach()]) & seen
+        best, flat = logits.detach().masked_fill(~maxima, -torch.inf).flatten(1).topk(count, dim=1)
+        xy = torch.stack((flat % width, flat // width), dim=-1).float()
+    return OwnKeypoints(
+        xy=xy,
+        present=best.isfinite(),
+        logits=logits.flatten(1).gather(1, flat),
+        descriptors=sample_descriptors(maps.descriptor_maps, xy, width),
+    )
+
+
+@torch.no_grad()
+def right_matches(own: OwnKeypoints, second_from_first: Tensor) -> Tensor:
+    """Which keypoints have a mutual nearest neighbour that is the same point, (2 B, K) bool."""
+    (first_xy, second_xy), (first, second) = own.xy.chunk(2), own.descriptors.chunk(2)
+    absent = [~part for part in own.present.chunk(2)]
+    similarity = first @ second.transpose(1, 2)  # (B, K, K)
+    similarity = similarity.masked_fill(absent[0][:, :, None] | absent[1][:, None, :], -2.0)
+    forward, backward = similarity.argmax(dim=2), similarity.argmax(dim=1)  # (B, K)
+    index = torch.arange(forward.shape[1], device=forward.device)
+    mutual = backward.gather(1, forward) == index
+    there = second_xy.gather(1, forward[..., None].expand(-1, -1, 2))
+    near = (warp_points(first_xy, second_from_first) - there).norm(dim=-1) < RIGHT
+    right = mutual & near & ~absent[0]
+    back = right.gather(1, backward) & (forward.gather(1, backward) == index)
+    return torch.cat((right, back))
+
+
+def ranking_loss(own: OwnKeypoints, second_from_first: Tensor, height: int, width: int) -> Tensor:
+    """Cross entropy between a keypoint's score and whether it was matched right, where the other view looks."""
+    there = torch.cat((second_from_first, torch.linalg.inv(second_from_first)))
+    counted = own.present & inside(warp_points(own.xy, there), height, width)
+    target = right_matches(own, second_from_first).to(own.logits.dtype)
+    entropy = F.binary_cross_entropy_with_logits(own.logits, target, reduction="none")
+    return (entropy * counted).sum() / counted.sum().clamp(min=1)
+
+
+def position_loss(score_logits: Tensor, own: OwnKeypoints, second_from_first: Tensor) -> Tensor:
+    """Mean distance, in pixels, between the refined peaks of the same point in two views.
+
+    The same are peaks that are nearest to each other and within `SAME` pixels. score_logits: (2 B, H, W).
+    """
+    logits = score_logits.float()
+    peaks = [refine(one, *xy.long().unbind(-1)) for one, xy in zip(logits, own.xy, strict=True)]
+    first, second = torch.stack(peaks).chunk(2)  # (B, K, 2)
+    there = warp_points(first, second_from_first)
+    with torch.no_grad():
+        distance = torch.cdist(there, second, compute_mode="donot_use_mm_for_euclid_dist")
+        absent = [~part for part in own.present.chunk(2)]
+        distance = distance.masked_fill(absent[0][:, :, None] | absent[1][:, None, :], torch.inf)
+        nearest, partner = distance.min(dim=2)
+        mutual = distance.argmin(dim=1).gather(1, partner) == torch.arange(partner.shape[1], device=partner.device)
+        same = mutual & (nearest < SAME)
+    apart = there - second.gather(1, partner[..., None].expand(-1, -1, 2))
+    error = (apart.square().sum(-1) + 1e-4).sqrt().where(same, torch.zeros(()))
+    return error.sum() / same.sum().clamp(min=1)
