@@ -1,9 +1,9 @@
-"""What each part of the method gives: python benchmarks/ablations.py PHOTOGRAPHS... -o FOLDER [--dev DATA] [TRAIN...]
+"""What each part of the method gives: `python benchmarks/ablations.py PHOTOGRAPHS... -o FOLDER [--dev DATA]`.
 
 Trains the whole method, the method without each part and the method with labels frozen at the first round, on equal
 budgets with each seed, by `sekd train` (a killed call goes on where it stopped). Prints each run's validation, after
-its last round, and with --dev its figures on folders in HPatches form, as Markdown. TRAIN are further options of
-`sekd train`; by default a budget of some minutes a run.
+its last round, and with --dev its figures on folders in HPatches form, as Markdown. Further options go to
+`sekd train`, after BUDGET and SHARES.
 """
 
 import argparse
@@ -14,10 +14,8 @@ from pathlib import Path
 
 from sekd_cli.training.settings import ABLATIONS
 
-BUDGET = (
-    "--rounds 3 --steps 300 --last-steps 500 --set height=192 --set width=256 --set photographs_per_round=1 "
-    "--set validation_share=0.3 --workers 0 --threads 1"
-).split()
+BUDGET = {"rounds": 3, "steps_per_update": 200, "last_steps": 300, "height": 160, "width": 224}
+SHARES = {"photographs_per_round": 1.0, "validation_share": 0.3}
 VALIDATION = ("repeatability", "mma_1", "mma_3", "mma_5", "homography_accuracy")
 DEV = ("ha", "mma@1", "mma@3", "mma@5", "repeatability")
 
@@ -33,14 +31,16 @@ def train(run: Path, arguments: list[str]) -> dict[str, float]:
     command = [sys.executable, "-m", "sekd_cli", "train", *arguments, "-o", str(run)]
     subprocess.run(command, check=True, stdout=sys.stderr)
     lines = (json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines())
-    return [line for line in lines if line.get("action") == "validation"][-1]
+    figures: dict[str, float] = [line for line in lines if line.get("action") == "validation"][-1]
+    return figures
 
 
 def evaluate(weights: Path, data: Path) -> dict[str, float]:
     """Figures of weights on folders in HPatches form."""
     command = [sys.executable, "-m", "sekd_cli", "evaluate", "homography", str(data), "-w", str(weights), "--json"]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return dict(json.loads(output)["homography"][0])
+    figures: dict[str, float] = json.loads(output)["homography"][0]
+    return figures
 
 
 def main() -> None:
@@ -50,14 +50,15 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--dev", type=Path)
-    options, budget = parser.parse_known_args()
+    options, further = parser.parse_known_args()
+    budget = [f"--set={name}={value}" for name, value in (BUDGET | SHARES).items()]
     data = [part for path in options.photographs for part in ("--data", path)]
     print("| seed | method | validation: rep. | MMA 1 / 3 / 5 px | HA | dev: HA | MMA 1 / 3 / 5 px | rep. |")
     print("| --- " * 8 + "|")
     for seed in range(options.seeds):
         for name, change in variants().items():
             run = options.output / f"{name.replace(' ', '-')}-{seed}"
-            arguments = [*data, "--seed", str(seed), *(budget or BUDGET), *change]
+            arguments = [*data, "--seed", str(seed), *budget, *further, *change]
             figures = train(run, arguments)
             cells = [figures[key] for key in VALIDATION]
             if options.dev:

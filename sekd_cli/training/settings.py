@@ -104,6 +104,11 @@ class TrainingSettings:
             (0 <= self.tilt < 0.8, "tilt: give 0 (none) up to 0.8"),
             (self.reliability_window % 2 == 1, "reliability_window: give an odd number"),
             (min(self.adaptation_references, self.reliability_references) >= 1, "references: give 1 or more"),
+            (self.own_keypoints >= 0, "own_keypoints: give a number, 0 for none"),
+            (
+                self.own_keypoints > 0 or not (self.ranking_weight or self.position_weight),
+                "ranking_weight, position_weight: these need own_keypoints",
+            ),
             (self.labels_per_photograph >= 1, "labels_per_photograph: give 1 or more"),
             (self.descriptor_repeatability or self.descriptor_distinctness, "without both, reliability is nothing"),
         )

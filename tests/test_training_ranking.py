@@ -1,0 +1,106 @@
+"""The network's own keypoints in training: which they are, which match, and what the losses ask of them."""
+
+import pytest
+import torch
+
+from sekd_cli.networks import DenseMaps
+from sekd_cli.training.descriptor_update import rival_odds
+from sekd_cli.training.ranking import OwnKeypoints, own_keypoints, position_loss, ranking_loss, right_matches
+
+SAME_VIEW = torch.eye(3)[None]
+
+
+def peaks_at(*views: list[tuple[int, int]], size: int = 16) -> torch.Tensor:
+    """Logits (len(views), size, size) with Gaussian peaks at pixels, the first the highest."""
+    y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    logits = torch.full((len(views), size, size), -8.0)
+    for view, places in zip(logits, views, strict=True):
+        for rank, (px, py) in enumerate(places):
+            view.copy_(torch.maximum(view, 2.0 - rank - 0.7 * ((x - px) ** 2 + (y - py) ** 2)))
+    return logits
+
+
+def own(xy: list[list[tuple[float, float]]], descriptors: torch.Tensor, logits: torch.Tensor) -> OwnKeypoints:
+    places = torch.tensor(xy)
+    return OwnKeypoints(places, torch.ones(places.shape[:2], dtype=torch.bool), logits, descriptors)
+
+
+def test_own_keypoints_are_the_strongest_maxima_that_are_seen() -> None:
+    logits = peaks_at([(4, 5), (11, 3)], [(7, 7), (2, 2)])
+    seen = torch.ones(2, 16, 16, dtype=torch.bool)
+    seen[1, :4, :4] = False
+    maps = DenseMaps(logits, (torch.randn(2, 8, 4, 4),), torch.randn(2, 4, 8, 8))
+    found = own_keypoints(maps, seen, 2, 3)
+    assert found.xy[0].tolist() == [[4, 5], [11, 3]]
+    assert found.xy[1, 0].tolist() == [7, 7]
+    assert found.logits[0].tolist() == [2.0, 1.0]
+    assert found.descriptors.norm(dim=-1).allclose(torch.ones(2, 2))
+
+
+def test_a_match_is_right_when_mutual_and_near_the_true_place() -> None:
+    east, north, west = torch.eye(3)
+    descriptors = torch.stack((torch.stack((east, north, west)), torch.stack((north, east, west))))
+    xy = [[(2.0, 2.0), (9.0, 9.0), (5.0, 5.0)], [(9.0, 10.0), (2.0, 2.0), (12.0, 5.0)]]  # the third moved by 7 px
+    right = right_matches(own(xy, descriptors, torch.zeros(2, 3)), SAME_VIEW)
+    assert right.tolist() == [[True, True, False], [True, True, False]]
+
+
+def test_a_neighbour_that_prefers_another_is_no_match() -> None:
+    east, north = torch.eye(2)
+    between = torch.tensor([0.8, 0.6])
+    descriptors = torch.stack((torch.stack((east, between)), torch.stack((east, -north))))
+    xy = [[(2.0, 2.0), (3.0, 2.0)], [(2.0, 2.0), (12.0, 12.0)]]
+    assert right_matches(own(xy, descriptors, torch.zeros(2, 2)), SAME_VIEW).tolist() == [[True, False], [True, False]]
+
+
+def test_absent_keypoints_match_nothing() -> None:
+    descriptors = torch.eye(2).expand(2, 2, 2)
+    xy = [[(2.0, 2.0), (9.0, 9.0)]] * 2
+    some = own(xy, descriptors, torch.zeros(2, 2))._replace(present=torch.tensor([[True, False], [True, True]]))
+    assert right_matches(some, SAME_VIEW).tolist() == [[True, False], [True, False]]
+
+
+def test_ranking_wants_high_scores_where_matches_are_right_and_low_ones_where_they_are_wrong() -> None:
+    descriptors = torch.eye(2).expand(2, 2, 2)
+    xy = [[(2.0, 2.0), (9.0, 9.0)], [(2.0, 2.0), (1.0, 12.0)]]
+    logits = torch.zeros(2, 2, requires_grad=True)
+    loss = ranking_loss(own(xy, descriptors, logits), SAME_VIEW, 16, 16)
+    assert loss.item() == pytest.approx(torch.tensor(2.0).log().item())
+    loss.backward()
+    assert logits.grad is not None
+    assert logits.grad.sign().tolist() == [[-1, 1], [-1, 1]]
+
+
+def test_keypoints_that_the_other_view_does_not_show_are_not_ranked() -> None:
+    moved = torch.tensor([[[1.0, 0, 14], [0, 1, 0], [0, 0, 1]]])  # the second view looks 14 px further
+    descriptors = torch.eye(2).expand(2, 2, 2)
+    logits = torch.zeros(2, 2, requires_grad=True)
+    ranking_loss(own([[(1.0, 2.0), (9.0, 9.0)]] * 2, descriptors, logits), moved, 16, 16).backward()
+    assert logits.grad is not None
+    assert (logits.grad != 0).tolist() == [[True, False], [False, False]]
+
+
+def test_position_loss_is_the_distance_of_refined_peaks_and_moves_them_together() -> None:
+    y, x = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
+    first, second = (-0.7 * ((x - px) ** 2 + (y - 8.0) ** 2) - 4 for px in (8.0, 8.4))  # so low that log p is quadratic
+    logits = torch.stack((first, second)).requires_grad_()
+    descriptors = torch.eye(1).expand(2, 1, 1)
+    found = own([[(8.0, 8.0)], [(8.0, 8.0)]], descriptors, torch.zeros(2, 1))
+    loss = position_loss(logits, found, SAME_VIEW)
+    assert loss.item() == pytest.approx(0.4, abs=0.02)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert position_loss(logits - 0.05 * gradient, found, SAME_VIEW).item() < loss.item()
+
+
+def test_peaks_farther_than_two_pixels_are_other_points() -> None:
+    logits = peaks_at([(4, 4)], [(8, 4)])
+    found = own([[(4.0, 4.0)], [(8.0, 4.0)]], torch.eye(1).expand(2, 1, 1), torch.zeros(2, 1))
+    assert position_loss(logits, found, SAME_VIEW).item() == 0
+
+
+def test_rivals_count_only_beyond_the_safe_radius() -> None:
+    point = torch.tensor([[[5.0, 5.0]], [[5.0, 5.0]]])
+    descriptors = torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]]])
+    rivals = own([[(6.0, 5.0), (15.0, 5.0)]] * 2, torch.tensor([[[1.0, 0.0], [0.0, 1.0]]] * 2), torch.zeros(2, 2))
+    odds = rival_odds(descriptors, point, rivals, scale=2.0, safe_radius=6.0)
+    assert odds.flatten().tolist() == pytest.approx([torch.tensor(-2.0).exp().item()] * 2)
