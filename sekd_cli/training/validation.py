@@ -1,5 +1,7 @@
 """How good a network is, without labels: held-out photographs under fixed homographies and changes of light."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import torch
@@ -15,7 +17,11 @@ from sekd_cli.training.dataset import PairDataset
 from sekd_cli.training.photographs import Photographs
 from sekd_cli.training.settings import TrainingSettings
 
-VALIDATION_VIEWS = TrainingSettings(batch_size=2)  # fixed: figures of runs with other settings stay comparable
+# fixed: figures of runs with other settings stay comparable
+VALIDATION_VIEWS = TrainingSettings(
+    batch_size=2, rotation=50.0, any_rotation_share=0.12, zoom=1.8, stretch=1.5, shear=20.0, tilt=0.25
+)
+WIDE_VIEWS = replace(VALIDATION_VIEWS, any_rotation_share=0.25, zoom=2.5, stretch=2.0, tilt=0.4)
 VALIDATION_KEY = (20200609,)  # of the random views, the same for every run
 KEYPOINTS = 300  # a view of 320x256, as dense as the paper's 500 at 640x480 and a bit
 DETECTION = DetectionSettings(max_keypoints=KEYPOINTS, nms_radius=4)  # for all networks, so that their figures compare
@@ -23,9 +29,13 @@ RANSAC_PIXELS = 3.0
 
 
 def validate(
-    network: DenseNetwork, photographs: Photographs, held_out: np.ndarray, detection: DetectionSettings = DETECTION
+    network: DenseNetwork,
+    photographs: Photographs,
+    held_out: np.ndarray,
+    detection: DetectionSettings = DETECTION,
+    views: TrainingSettings = VALIDATION_VIEWS,
 ) -> dict[str, float]:
-    """Figures over one pair of views of each held-out photograph, all in [0, 1] but localisation (pixels).
+    """Figures over two pairs of views of each held-out photograph, all in [0, 1] but localisation (pixels).
 
     Returns repeatability and localisation error at 3 px, mean matching accuracy at 1, 3 and 5 px, homography accuracy
     (mean over 1 to 10 px), matches a pair, and `score`: the mean of matching accuracies and homography accuracy, by
@@ -36,12 +46,12 @@ def validate(
     figures = []
     for row in range(len(held_out)):
         one = slice(row, row + 1)
-        pairs = PairDataset(photographs, held_out[one], no_labels[one], VALIDATION_VIEWS, VALIDATION_KEY)
+        pairs = PairDataset(photographs, held_out[one], no_labels[one], views, VALIDATION_KEY)
         batch = pairs[row]  # the photograph twice, in two pairs of views
         with torch.inference_mode(), mixed_precision(device):
             maps = network(batch.images.to(device, memory_format=torch.channels_last))
-        for pair in range(VALIDATION_VIEWS.batch_size):
-            both = (pair, VALIDATION_VIEWS.batch_size + pair)
+        for pair in range(views.batch_size):
+            both = (pair, views.batch_size + pair)
             first, second = (features_of(maps, i, detection, 0.0, batch.seen[i].to(device)) for i in both)
             figures.append(pair_figures(first, second, batch.second_from_first[pair]))
     if not figures:
