@@ -71,9 +71,34 @@ def warp_image(image: Tensor, image_from_view: Tensor, height: int, width: int) 
 
     image: (B, C, H, W); image_from_view: (B, 3, 3). Returns (B, C, height, width); beyond the image its border repeats.
     """
-    batch, channels = image.shape[:2]
-    view_xy = pixel_grid(height, width, device=image.device).expand(batch, -1, -1)
-    return sample_map(image, warp_points(view_xy, image_from_view)).reshape(batch, channels, height, width)
+    sizes = image.new_tensor((image.shape[-1], image.shape[-2])).expand(len(image), 2)
+    return look_through(image, sizes, image_from_view, height, width)[0]
+
+
+def look_through(
+    image: Tensor, sizes: Tensor, image_from_view: Tensor, height: int, width: int, *, border: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """`warp_image` of images of different sizes, and which pixels of the views see them, at least `border` pixels in.
+
+    image: (B, C, H, W), of which only the top-left `sizes` (B, 2), widths and heights, are looked at.
+    Returns (B, C, height, width) and (B, height, width) bool.
+    """
+    # a map is a sum of what x and what y add: a third of the time that `warp_points` of a `pixel_grid` takes
+    along_x = image_from_view[:, :, 0, None] * torch.arange(width, device=image.device, dtype=image.dtype)
+    along_y = image_from_view[:, :, 1, None] * torch.arange(height, device=image.device, dtype=image.dtype)
+    along_y += image_from_view[:, :, 2, None]
+    depth = along_y[:, 2, :, None] + along_x[:, 2, None]  # (B, height, width)
+    seen = depth > 1e-8  # in front of the horizon
+    inverse = depth.clamp_(min=1e-8).reciprocal_()
+    grid = image.new_empty(*seen.shape, 2)
+    for axis in (0, 1):
+        last = (sizes[:, axis] - 1)[:, None, None]
+        position = (along_y[:, axis, :, None] + along_x[:, axis, None]).mul_(inverse)
+        seen &= (position >= border) & (position <= last - border)
+        position = torch.minimum(position.clamp_(min=0), last)
+        extent = image.shape[3 - axis]
+        torch.add(1 / extent - 1, position, alpha=2 / extent, out=grid[..., axis])
+    return F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False), seen
 
 
 def resize_image(image: Tensor, height: int, width: int) -> Tensor:

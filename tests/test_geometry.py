@@ -118,6 +118,24 @@ def test_points_warp_as_opencv_warps_them_and_back() -> None:
     np.testing.assert_allclose(back.numpy(), xy, atol=1e-9)
 
 
+def test_a_view_sees_only_the_part_of_its_image_that_is_used_and_nothing_behind_the_horizon() -> None:
+    image = torch.rand(2, 1, 20, 30, generator=torch.Generator().manual_seed(0))
+    maps = torch.eye(3).repeat(2, 1, 1)
+    maps[0, :2] = torch.tensor([[0.9, 0.3, -4.0], [-0.2, 1.2, 1.0]])
+    maps[1, 2] = torch.tensor([-0.05, 0.0, 1.0])  # the horizon at x = 20
+    sizes = torch.tensor([[30.0, 20.0], [22.0, 11.0]])
+    seen_image, seen = geometry.look_through(image, sizes, maps, 16, 26, border=1.97)
+    xy = geometry.warp_points(geometry.pixel_grid(16, 26).expand(2, -1, -1), maps)
+    for index, (width, height) in enumerate(sizes.int().tolist()):
+        cropped = image[index : index + 1, :, :height, :width]
+        inside = geometry.inside(xy[index], height, width, 1.97)
+        assert torch.equal(seen[index].flatten(), inside)
+        assert 0 < inside.sum() < 16 * 26
+        expected = geometry.sample_map(cropped, xy[index : index + 1])[0, 0]
+        torch.testing.assert_close(seen_image[index].flatten()[inside], expected[inside], atol=1e-4, rtol=0)
+    assert not seen[1, :, 20:].any()
+
+
 def test_each_image_of_a_batch_is_warped_by_its_own_map() -> None:
     one, two = torch.tensor([1.0, 2.0]), torch.tensor([10.0, 20.0])
     maps = geometry.translation(one, two)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -13,10 +14,10 @@ from sekd_cli.images import find_images
 from sekd_cli.networks import CompactNetwork, DenseMaps
 from sekd_cli.training.affine_adaptation import References, adapted_scores, look_at_references
 from sekd_cli.training.checkpoint import load_checkpoint, save_checkpoint
-from sekd_cli.training.dataset import PairDataset, generator_of
+from sekd_cli.training.dataset import PairDataset, PlanDataset, generator_of, render
 from sekd_cli.training.labelling import grey_of, label_photographs
 from sekd_cli.training.photographs import Photographs, cache_photographs
-from sekd_cli.training.photometric import change_light
+from sekd_cli.training.photometric import LUMA, Light, change_light, convolve, draw_light
 from sekd_cli.training.reliability import corner_strength, map_reliability
 from sekd_cli.training.settings import PRESETS, TrainingSettings, read_settings, settings_from
 
@@ -80,8 +81,9 @@ def test_a_batch_depends_on_its_step_alone_and_its_points_correspond(photographs
 def test_views_show_the_same_thing_at_the_same_points(
     photographs: Photographs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sekd_cli.training.dataset.change_light", lambda images, generator: images)
-    monkeypatch.setattr("sekd_cli.training.dataset.random_grey", lambda colour, generator: grey_of(colour))
+    monkeypatch.setattr("sekd_cli.training.dataset.change_light", lambda images, light: images)
+    mix = torch.tensor(LUMA) / 255
+    monkeypatch.setattr("sekd_cli.training.dataset.draw_mix", lambda count, generator: mix.expand(count, 3))
     labels = np.full((5, 1, 3), np.nan, np.float32)
     settings = replace(SMALL, zoom=1.05, stretch=1.0, shear=0.0, tilt=0.1, rotation=40.0, any_rotation_share=0.0)
     batch = PairDataset(photographs, np.arange(5), labels, settings, (0, 0))[0]
@@ -94,9 +96,73 @@ def test_views_show_the_same_thing_at_the_same_points(
     assert (first - second.roll(1, 1))[batch.matched].abs().median() > 2 * apart.median()
 
 
+def test_a_batch_rendered_at_once_as_on_a_gpu_is_that_rendered_pair_by_pair(tmp_path: Path) -> None:
+    folder = draw_photographs(tmp_path / "in", 3)
+    for seed, (height, width) in enumerate([(120, 250), (260, 130)]):  # of other sizes, so that padding matters
+        cv2.imwrite(str(folder / f"other{seed}.png"), drawn_photograph(seed, height, width))
+    mixed = cache_photographs(find_images([folder]), tmp_path / "cache", 640)
+    labels = np.full((5, 1, 3), 50, np.float32)
+    pairs = PairDataset(mixed, np.arange(5), labels, replace(SMALL, batch_size=6), (3,))
+    for step in range(3):
+        plan = PlanDataset(pairs)[step]
+        assert len({tuple(size) for size in plan.sizes.tolist()}) > 1
+        at_once = render(plan, 64, 96, torch.device("cpu"), at_once=True)
+        for one, other in zip(at_once, pairs[step], strict=True):
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=0)  # pixels are addressed otherwise
+
+
+def test_the_parts_of_a_batch_for_two_ranks_are_the_whole(photographs: Photographs) -> None:
+    labels = np.full((5, 1, 3), 50, np.float32)
+    settings = replace(SMALL, batch_size=4)
+    whole = PairDataset(photographs, np.arange(5), labels, settings, (3,))[7]
+    parts = [PairDataset(photographs, np.arange(5), labels, settings, (3,), share=(rank, 2))[7] for rank in (0, 1)]
+    for name in ("second_from_first", "matched"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
+    for name in ("images", "seen", "keypoints", "points"):
+        halves = [getattr(part, name).unflatten(0, (2, -1)) for part in parts]
+        assert torch.equal(torch.cat(halves, dim=1).flatten(0, 1), getattr(whole, name)), name
+
+
+def light(count: int, **changes: torch.Tensor) -> Light:
+    nothing = Light(
+        uneven=torch.zeros(count, 1, 4, 4),
+        kernel=torch.zeros(count, 9, 9),
+        tone=torch.tensor([1.0, 1.0, 1.0, 0.0]).repeat(count, 1),
+        block_step=torch.zeros(count),
+        noise=torch.zeros(count),
+        noise_seed=torch.zeros(count, dtype=torch.int64),
+    )
+    return nothing._replace(**changes)
+
+
+def test_each_change_of_light_is_what_its_numbers_say() -> None:
+    image = torch.rand(2, 1, 16, 24, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(change_light(image, light(2)), image)
+    toned = change_light(image, light(2, tone=torch.tensor([[1.5, 2.0, 0.8, 0.1], [1.0, 1.0, 1.0, 0.0]])))
+    by_hand = ((image[0] * 1.5).clamp(max=1) ** 2 - 0.5) * 0.8 + 0.6
+    torch.testing.assert_close(toned[0], by_hand.clamp(0, 1))
+    torch.testing.assert_close(toned[1], image[1])
+    brighter = change_light(image / 4, light(2, uneven=torch.full((2, 1, 4, 4), np.log(2.0))))
+    torch.testing.assert_close(brighter, image / 2)
+    noisy = change_light(image * 0 + 0.5, light(2, noise=torch.tensor([0.0, 0.1]), noise_seed=torch.tensor([1, 2])))
+    assert torch.equal(noisy[0], image[0] * 0 + 0.5)
+    assert float(noisy[1].std()) == pytest.approx(0.1, rel=0.2)
+    even = change_light(image * 0 + 0.5, light(2, block_step=torch.full((2,), 0.01)))
+    assert float((even - 0.5).abs().max()) < 0.01  # an even block keeps its mean
+    assert (change_light(image, light(2, block_step=torch.full((2,), 0.05))) - image).abs().mean() > 0.01
+
+
+def test_a_blur_on_a_gpu_is_that_on_a_cpu() -> None:
+    image = torch.rand(5, 1, 32, 40, generator=torch.Generator().manual_seed(0))
+    kernels = draw_light(40, generator_of(0)).kernel
+    kernel = kernels[kernels.any(dim=2).any(dim=1)][:5]
+    torch.testing.assert_close(convolve(image, kernel), change_light(image, light(5, kernel=kernel)))
+    assert kernel.sum((1, 2)).tolist() == pytest.approx([1] * 5, abs=1e-5)
+
+
 def test_light_changes_pixels_but_never_leaves_the_range() -> None:
     images = torch.rand(8, 1, 64, 64, generator=torch.Generator().manual_seed(0))
-    changed = change_light(images.clone(), generator_of(3))
+    changed = change_light(images, draw_light(8, generator_of(3)))
     assert changed.shape == images.shape
     assert changed.min() >= 0
     assert changed.max() <= 1

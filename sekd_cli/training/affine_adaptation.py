@@ -8,7 +8,7 @@ from torch import Tensor
 from sekd_cli.geometry import inside, pixel_grid, sample_map, warp_image, warp_points
 from sekd_cli.networks import DenseMaps, DenseNetwork
 from sekd_cli.precision import mixed_precision
-from sekd_cli.training.photometric import change_light
+from sekd_cli.training.photometric import change_light, draw_light
 from sekd_cli.training.views import random_affinities
 
 
@@ -23,13 +23,14 @@ class References:
 def look_at_references(network: DenseNetwork, image: Tensor, count: int, generator: torch.Generator) -> References:
     """Run the network over an image (1, H, W) and `count` random affine and photometric transforms of it."""
     height, width = image.shape[-2:]
-    image_from_reference = random_affinities(height, width, count, generator)
-    turned = warp_image(image.expand(count, 1, height, width), image_from_reference, height, width)
-    batch = torch.cat((image[None], change_light(turned, generator)))
     device = next(network.parameters()).device
+    image = image.to(device, non_blocking=True)
+    image_from_reference = random_affinities(height, width, count, generator).to(device)
+    turned = warp_image(image.expand(count, 1, height, width), image_from_reference, height, width)
+    batch = torch.cat((image[None], change_light(turned, draw_light(count, generator))))
     with mixed_precision(device):
-        maps = network(batch.to(device, memory_format=torch.channels_last))
-    return References(maps=maps, image_from_reference=image_from_reference.to(device))
+        maps = network(batch.contiguous(memory_format=torch.channels_last))
+    return References(maps=maps, image_from_reference=image_from_reference)
 
 
 def adapted_scores(references: References, border: float) -> Tensor:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sekd_cli.geometry import inside, pixel_grid, sample_map, warp_points
+from sekd_cli.geometry import inside, look_through, warp_points
 from sekd_cli.training.photographs import Photographs
-from sekd_cli.training.photometric import change_light, random_grey
+from sekd_cli.training.photometric import Light, change_light, draw_light, draw_mix
 from sekd_cli.training.settings import TrainingSettings
 from sekd_cli.training.views import random_pairs
 
@@ -40,19 +40,66 @@ def generator_of(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state) & 0x7FFF_FFFF_FFFF_FFFF)
 
 
-def view_of(photograph: Tensor, photograph_from_view: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """What a view (3, 3) shows of a grey photograph (1, h, w): image (1, H, W) and which pixels it sees (H, W)."""
-    xy = warp_points(pixel_grid(height, width)[None], photograph_from_view[None])
-    image = sample_map(photograph[None], xy)[0].reshape(1, height, width)
-    seen = inside(xy[0], photograph.shape[-2], photograph.shape[-1], VIEW_BORDER)
-    return image, seen.reshape(height, width)
+class PairPlan(NamedTuple):
+    """All that a batch is made of, drawn and read on the CPU; `render` makes the batch of it on any device."""
+
+    photographs: Tensor  # (B, 3, h, w) uint8, with zeros to the right and below where they are smaller than the largest
+    sizes: Tensor  # (B, 2) their widths and heights
+    mix: Tensor  # (2, B, 3) shares of the colours in the grey views
+    photograph_from_view: Tensor  # (2, B, 3, 3)
+    light: Light  # of 2 B images
+    keypoints: Tensor  # this and the next three as in PairBatch
+    second_from_first: Tensor
+    points: Tensor
+    matched: Tensor
+
+
+def look(
+    photographs: Tensor, sizes: Tensor, mix: Tensor, photograph_from_view: Tensor, *, height: int, width: int
+) -> tuple[Tensor, Tensor]:
+    """Grey views of photographs, not yet changed in light, and which of their pixels see the photograph.
+
+    photographs: (B, 3, h, w) uint8, of which `sizes` (B, 2) are used; mix: (V, B, 3); photograph_from_view:
+    (V, B, 3, 3). Returns (V, B, height, width) in [0, 1] and (V, B, height, width) bool.
+    """
+    views, batch = mix.shape[:2]
+    flat = photographs.flatten(2).to(mix.dtype)  # (B, 3, h w); grey first: then one channel is sampled, not three
+    grey = (mix.transpose(0, 1) @ flat).transpose(0, 1).reshape(views * batch, 1, *photographs.shape[2:])
+    maps = photograph_from_view.flatten(0, 1)
+    image, seen = look_through(grey, sizes.repeat(views, 1), maps, height, width, border=VIEW_BORDER)
+    return image.reshape(views, batch, height, width), seen.reshape(views, batch, height, width)
+
+
+def render(plan: PairPlan, height: int, width: int, device: torch.device, *, at_once: bool = False) -> PairBatch:
+    """The batch of a plan: pair by pair on a CPU, whose cache holds one; all at once elsewhere. The same comes out."""
+    count = len(plan.photographs)
+    step = count if at_once or device.type != "cpu" else 1
+    images, seen = [], []
+    for start in range(0, count, step):
+        rows = slice(start, start + step)
+        right, below = (int(edge) for edge in plan.sizes[rows].amax(dim=0))
+        photographs = plan.photographs[rows, :, :below, :right].to(device, non_blocking=True)
+        sizes = plan.sizes[rows].to(device, non_blocking=True)
+        mix, maps = (part[:, rows].to(device, non_blocking=True) for part in (plan.mix, plan.photograph_from_view))
+        image, sees = look(photographs, sizes, mix, maps, height=height, width=width)
+        images.append(image)
+        seen.append(sees)
+    grey = torch.cat(images, dim=1).reshape(2 * count, 1, height, width)
+    return PairBatch(
+        images=change_light(grey, plan.light),
+        seen=torch.cat(seen, dim=1).flatten(0, 1),
+        keypoints=plan.keypoints,
+        second_from_first=plan.second_from_first,
+        points=plan.points,
+        matched=plan.matched,
+    ).to(device)
 
 
 class PairDataset(Dataset[PairBatch]):
-    """Item `step` is that step's batch.
+    """Item `step` is that step's batch, on the CPU.
 
     chosen: indices of the photographs of this phase; labels: (len(chosen), K, 3) float32, x, y and score in pixels of
-    the photograph, nan where there are fewer. key: (seed, phase).
+    the photograph, nan where there are fewer. key: (seed, phase). share: (rank, ranks), which part of each batch.
     """
 
     def __init__(
@@ -62,35 +109,41 @@ class PairDataset(Dataset[PairBatch]):
         labels: np.ndarray,
         settings: TrainingSettings,
         key: tuple[int, ...],
+        *,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         self.photographs, self.chosen, self.labels = photographs, chosen, labels
-        self.settings, self.key = settings, key
+        self.settings, self.key, self.share = settings, key, share
 
     def __getitem__(self, step: int) -> PairBatch:
-        settings = self.settings
+        return render(self.plan(step), self.settings.height, self.settings.width, torch.device("cpu"))
+
+    def plan(self, step: int) -> PairPlan:
+        """What the batch of a step is made of."""
+        settings, count = self.settings, self.settings.batch_size
         generator = generator_of(*self.key, step)
-        rows = torch.randint(len(self.chosen), (settings.batch_size,), generator=generator).numpy()
+        rows = torch.randint(len(self.chosen), (count,), generator=generator).numpy()
         sizes = torch.from_numpy(self.photographs.sizes[self.chosen[rows]]).float()
         both_views = torch.stack(random_pairs(sizes, settings, generator))  # (2, B, 3, 3) photograph_from_view
-        images, seen = [], []
-        for views in both_views:
-            for row, view in zip(rows, views, strict=True):
-                grey = random_grey(self.photographs[self.chosen[row]], generator)
-                image, sees = view_of(grey, view, settings.height, settings.width)
-                images.append(image)
-                seen.append(sees)
         labels = torch.from_numpy(self.labels[rows, :, :2]).nan_to_num(nan=-1e4)  # (B, K, 2)
         view_from_photograph = torch.linalg.inv(both_views)
         keypoints = torch.stack([warp_points(labels, change) for change in view_from_photograph])
         keypoints = keypoints.nan_to_num(posinf=-1e4)
         points, matched = self._points(both_views, keypoints, sizes, generator)
-        return PairBatch(
-            images=change_light(torch.stack(images), generator),
-            seen=torch.stack(seen),
-            keypoints=keypoints.flatten(0, 1),
-            second_from_first=view_from_photograph[1] @ both_views[0],
-            points=points.flatten(0, 1),
-            matched=matched,
+        mix, light = draw_mix(2 * count, generator), draw_light(2 * count, generator)
+
+        rank, ranks = self.share  # all is drawn for the whole batch, so that it is the same for any number of ranks
+        own = torch.arange(count).chunk(ranks)[rank]
+        return PairPlan(
+            photographs=_stacked([self.photographs[self.chosen[row]] for row in rows[own.numpy()]]),
+            sizes=sizes[own],
+            mix=mix.reshape(2, count, 3)[:, own],
+            photograph_from_view=both_views[:, own],
+            light=light.of(torch.cat((own, count + own))),
+            keypoints=keypoints[:, own].flatten(0, 1),
+            second_from_first=(view_from_photograph[1] @ both_views[0])[own],
+            points=points[:, own].flatten(0, 1),
+            matched=matched[own],
         )
 
     def _points(
@@ -122,3 +175,22 @@ class PairDataset(Dataset[PairBatch]):
         points = candidates.gather(2, first[None, :, :, None].expand(2, -1, -1, 2))
         matched = good.gather(1, first)
         return points.where(matched[None, :, :, None], torch.zeros(())), matched
+
+
+def _stacked(photographs: list[Tensor]) -> Tensor:
+    """(B, 3, h, w) as large as the largest of them, zeros to the right and below."""
+    height, width = (max(photograph.shape[axis] for photograph in photographs) for axis in (1, 2))
+    stacked = torch.zeros(len(photographs), 3, height, width, dtype=torch.uint8)
+    for into, photograph in zip(stacked, photographs, strict=True):
+        into[:, : photograph.shape[1], : photograph.shape[2]] = photograph
+    return stacked
+
+
+class PlanDataset(Dataset[PairPlan]):
+    """The plans of a dataset's batches, for a device that renders them itself."""
+
+    def __init__(self, pairs: PairDataset) -> None:
+        self.pairs = pairs
+
+    def __getitem__(self, step: int) -> PairPlan:
+        return self.pairs.plan(step)

@@ -1,7 +1,13 @@
-"""Random changes of light, lens and sensor, batched, on whatever device the images are (paper Sec. 4.1, and beyond)."""
+"""Random changes of light, lens and sensor (paper Sec. 4.1, and beyond), batched, on whatever device the images are.
+
+What is random is drawn first, small and on the CPU (`draw_light`); `change_light` then does the same on any device, and
+to an image the same whatever the others of its batch are. Only noise is drawn where it is added, by the image's seed.
+"""
 
 import math
+from typing import NamedTuple
 
+import cv2
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,89 +19,136 @@ MOTION_SHARE = 0.1
 UNEVEN_SHARE = 0.3
 NOISE_SHARE = 0.5
 BLOCK_SHARE = 0.2
+EXPOSURE_SHARE = 0.3
 KERNEL = 9  # pixels: of the blurs
 LUMA = (0.299, 0.587, 0.114)
 
 
-def random_grey(colour: Tensor, generator: torch.Generator) -> Tensor:
-    """A grey image (1, H, W) in [0, 1] of a colour one (3, H, W) uint8, its channels mixed at random.
+class Light(NamedTuple):
+    """What is done to each of B images; on the CPU. A change that an image doesn't get is 0."""
 
-    To a grey network, changed hue and saturation are just other shares of red, green and blue.
+    uneven: Tensor  # (B, 1, 4, 4) logarithm of a light that changes smoothly over the image
+    kernel: Tensor  # (B, KERNEL, KERNEL) of a blur
+    tone: Tensor  # (B, 4): exposure (a factor; what gets brighter than 1 is lost), gamma, contrast, brightness
+    block_step: Tensor  # (B,) of the coarser and coarser rounding of 8x8 blocks
+    noise: Tensor  # (B,) standard deviation
+    noise_seed: Tensor  # (B,) int64
+
+    def of(self, rows: Tensor) -> "Light":
+        """That of some of the images."""
+        return Light(*(part[rows] for part in self))
+
+
+def draw_mix(count: int, generator: torch.Generator) -> Tensor:
+    """Shares of red, green and blue in a grey image of values up to 1 from a colour one up to 255, (count, 3).
+
+    To a grey network, changed hue and saturation are just other shares.
     """
-    mix = torch.tensor(LUMA) * log_uniform(0.5, 2.0, 3, generator)
-    return (colour.float() * (mix / mix.sum() / 255.0)[:, None, None]).sum(dim=0, keepdim=True)
+    mix = torch.tensor(LUMA) * log_uniform(0.5, 2.0, 3 * count, generator).reshape(count, 3)
+    return mix / mix.sum(dim=1, keepdim=True) / 255.0
 
 
-def change_light(image: Tensor, generator: torch.Generator) -> Tensor:
-    """Images (B, 1, H, W) in [0, 1] as another camera would have taken them at another hour."""
-    image = _uneven(image, generator)
-    image = _blur(image, generator)
-    count = len(image)
-    gamma = log_uniform(0.6, 1.7, count, generator)[:, None, None, None]
-    contrast = log_uniform(0.5, 1.5, count, generator)[:, None, None, None]
-    brightness = uniform(-0.2, 0.2, count, generator)[:, None, None, None]
-    image = image.clamp(0, 1) ** gamma
-    image = (image - 0.5) * contrast + 0.5 + brightness
-    image = _blocks(image.clamp(0, 1), generator)
-    return _noise(image, generator).clamp(0, 1)
+def draw_light(count: int, generator: torch.Generator) -> Light:
+    """Light as of another hour, and the lens, sensor and file of another camera."""
+
+    def only(share: float, values: Tensor) -> Tensor:
+        chosen = uniform(0.0, 1.0, count, generator) < share
+        return values * chosen.reshape(-1, *[1] * (values.ndim - 1))
+
+    uneven = (torch.rand(count, 1, 4, 4, generator=generator) * 2 - 1) * math.log(2.0)
+    tone = (
+        only(EXPOSURE_SHARE, uniform(-0.7, 0.7, count, generator)).exp(),
+        log_uniform(0.6, 1.7, count, generator),
+        log_uniform(0.5, 1.5, count, generator),
+        uniform(-0.2, 0.2, count, generator),
+    )
+    return Light(
+        uneven=only(UNEVEN_SHARE, uneven),
+        kernel=_draw_kernels(count, generator),
+        tone=torch.stack(tone, dim=1),
+        block_step=only(BLOCK_SHARE, uniform(0.005, 0.05, count, generator)),
+        noise=only(NOISE_SHARE, uniform(0.0, 0.05, count, generator)),
+        noise_seed=torch.randint(2**62, (count,), generator=generator),
+    )
 
 
-def _chosen(share: float, count: int, generator: torch.Generator) -> Tensor:
-    return (uniform(0.0, 1.0, count, generator) < share).nonzero()[:, 0]
-
-
-def _uneven(image: Tensor, generator: torch.Generator) -> Tensor:
-    """Light that changes smoothly over the image, from a half to twice."""
-    which = _chosen(UNEVEN_SHARE, len(image), generator)
-    if len(which):
-        image = image.clone()
-        coarse = (torch.rand(len(which), 1, 4, 4, generator=generator) * 2 - 1) * math.log(2.0)
-        image[which] = image[which] * resize_image(coarse, *image.shape[-2:]).exp()
-    return image
-
-
-def _blur(image: Tensor, generator: torch.Generator) -> Tensor:
+def _draw_kernels(count: int, generator: torch.Generator) -> Tensor:
     """Out of focus (a Gaussian) or shaken (a line), each image by a kernel of its own."""
-    count = len(image)
     focus = uniform(0.3, 1.8, count, generator)[:, None, None]
     angle = uniform(0.0, math.pi, count, generator)[:, None, None]
     half_length = uniform(1.0, 3.5, count, generator)[:, None, None]
-    draw = uniform(0.0, 1.0, count, generator)
+    draw = uniform(0.0, 1.0, count, generator)[:, None, None]
     offsets = torch.arange(KERNEL, dtype=torch.float32) - KERNEL // 2
     y, x = torch.meshgrid(offsets, offsets, indexing="ij")
     along, across = x * angle.cos() + y * angle.sin(), y * angle.cos() - x * angle.sin()
     out_of_focus = torch.exp(-(x**2 + y**2) / (2 * focus**2))
     shaken = torch.exp(-(across**2) / 0.5) * (along.abs() <= half_length)
-    kernel = torch.where((draw < MOTION_SHARE)[:, None, None], shaken, out_of_focus)
-    kernel = kernel / kernel.sum(dim=(1, 2), keepdim=True)
-    which = (draw < MOTION_SHARE + BLUR_SHARE).nonzero()[:, 0]
-    if len(which):
-        padded = F.pad(image[which].transpose(0, 1), (KERNEL // 2,) * 4, mode="replicate")
-        image = image.clone()
-        image[which] = F.conv2d(padded, kernel[which][:, None], groups=len(which)).transpose(0, 1)
-    return image
+    kernel = torch.where(draw < MOTION_SHARE, shaken, out_of_focus)
+    return kernel / kernel.sum(dim=(1, 2), keepdim=True) * (draw < MOTION_SHARE + BLUR_SHARE)
 
 
-def _noise(image: Tensor, generator: torch.Generator) -> Tensor:
-    which = _chosen(NOISE_SHARE, len(image), generator)
-    if len(which):
-        deviation = uniform(0.0, 0.05, len(which), generator)[:, None, None, None]
-        image = image.clone()
-        image[which] += torch.randn(image[which].shape, generator=generator) * deviation
-    return image
+def change_light(image: Tensor, light: Light) -> Tensor:
+    """Images (B, 1, H, W) in [0, 1], H and W multiples of 8, as another camera would have taken them."""
+    image = image.clone()
+    for change in (_uneven, _blur, _tone, _blocks, _noise):
+        change(image, light)
+    return image.clamp_(0, 1)
 
 
-def _blocks(image: Tensor, generator: torch.Generator) -> Tensor:
+def _chosen(amount: Tensor) -> list[int]:
+    """Images that get a change; known on the CPU, so that no GPU is waited for."""
+    return [row for row, changed in enumerate(amount.flatten(1).any(dim=1).tolist()) if changed]
+
+
+def _uneven(image: Tensor, light: Light) -> None:
+    rows = _chosen(light.uneven)
+    if rows:
+        coarse = light.uneven[rows].to(image.device, non_blocking=True)
+        image[rows] = image[rows] * resize_image(coarse, *image.shape[-2:]).exp_()
+
+
+def _blur(image: Tensor, light: Light) -> None:
+    rows = _chosen(light.kernel)
+    if image.device.type == "cpu":  # OpenCV takes half of torch's time
+        for row in rows:
+            pixels = image[row, 0].numpy()
+            pixels[:] = cv2.filter2D(pixels, -1, light.kernel[row].numpy(), borderType=cv2.BORDER_REPLICATE)
+    else:
+        image[rows] = convolve(image[rows], light.kernel[rows].to(image.device, non_blocking=True))
+
+
+def convolve(image: Tensor, kernel: Tensor) -> Tensor:
+    """Each image of (B, 1, H, W) by its kernel of (B, KERNEL, KERNEL), borders repeated."""
+    half = KERNEL // 2
+    padded = F.pad(image.transpose(0, 1), (half, half, half, half), mode="replicate")
+    return F.conv2d(padded, kernel[:, None], groups=len(image)).transpose(0, 1)
+
+
+def _tone(image: Tensor, light: Light) -> None:
+    tone = light.tone.to(image.device, non_blocking=True)
+    exposure, gamma, contrast, brightness = tone[:, :, None, None, None].unbind(1)
+    image.mul_(exposure).clamp_(0, 1).pow_(gamma)
+    image.sub_(0.5).mul_(contrast).add_(0.5 + brightness).clamp_(0, 1)
+
+
+def _blocks(image: Tensor, light: Light) -> None:
     """What a strong JPEG compression does: the cosine transform of 8x8 blocks, rounded more coarsely where finer."""
-    which = _chosen(BLOCK_SHARE, len(image), generator)
-    if len(which):
-        batch, _, height, width = image[which].shape
+    rows = _chosen(light.block_step[:, None])
+    if rows:
+        batch, _, height, width = image[rows].shape
         k = torch.arange(8, dtype=torch.float32)
         basis = torch.cos(math.pi / 8 * (k[None] + 0.5) * k[:, None]) * math.sqrt(2 / 8)  # (frequency, pixel)
         basis[0] = math.sqrt(1 / 8)
-        blocks = image[which].reshape(batch, height // 8, 8, width // 8, 8).transpose(2, 3)
-        step = (1 + k[None] + k[:, None]) * uniform(0.005, 0.05, batch, generator)[:, None, None, None, None]
-        coded = (basis @ blocks @ basis.T / step).round() * step
-        image = image.clone()
-        image[which] = (basis.T @ coded @ basis).transpose(2, 3).reshape(batch, 1, height, width)
-    return image
+        step = (1 + k[None] + k[:, None]) * light.block_step[rows][:, None, None, None, None]
+        basis, step = (part.to(image.device, non_blocking=True) for part in (basis, step))
+        blocks = image[rows].reshape(batch, height // 8, 8, width // 8, 8).transpose(2, 3)
+        coded = (basis @ blocks @ basis.T / step).round_() * step
+        image[rows] = (basis.T @ coded @ basis).transpose(2, 3).reshape(batch, 1, height, width)
+
+
+def _noise(image: Tensor, light: Light) -> None:
+    generator = torch.Generator(image.device)
+    for row in _chosen(light.noise[:, None]):
+        generator.manual_seed(int(light.noise_seed[row]))
+        noise = torch.randn(image[row].shape, generator=generator, device=image.device)
+        image[row].add_(noise, alpha=float(light.noise[row]))

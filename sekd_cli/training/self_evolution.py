@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from sekd_cli.networks import DenseNetwork
 from sekd_cli.networks.weights_file import save_network
 from sekd_cli.training.checkpoint import load_checkpoint, save_checkpoint
-from sekd_cli.training.dataset import PairBatch, PairDataset
+from sekd_cli.training.dataset import PairBatch, PairDataset, PairPlan, PlanDataset, render
 from sekd_cli.training.labelling import label_photographs
 from sekd_cli.training.losses import losses_of
 from sekd_cli.training.optimisation import Learner
@@ -170,8 +170,9 @@ class SelfEvolution:
         labels = np.load(self._label_file(labelling), mmap_mode="r")
         key = (self.settings.seed, self.phase_index)
         pairs = PairDataset(self.photographs, self._chosen(phases[labelling]), labels, self.settings, key)
-        loader = DataLoader(
-            pairs,
+        itself = self.device.type == "cpu"  # or data processes send what to render, and the device renders it
+        loader: DataLoader[PairBatch | PairPlan] = DataLoader(
+            pairs if itself else PlanDataset(pairs),
             batch_size=None,
             sampler=range(self.phase_step, phase.steps),
             num_workers=self.workers,
@@ -179,7 +180,11 @@ class SelfEvolution:
             pin_memory=self.device.type == "cuda",
             worker_init_fn=_one_thread,
         )
-        return iter(loader)
+        for part in loader:
+            if isinstance(part, PairPlan):
+                yield render(part, self.settings.height, self.settings.width, self.device)
+            else:
+                yield part
 
     def _update(self, phase: Phase) -> bool:
         self.reporter.phase(phase, phase.steps, self.phase_step)
@@ -191,7 +196,7 @@ class SelfEvolution:
             start = time.monotonic()
             if start >= self.deadline:
                 return False
-            batch = next(batches).to(self.device)
+            batch = next(batches)
             arrived = time.monotonic()
             losses = losses_of(self.learner.network, frozen, batch, phase.what, self.settings)
             self.learner.update(torch.stack(list(losses.values())).sum())
