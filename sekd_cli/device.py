@@ -1,11 +1,16 @@
-"""The device that the user asks for, and the threads of the CPU."""
+"""The device that the user asks for, the threads of the CPU, and what becomes of memory that is given back."""
 
+import ctypes
 import os
 import re
 
 import torch
 
 from sekd_cli.errors import DeviceError, UsageError
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt
+KEPT_BYTES = 1 << 30  # of free memory that the process holds on to before it gives some back
+OWN_MAPPING_BYTES = 32 << 20  # blocks from this size on are mapped one by one, the most that glibc takes
 
 
 def resolve_device(name: str) -> torch.device:
@@ -41,3 +46,18 @@ def set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(available_cores())
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what is freed for the next tensor, instead of having pages mapped and cleared anew.
+
+    Where the library isn't glibc nothing changes, and environment variables that set the same (MALLOC_...) rule.
+    """
+    if any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    mallopt(M_MMAP_THRESHOLD, OWN_MAPPING_BYTES)
+    mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sekd_cli.device import available_cores, resolve_device
+from sekd_cli.device import available_cores, keep_freed_memory, resolve_device
 from sekd_cli.errors import DeviceError, UsageError
 
 
@@ -36,3 +36,30 @@ def test_auto_takes_a_gpu_where_there_is_one_and_each_rank_its_own(monkeypatch: 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert resolve_device("auto") == torch.device("cpu")
+
+
+class Library:
+    """A C library that notes what it is told."""
+
+    def __init__(self) -> None:
+        self.told: dict[int, int] = {}
+
+    def mallopt(self, parameter: int, value: int) -> int:
+        self.told[parameter] = value
+        return 1
+
+
+def test_freed_memory_is_kept_unless_the_environment_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = Library()
+    monkeypatch.setattr("sekd_cli.device.ctypes.CDLL", lambda name: library)
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000000")
+    keep_freed_memory()
+    assert library.told == {}
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_")
+    keep_freed_memory()
+    assert library.told == {-1: 2**30, -3: 2**25}  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+
+
+def test_where_there_is_no_such_library_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sekd_cli.device.ctypes.CDLL", lambda name: object())
+    keep_freed_memory()

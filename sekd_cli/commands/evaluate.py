@@ -251,11 +251,12 @@ def _computed(
 ) -> "list[ComputedMethod]":
     """The methods that compute features here; sekd with the packaged weights if nothing was asked for and `alone`."""
     from sekd_cli.config import DetectionSettings
-    from sekd_cli.device import resolve_device
+    from sekd_cli.device import keep_freed_memory, resolve_device
     from sekd_cli.evaluation.baselines import Orb, Sift
     from sekd_cli.evaluation.own import Sekd
     from sekd_cli.networks.weights_file import load_network, packaged_weights
 
+    keep_freed_memory()  # as extract does
     chosen: list[ComputedMethod] = []
     if "sekd" not in methods and (weights or (alone and not methods)):
         methods = ("sekd", *methods)

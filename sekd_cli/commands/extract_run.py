@@ -14,7 +14,7 @@ import click
 
 from sekd_cli.commands.progress import progress_bar
 from sekd_cli.config import DetectionSettings
-from sekd_cli.device import available_cores, resolve_device, set_threads
+from sekd_cli.device import available_cores, keep_freed_memory, resolve_device, set_threads
 from sekd_cli.errors import NothingToDoError, OutputError, UsageError
 from sekd_cli.extraction import Extractor
 from sekd_cli.extraction_pipeline import Job, Outcome, PipelineSettings, extract_all
@@ -115,6 +115,7 @@ def _set_up(options: ExtractOptions, shard: Shard) -> tuple[Extractor, dict[str,
     """The extractor, and the attributes of its feature file: all that decides the numbers in it."""
     device = resolve_device(options.device)
     set_threads(options.threads)
+    keep_freed_memory()
     weights = options.weights or packaged_weights()
     network = load_network(weights)
     detection = DetectionSettings(

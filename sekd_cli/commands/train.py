@@ -50,7 +50,7 @@ def train(data: tuple[str, ...], output: Path | None, resume: Path | None, **opt
     Writes RUN/model.safetensors, which extract --weights takes, and prints its path. The same command again, or
     --resume RUN, goes on where it stopped.
     """
-    from sekd_cli.device import available_cores, resolve_device, set_threads  # noqa: PLC0415 - heavy, as all below
+    from sekd_cli.device import available_cores, keep_freed_memory, resolve_device, set_threads  # noqa: PLC0415 - heavy, as all below
     from sekd_cli.training.run_folder import RunFolder  # noqa: PLC0415
     from sekd_cli.training.self_evolution import SelfEvolution  # noqa: PLC0415
 
@@ -70,6 +70,7 @@ def train(data: tuple[str, ...], output: Path | None, resume: Path | None, **opt
     if workers is None:  # on a CPU the network needs the cores: one process prepares data for about four
         workers = max(1, cores // 4) if device.type == "cpu" else cores
     set_threads(options["threads"] or max(1, cores - workers))
+    keep_freed_memory()
     deadline = start + 60 * options["minutes"] if options["minutes"] else float("inf")
     with RunReport(run, settings) as report:
         photographs = report.decode(data, cache, settings.photograph_size)

@@ -33,6 +33,13 @@ def _convolution(
     return nn.Sequential(*layers, nn.ReLU(inplace=True)) if active else nn.Sequential(*layers)
 
 
+def _interleave(cells: Tensor) -> Tensor:
+    """`F.pixel_shuffle(cells, 2)[:, 0]`, (B, 4, h, w) -> (B, 2h, 2w), where channels lie together in memory."""
+    batch, _, height, width = cells.shape
+    pixels = cells.permute(0, 2, 3, 1).reshape(batch, height, width, 2, 2)
+    return pixels.transpose(2, 3).reshape(batch, 2 * height, 2 * width)
+
+
 class ResidualPair(nn.Module):
     """Two 3x3 convolutions added to their input."""
 
@@ -97,5 +104,5 @@ class CompactNetwork(DenseNetwork):
         surroundings = self.surroundings(F.relu(level2 + upsample(context2, 2)))  # (B, 8, H/2, W/2)
         with torch.autocast(image.device.type, enabled=False):  # bf16 scores tie, and lose the sub-pixel peak
             scores = self.detector(surroundings.float())  # (B, 4, H/2, W/2)
-        score_logits = F.pixel_shuffle(scores, 2)[:, 0]  # (B, H, W)
+        score_logits = _interleave(scores)  # (B, H, W)
         return DenseMaps(score_logits, (semantic, detail), level2)
