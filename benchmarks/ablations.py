@@ -48,14 +48,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photographs", nargs="+")
     parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--dev", type=Path)
     options, further = parser.parse_known_args()
     budget = [f"--set={name}={value}" for name, value in (BUDGET | SHARES).items()]
     data = [part for path in options.photographs for part in ("--data", path)]
     print("| seed | method | validation: rep. | MMA 1 / 3 / 5 px | HA | dev: HA | MMA 1 / 3 / 5 px | rep. |")
     print("| --- " * 8 + "|")
-    for seed in range(options.seeds):
+    for seed in options.seeds:
         for name, change in variants().items():
             run = options.output / f"{name.replace(' ', '-')}-{seed}"
             arguments = [*data, "--seed", str(seed), *budget, *further, *change]
