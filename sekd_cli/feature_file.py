@@ -7,8 +7,10 @@ hold `keypoints` and `descriptors` are read as well.
 """
 
 import json
+import logging
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,10 +21,22 @@ import numpy as np
 
 from sekd_cli import __version__
 from sekd_cli.errors import ImageError, InputFileError, OutputError
-from sekd_cli.hdf5_file import HDF5Writer, check_name, one_line, open_for_reading, plain_attributes
+from sekd_cli.hdf5_file import (
+    HDF5Writer,
+    check_arrays,
+    check_name,
+    member,
+    open_for_reading,
+    plain_attributes,
+    watching_for_damage,
+    write_arrays,
+)
+
+logger = logging.getLogger(__name__)
 
 SCHEMA = 1  # raised when a file written now can't be read by the code of before
 PIXEL_CONVENTION = "(x, y) in the pixel grid of the stored file; the centre of the top-left pixel is (0, 0)"
+DATASETS = ("keypoints", "scores", "descriptors", "image_size", "scales")
 MAXIMUM_VALUES = 2**31  # in one dataset; a larger claim is damage, not features
 
 
@@ -66,11 +80,8 @@ class FeatureReader:
         self.path = Path(path)
         self._lock = threading.Lock()
         self._file = open_for_reading(self.path, "features")
-        try:
+        with self._reading(self.path):
             self.attributes: Mapping[str, object] = plain_attributes(self._file)
-        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-            self._file.close()
-            raise InputFileError(f"{path}: damaged HDF5 file ({one_line(error)}); extract it again") from error
         schema = self.attributes.get("sekd_schema")
         if isinstance(schema, int) and schema > SCHEMA:
             self._file.close()
@@ -81,7 +92,7 @@ class FeatureReader:
     def names(self) -> list[str]:
         """Names of all images whose features are complete, sorted."""
         if self._names is None:
-            with self._lock, _reading(self.path):
+            with self._lock, self._reading(self.path):
                 self._names = sorted(_images(self._file, own=self._own))
         return list(self._names)
 
@@ -92,15 +103,15 @@ class FeatureReader:
             check_name(name)
         except ValueError:
             return False
-        with self._lock, _reading(self.path):
-            group = self._file.get(name)
+        with self._lock, self._reading(self.path):
+            group = member(self._file, name)
             return isinstance(group, h5py.Group) and is_image(group, own=self._own)
 
     def read(self, name: str) -> StoredFeatures:
         """The features of one image. Raises InputFileError if there are none, or they are damaged."""
         if name not in self:
             raise InputFileError(f"{self.path}: no features of {name}; run sekd extract on it, or mend the name")
-        with self._lock, _reading(f"{self.path}: {name}"):
+        with self._lock, self._reading(f"{self.path}: {name}"):
             return _read_group(self._file[name], f"{self.path}: {name}")
 
     def close(self) -> None:
@@ -115,6 +126,9 @@ class FeatureReader:
     ) -> None:
         self.close()
 
+    def _reading(self, where: Path | str) -> AbstractContextManager[None]:
+        return watching_for_damage(where, "extract it again")
+
 
 class FeatureWriter:
     """Adds features to a file image by image, each durable on return; one writer a file. Goes on where one stopped."""
@@ -128,10 +142,13 @@ class FeatureWriter:
         self.path = Path(path)
         self._writer = HDF5Writer(self.path, attributes, overwrite=overwrite)
         try:
-            if self._differs(attributes) and not self._started():
+            with self._reading():
+                differences = self._differs(attributes)
+                started = not differences or self._started()
+            if not started:
                 self._writer.close()
                 self._writer = HDF5Writer(self.path, attributes, overwrite=True)
-            elif differences := self._differs(attributes):
+            elif differences:
                 raise OutputError(
                     f"{self.path}: holds features made with other settings ({'; '.join(differences)}); "
                     "give these again to go on, --overwrite to start afresh, or another output with -o"
@@ -146,12 +163,13 @@ class FeatureWriter:
             check_name(name)
         except ValueError:
             return False  # and `write` will say so
-        group = self._writer.file.get(name)
-        if not isinstance(group, h5py.Group) or not is_image(group, own=True):
-            return False
-        if source is not None and tuple(group.attrs.get("source", source)) != tuple(source):
-            raise ChangedImageError(f"{name}: changed since its features were extracted")
-        return True
+        with self._reading():
+            group = member(self._writer.file, name)
+            if not isinstance(group, h5py.Group) or not is_image(group, own=True):
+                return False
+            if source is not None and tuple(group.attrs.get("source", source)) != tuple(source):
+                raise ChangedImageError(f"{name}: changed since its features were extracted")
+            return True
 
     def write(
         self,
@@ -174,7 +192,7 @@ class FeatureWriter:
             if name in self._writer.file:
                 del self._writer.file[name]
             _write_group(self._writer.file.create_group(name), features, source, descriptor_dtype)
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, KeyError) as error:
             raise self._writer.failure(error) from error
         self._writer.commit()
 
@@ -189,6 +207,9 @@ class FeatureWriter:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._writer.__exit__(kind, value, traceback)
+
+    def _reading(self) -> AbstractContextManager[None]:
+        return watching_for_damage(self.path, "give --overwrite to start afresh", OutputError)
 
     def _started(self) -> bool:
         """Whether there is anything that starting afresh would lose: images, or whatever another tool wrote."""
@@ -239,16 +260,18 @@ def is_image(group: h5py.Group, *, own: bool) -> bool:
     """Whether a group holds an image's complete features; in a file of another tool (`own` false) all that do."""
     if own:
         return bool(group.attrs.get("complete", False))
-    return isinstance(group.get("keypoints"), h5py.Dataset) and isinstance(group.get("descriptors"), h5py.Dataset)
+    return all(isinstance(member(group, name), h5py.Dataset) for name in ("keypoints", "descriptors"))
 
 
 def _images(group: h5py.Group, *, own: bool, prefix: str = "", above: frozenset[int] = frozenset()) -> Iterator[str]:
     """Names below a group; `above` are the addresses of its parents, so that a cycle of links ends."""
     for key in group:
-        child = group.get(key)
+        child = member(group, key)
         if not isinstance(child, h5py.Group):
             continue
-        if is_image(child, own=own):
+        if not _is_plain(key):
+            logger.warning("%s: group %r can't be an image's name; left out", group.file.filename, prefix + key)
+        elif is_image(child, own=own):
             yield prefix + key
         else:
             address = h5py.h5o.get_info(child.id).addr
@@ -256,70 +279,70 @@ def _images(group: h5py.Group, *, own: bool, prefix: str = "", above: frozenset[
                 yield from _images(child, own=own, prefix=f"{prefix}{key}/", above=above | {address})
 
 
+def _is_plain(key: str) -> bool:
+    try:
+        check_name(key)
+    except ValueError:
+        return False
+    return True
+
+
 def _write_group(group: h5py.Group, features: StoredFeatures, source: Source | None, descriptor_dtype: str) -> None:
-    keypoints = group.create_dataset("keypoints", data=np.asarray(features.keypoints, dtype=np.float32))
-    group.create_dataset("scores", data=np.asarray(features.scores, dtype=np.float32))
-    group.create_dataset("descriptors", data=np.ascontiguousarray(features.descriptors.T, dtype=descriptor_dtype))
-    group.create_dataset("image_size", data=np.asarray(features.image_size, dtype=np.int64))
+    arrays = {
+        "keypoints": np.asarray(features.keypoints, dtype=np.float32),
+        "scores": np.asarray(features.scores, dtype=np.float32),
+        "descriptors": np.ascontiguousarray(features.descriptors.T, dtype=descriptor_dtype),
+        "image_size": np.asarray(features.image_size, dtype=np.int64),
+    }
     if features.scales is not None:
-        group.create_dataset("scales", data=np.asarray(features.scales, dtype=np.float32))
-        keypoints.attrs["uncertainty"] = float(np.mean(features.scales)) if len(features.scales) else 1.0
+        arrays["scales"] = np.asarray(features.scales, dtype=np.float32)
+    write_arrays(group, arrays)
+    if features.scales is not None:
+        group["keypoints"].attrs["uncertainty"] = float(np.mean(features.scales)) if len(features.scales) else 1.0
     if source is not None:
         group.attrs["source"] = np.asarray(source, dtype=np.int64)
     group.attrs["complete"] = True
 
 
 def _read_group(group: h5py.Group, where: str) -> StoredFeatures:
-    keypoints, descriptors = _read_array(group, "keypoints", where), _read_array(group, "descriptors", where)
+    arrays = {name: _read_array(group, name, where) for name in DATASETS if name in group}
+    check_arrays(group, arrays)
+    with np.errstate(over="ignore"):  # found below
+        floats = {name: values.astype(np.float32, copy=False) for name, values in arrays.items()}
+    keypoints, descriptors = floats["keypoints"], floats["descriptors"]
     if keypoints.ndim != 2 or keypoints.shape[1] != 2 or descriptors.ndim != 2:
         raise InputFileError(
             f"{where}: keypoints {keypoints.shape} and descriptors {descriptors.shape}, not (N, 2), (D, N)"
         )
+    if not np.isfinite(keypoints).all():
+        raise InputFileError(f"{where}: keypoints that are no numbers; extract it again")
     count = len(keypoints)
-    scores = _read_array(group, "scores", where) if "scores" in group else np.ones(count, dtype=np.float32)
-    scales = _read_array(group, "scales", where) if "scales" in group else None
+    scores, scales = floats.get("scores", np.ones(count, dtype=np.float32)), floats.get("scales")
     if descriptors.shape[1] != count or scores.shape != (count,) or (scales is not None and scales.shape != (count,)):
         raise InputFileError(f"{where}: not as many descriptors or scores as its {count} keypoints; extract it again")
     return StoredFeatures(
         keypoints=keypoints,
         scores=scores,
         descriptors=np.ascontiguousarray(descriptors.T),
-        image_size=_image_size(group, keypoints, where),
+        image_size=_image_size(arrays.get("image_size"), keypoints, where),
         scales=scales,
     )
 
 
-def _image_size(group: h5py.Group, keypoints: np.ndarray, where: str) -> tuple[int, int]:
-    if "image_size" not in group:
+def _image_size(stored: np.ndarray | None, keypoints: np.ndarray, where: str) -> tuple[int, int]:
+    if stored is None:
         width, height = np.ceil(keypoints.max(axis=0) + 0.5).astype(int) if len(keypoints) else (0, 0)
         return int(width), int(height)
-    size = _read_array(group, "image_size", where, np.int64)
-    if size.shape != (2,):
-        raise InputFileError(f"{where}: image_size is {size.shape}, not width and height; extract it again")
-    return int(size[0]), int(size[1])
+    if stored.shape != (2,):
+        raise InputFileError(f"{where}: image_size is {stored.shape}, not width and height; extract it again")
+    return int(stored[0]), int(stored[1])
 
 
-def _read_array(group: h5py.Group, name: str, where: str, dtype: Any = np.float32) -> np.ndarray:
+def _read_array(group: h5py.Group, name: str, where: str) -> np.ndarray:
     dataset = group[name]
     if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "iuf" or dataset.size > MAXIMUM_VALUES:
         raise InputFileError(f"{where}: {name} is no array of numbers; give a feature file")
-    return np.asarray(dataset[()], dtype=dtype)
-
-
-class _reading:  # noqa: N801 - used as a statement
-    """Turns what h5py raises on damage into one clear line."""
-
-    def __init__(self, where: Path | str) -> None:
-        self._where = where
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if isinstance(value, OSError | RuntimeError | KeyError | ValueError | TypeError | RecursionError):
-            raise InputFileError(f"{self._where}: damaged ({one_line(value)}); extract it again") from value
+    return np.asarray(dataset[()])
 
 
 def _settings(attributes: Mapping[str, Any]) -> dict[str, Any]:

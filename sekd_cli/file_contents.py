@@ -10,7 +10,7 @@ import h5py
 
 from sekd_cli.errors import InputFileError
 from sekd_cli.feature_file import is_image
-from sekd_cli.hdf5_file import one_line
+from sekd_cli.hdf5_file import DAMAGE, member, one_line
 from sekd_cli.new_file import error_number
 
 FEATURES, MATCHES, FLAT = "features", "matches", "flat"
@@ -32,7 +32,7 @@ def reading(path: Path) -> Iterator[None]:
     """Turns what h5py raises on damage to the file at `path` into an InputFileError; failures to write pass."""
     try:
         yield
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+    except DAMAGE as error:
         if error_number(error):
             raise
         raise InputFileError(f"{path}: damaged ({one_line(error)}); make it again") from error
@@ -84,13 +84,13 @@ def _leaves(
 ) -> Iterator[tuple[str, h5py.Group]]:
     """Groups that hold datasets, or nothing; `above` are the addresses of parents, so that a cycle of links ends."""
     for key in group:
-        child = group.get(key)
+        child = member(group, key)
         if not isinstance(child, h5py.Group):
             continue
         address = h5py.h5o.get_info(child.id).addr
         if address in above:
             continue
-        if len(child) == 0 or any(isinstance(child.get(inner), h5py.Dataset) for inner in child):
+        if len(child) == 0 or any(isinstance(member(child, inner), h5py.Dataset) for inner in child):
             yield prefix + key, child
         else:
             yield from _leaves(child, f"{prefix}{key}/", above | {address})

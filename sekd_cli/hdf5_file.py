@@ -2,7 +2,9 @@
 
 import errno
 import os
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -10,7 +12,7 @@ from typing import Any, Self
 import h5py
 import numpy as np
 
-from sekd_cli.errors import InputFileError, OutputError
+from sekd_cli.errors import InputFileError, OutputError, SekdError
 from sekd_cli.staged_file import StagedFile, apply_journal, journal_of
 
 try:
@@ -19,6 +21,12 @@ except ImportError:  # not on Windows, where a second writer goes unnoticed
     fcntl = None  # type: ignore[assignment]
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+CHECKED_METADATA = ("v108", "v108")
+"""HDF5's second generation of structures, which every release since 2008 reads. Each has a checksum: damage to those of
+the first made HDF5's C code go round in circles. The third marks files as open, so that a kill spoils them."""
+DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError)
+"""What h5py raises on a damaged file, and what becomes of a file's content that is none of what it should be."""
+CHECKSUM = "crc32"  # attribute of a group: of its arrays, which HDF5 doesn't check
 
 
 def check_name(name: str) -> None:
@@ -49,6 +57,15 @@ def open_for_reading(path: Path, kind: str) -> h5py.File:
         raise InputFileError(f"{path}: {_reason(path, error)}; give the {kind} file that sekd wrote") from error
 
 
+@contextmanager
+def watching_for_damage(where: Path | str, remedy: str, kind: type[SekdError] = InputFileError) -> Iterator[None]:
+    """Turns what reading a damaged file raises into one clear line of this `kind`."""
+    try:
+        yield
+    except DAMAGE as error:
+        raise kind(f"{where}: damaged ({one_line(error)}); {remedy}") from error
+
+
 def one_line(error: BaseException) -> str:
     """The first line of an error's text, or the name of its class."""
     lines = str(error).strip().splitlines()
@@ -66,6 +83,47 @@ def _reason(path: Path, error: OSError) -> str:
     if not start:
         return "an empty file"
     return f"a damaged or truncated HDF5 file ({one_line(error)})" if start == HDF5_MAGIC else "not an HDF5 file"
+
+
+@contextmanager
+def create_hdf5(path: Path, attributes: Mapping[str, Any]) -> Iterator[h5py.File]:
+    """A new file with these root attributes, open while the block runs."""
+    with h5py.File(path, "w", libver=CHECKED_METADATA) as file:
+        for name, value in attributes.items():  # text inline: the heap of strings has no checksum
+            file.attrs[name] = np.bytes_(value.encode()) if isinstance(value, str) and value else value
+        yield file
+
+
+def write_arrays(group: h5py.Group, arrays: Mapping[str, np.ndarray]) -> None:
+    """Add arrays to a group that has none, and the checksum by which damage to them is noticed."""
+    for name, values in arrays.items():
+        group.create_dataset(name, data=values)
+    group.attrs[CHECKSUM] = _checksum(arrays)
+
+
+def check_arrays(group: h5py.Group, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise ValueError unless all `arrays` of a group are what `write_arrays` wrote; other tools' files pass."""
+    stored = group.attrs.get(CHECKSUM)
+    if stored is not None and int(stored) != _checksum(arrays):
+        raise ValueError("its numbers are no longer those that were written")
+
+
+def _checksum(arrays: Mapping[str, np.ndarray]) -> int:
+    checksum = 0
+    for name in sorted(arrays):
+        checksum = zlib.crc32(np.ascontiguousarray(arrays[name]).data, checksum)
+    return checksum
+
+
+def member(group: h5py.Group, name: str) -> object:
+    """What a group holds under a name; None if nothing, or a link to nowhere.
+
+    Raises KeyError if it is damaged, which h5py's own `get` takes for nothing.
+    """
+    found = group.get(name)
+    if found is None and isinstance(group.get(name, getlink=True), h5py.HardLink):
+        return group[name]
+    return found
 
 
 class HDF5Writer:
@@ -86,7 +144,7 @@ class HDF5Writer:
         except OSError as error:
             raise OutputError(f"{path}: {write_reason(error)}") from error
         try:
-            self.file = h5py.File(self._staged, "r+")
+            self.file = h5py.File(self._staged, "r+", libver=CHECKED_METADATA)
         except OSError as error:
             self._staged.close()
             message = f"{path}: {_reason(path, error)}, so nothing was written; give another output with -o"
@@ -176,8 +234,8 @@ def _create_locked(path: Path, attributes: Mapping[str, Any], *, replace: bool) 
     """Put a new file with these root attributes at `path` in one step, already locked."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with h5py.File(temporary, "w") as file:
-            file.attrs.update(attributes)
+        with create_hdf5(temporary, attributes):
+            pass
         descriptor = os.open(temporary, os.O_RDWR)
         _lock(descriptor)
         if replace or fcntl is None:

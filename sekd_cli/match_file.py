@@ -10,7 +10,7 @@ have no attributes, are read as well.
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,8 +21,17 @@ import numpy as np
 
 from sekd_cli import __version__
 from sekd_cli.errors import InputFileError, OutputError, UsageError
-from sekd_cli.feature_file import SCHEMA, FeatureReader, StoredFeatures
-from sekd_cli.hdf5_file import HDF5Writer, one_line, open_for_reading, plain_attributes
+from sekd_cli.feature_file import MAXIMUM_VALUES, SCHEMA, FeatureReader, StoredFeatures
+from sekd_cli.hdf5_file import (
+    HDF5Writer,
+    check_arrays,
+    check_name,
+    member,
+    open_for_reading,
+    plain_attributes,
+    watching_for_damage,
+    write_arrays,
+)
 from sekd_cli.pairs import Pair
 
 MODELS = ("homography", "fundamental", "essential")
@@ -101,7 +110,9 @@ class MatchWriter:
         self.path = path
         self._writer = HDF5Writer(path, attributes, overwrite=overwrite)
         try:
-            if differences := _differences(self._writer.file, attributes):
+            with self._reading():
+                differences = _differences(self._writer.file, attributes)
+            if differences:
                 if len(self._writer.file):
                     raise OutputError(
                         f"{path}: holds matches made otherwise ({'; '.join(differences)}); "
@@ -119,10 +130,12 @@ class MatchWriter:
 
         Raises ChangedFeaturesError if it was made of others.
         """
-        if self._empty:
-            return False
+        with self._reading():
+            return not self._empty and self._is_complete(pair, fingerprints)
+
+    def _is_complete(self, pair: Pair, fingerprints: tuple[int, int]) -> bool:
         for names, expected in ((pair, fingerprints), (pair[::-1], fingerprints[::-1])):
-            group = self._writer.file.get(_place(names))
+            group = member(self._writer.file, _place(names))
             if isinstance(group, h5py.Group) and group.attrs.get("complete", False):
                 if tuple(group.attrs.get("features", ())) != expected or _names_of(group) != tuple(names):
                     raise ChangedFeaturesError(
@@ -140,14 +153,11 @@ class MatchWriter:
                 if place in file:
                     del file[place]
             group = file.create_group(_place(pair))
-            group.create_dataset("matches0", data=matches.matches0.astype(np.int32, copy=False))
-            group.create_dataset("matching_scores0", data=matches.scores0.astype(np.float32, copy=False))
-            if matches.model_name is not None and matches.model is not None:
-                group.create_dataset(matches.model_name, data=matches.model.astype(np.float64, copy=False))
+            write_arrays(group, _arrays(matches))
             group.attrs["names"] = np.bytes_("\t".join(pair).encode())
             group.attrs["features"] = np.array(fingerprints, dtype=np.int64)
             group.attrs["complete"] = True
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, KeyError) as error:
             raise self._writer.failure(error) from error
 
     def commit(self) -> None:
@@ -165,6 +175,9 @@ class MatchWriter:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._writer.__exit__(kind, value, traceback)
+
+    def _reading(self) -> AbstractContextManager[None]:
+        return watching_for_damage(self.path, "give --overwrite to start afresh", OutputError)
 
 
 class ChangedFeaturesError(OutputError):
@@ -190,9 +203,10 @@ class MatchReader:
         """The names of all complete pairs, in the order of the file; of other tools' files, the flat names."""
         with self._reading():
             for first in self._file:
-                inner = self._file[first]
+                inner = member(self._file, first)
                 for second in inner if isinstance(inner, h5py.Group) else ():
-                    if self._is_complete(group := inner[second]):
+                    group = member(inner, second)
+                    if isinstance(group, h5py.Group) and self._is_complete(group):
                         yield _names_of(group) or (first, second)
 
     def __contains__(self, pair: object) -> bool:
@@ -228,40 +242,61 @@ class MatchReader:
         self.close()
 
     def _find(self, pair: Pair) -> h5py.Group | None:
-        group = self._file.get(_place(pair))
-        if not self._is_complete(group):
+        group = member(self._file, _place(pair))
+        if not isinstance(group, h5py.Group) or not self._is_complete(group):
             return None
         return group if (_names_of(group) or pair) == tuple(pair) else None  # else `a-b` asked for, `a/b` stored
 
-    def _is_complete(self, group: object) -> bool:
-        if not isinstance(group, h5py.Group) or not isinstance(group.get("matches0"), h5py.Dataset):
+    def _is_complete(self, group: h5py.Group) -> bool:
+        if not isinstance(member(group, "matches0"), h5py.Dataset):
             return False
         return not self._own or bool(group.attrs.get("complete", False))
 
     def _read_group(self, group: h5py.Group) -> StoredMatches:
-        matches0 = np.asarray(group["matches0"][()])
-        scores0 = np.asarray(group["matching_scores0"][()]) if "matching_scores0" in group else np.ones(matches0.shape)
+        arrays = {name: _read_array(group, name) for name in ("matches0", "matching_scores0", *MODELS) if name in group}
+        check_arrays(group, arrays)
+        matches0 = arrays["matches0"]
+        scores0 = arrays.get("matching_scores0", np.ones(matches0.shape))
         if matches0.ndim != 1 or matches0.dtype.kind not in "iu" or scores0.shape != matches0.shape:
             raise ValueError(f"matches0 of {group.name} is no list of matches")
-        name = next((name for name in MODELS if name in group), None)
+        name = next((name for name in MODELS if name in arrays), None)
         return StoredMatches(
             matches0=matches0.astype(np.int32),
             scores0=scores0.astype(np.float32),
             model_name=name,
-            model=None if name is None else np.asarray(group[name][()], dtype=np.float64).reshape(3, 3),
+            model=None if name is None else arrays[name].astype(np.float64).reshape(3, 3),
         )
 
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-            raise InputFileError(f"{self.path}: damaged match file ({one_line(error)}); match again") from error
+    def _reading(self) -> AbstractContextManager[None]:
+        return watching_for_damage(self.path, "match again")
+
+
+def _arrays(matches: StoredMatches) -> dict[str, np.ndarray]:
+    arrays = {
+        "matches0": matches.matches0.astype(np.int32, copy=False),
+        "matching_scores0": matches.scores0.astype(np.float32, copy=False),
+    }
+    if matches.model_name is not None and matches.model is not None:
+        arrays[matches.model_name] = matches.model.astype(np.float64, copy=False)
+    return arrays
+
+
+def _read_array(group: h5py.Group, name: str) -> np.ndarray:
+    dataset = group[name]
+    if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "iuf" or dataset.size > MAXIMUM_VALUES:
+        raise ValueError(f"{name} of {group.name} is no array of numbers")
+    return np.asarray(dataset[()])
 
 
 def _names_of(group: h5py.Group) -> Pair | None:
-    names = bytes(group.attrs.get("names", b"")).decode(errors="replace").split("\t")
-    return (names[0], names[1]) if len(names) == 2 else None
+    """Both names, None where there are none. Raises ValueError if they can't be."""
+    stored = group.attrs.get("names")
+    if stored is None:
+        return None
+    first, second = (stored if isinstance(stored, str) else bytes(stored).decode()).split("\t")
+    for name in (first, second):
+        check_name(name)
+    return first, second
 
 
 def _differences(file: h5py.File, attributes: Mapping[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from sekd_cli.errors import InputFileError, UsageError
 from sekd_cli.file_contents import FLAT, WHOLE, items, kind_of, plain, reading, settings_of
-from sekd_cli.hdf5_file import open_for_reading
+from sekd_cli.hdf5_file import create_hdf5, open_for_reading
 from sekd_cli.new_file import new_file
 from sekd_cli.shards import Shard, parse_shard
 
@@ -66,8 +66,8 @@ def merge(
         parts = [_part(path, stack.enter_context(open_for_reading(path, "feature or match"))) for path in paths]
         _check_alike(parts)
         _check_shards(parts, partial=partial)
-        with new_file(output, overwrite=overwrite) as temporary, h5py.File(temporary, "w") as target:
-            target.attrs.update(_attributes(parts[0].file))
+        attributes = _attributes(parts[0].file)
+        with new_file(output, overwrite=overwrite) as temporary, create_hdf5(temporary, attributes) as target:
             return _join(parts, target, advance)
 
 

@@ -14,7 +14,7 @@ from sekd_cli.export.flat_folder import FlatFolder
 from sekd_cli.export.layouts import PairMatches, named_pairs, write_features, write_matches
 from sekd_cli.feature_file import FeatureReader, FeatureWriter
 from sekd_cli.file_contents import FEATURES, FLAT, MATCHES, kind_of, reading
-from sekd_cli.hdf5_file import open_for_reading
+from sekd_cli.hdf5_file import create_hdf5, open_for_reading
 from sekd_cli.match_file import MatchReader, check_flat_names, flat_name
 from sekd_cli.new_file import new_file
 
@@ -110,7 +110,7 @@ def _flat_to_hloc(folder: FlatFolder, output: Path, *, overwrite: bool) -> Conve
         check_flat_names(folder.names())
         with (
             new_file(output if as_file else output / "matches.h5", overwrite=overwrite) as path,
-            h5py.File(path, "w") as file,
+            create_hdf5(path, {}) as file,
         ):
             pairs = _write_hloc_matches(file, folder.matches(), folder)
     return Converted(images, pairs)

@@ -1,7 +1,7 @@
 """Reads what other tools wrote in the layouts of the IMC benchmark and of Kaggle's baselines (see `layouts`)."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -12,7 +12,7 @@ import numpy as np
 from sekd_cli.errors import InputFileError, UsageError
 from sekd_cli.export.layouts import FEATURE_FILES, PairMatches, key_of
 from sekd_cli.feature_file import StoredFeatures
-from sekd_cli.hdf5_file import one_line, open_for_reading
+from sekd_cli.hdf5_file import open_for_reading, watching_for_damage
 from sekd_cli.image_search import find_images
 from sekd_cli.images import read_image_size
 from sekd_cli.pairs import Pair
@@ -140,12 +140,8 @@ class FlatFolder:
         with self._reading(kind):
             return np.asarray(self._files[kind][key][()], dtype=np.float32)
 
-    @contextmanager
-    def _reading(self, kind: str) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-            raise InputFileError(f"{self.folder / kind}.h5: {one_line(error)}; mend the files") from error
+    def _reading(self, kind: str) -> AbstractContextManager[None]:
+        return watching_for_damage(f"{self.folder / kind}.h5", "mend the files")
 
 
 def _names_of(keys: list[str], images: Path | None) -> dict[str, str]:
