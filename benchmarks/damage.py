@@ -21,9 +21,10 @@ from sekd_cli.errors import InputFileError
 from sekd_cli.feature_file import FeatureReader, FeatureWriter, StoredFeatures, file_attributes
 
 NAMES = ["a.jpg", "b/c.jpg", "b/d/e.jpg", *(f"many/{number}.jpg" for number in range(12))]
+ATTRIBUTES = file_attributes(network="compact", weights_sha256="ab" * 32, settings={"max_keypoints": 2048})
 LONGEST = 3  # seconds
-RIGHT, REFUSED, WRONG, RAISED = range(4)  # exit codes of a reading process
-OUTCOMES = {RIGHT: "right", REFUSED: "refused", WRONG: "wrong", RAISED: "another error"}
+RIGHT, REFUSED, WRONG = range(3)  # exit codes of a reading process
+OUTCOMES = {RIGHT: "right", REFUSED: "refused", WRONG: "wrong"}
 
 
 def features(seed: int) -> StoredFeatures:
@@ -39,8 +40,7 @@ def features(seed: int) -> StoredFeatures:
 
 def write_ours(path: Path) -> None:
     """A file of `sekd`."""
-    attributes = file_attributes(network="compact", weights_sha256="ab" * 32, settings={"max_keypoints": 2048})
-    with FeatureWriter(path, attributes) as writer:
+    with FeatureWriter(path, ATTRIBUTES) as writer:
         for seed, name in enumerate(NAMES):
             writer.write(name, features(seed))
 
@@ -48,6 +48,7 @@ def write_ours(path: Path) -> None:
 def write_plain(path: Path) -> None:
     """What other tools write."""
     with h5py.File(path, "w") as file:
+        file.attrs.update(ATTRIBUTES)
         for seed, name in enumerate(NAMES):
             one = features(seed)
             group = file.create_group(name)
@@ -59,12 +60,11 @@ def read(path: Path) -> int:
     try:
         with FeatureReader(path) as reader:
             for name in reader.names():
-                if not np.array_equal(reader.read(name).descriptors, features(NAMES.index(name)).descriptors):
+                expected = features(NAMES.index(name) if name in NAMES else len(NAMES))
+                if not np.array_equal(reader.read(name).descriptors, expected.descriptors):
                     return WRONG
     except InputFileError:
         return REFUSED
-    except Exception:  # a name that was never written, among others
-        return RAISED
     return RIGHT
 
 
@@ -109,7 +109,7 @@ def main() -> None:
     if options.json:
         print(json.dumps(table, indent=2))
         return
-    columns = ("right", "refused", "wrong", "another error", "hung", "crashed")
+    columns = ("right", "refused", "wrong", "hung", "crashed")
     print(f"{options.files} files each".ljust(20), *(f"{column:>14}" for column in columns))
     for name, found in table.items():
         print(name.ljust(20), *(f"{found[column]:14}" for column in columns))
