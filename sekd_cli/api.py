@@ -1,5 +1,6 @@
 """`sekd` from Python: from images to features, and from features to matches (README shows it in three lines)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -8,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sekd_cli.config import DetectionSettings, MatchingSettings
+from sekd_cli.config import DetectionSettings, MatchingSettings, ViewSettings, parse_scales
 from sekd_cli.device import resolve_device
 from sekd_cli.errors import ImageError, UsageError
 from sekd_cli.extraction import Extractor
 from sekd_cli.features import Features
 from sekd_cli.images import Photograph, read_image, to_eight_bits
-from sekd_cli.matching import NO_MATCH, match_descriptors
 from sekd_cli.networks.weights_file import load_network, packaged_weights
+from sekd_cli.pair_matching import MatchableImage, match_images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,7 @@ class Matches:
     scores: Tensor  # (M,) float32, cosine similarity, or dual-softmax probability where a temperature was given
     keypoints0: Tensor  # (M, 2) float32, x and y in pixels of the first image
     keypoints1: Tensor  # (M, 2) float32, the same points in the second
+    turn: int = 0  # with `rotations`: by so many quarters, counter-clockwise, the second image is to be turned
 
     def __len__(self) -> int:
         return self.indices.shape[0]
@@ -48,22 +50,24 @@ class Sekd:
         nms_radius: int | None = None,
         subpixel: bool = True,
         max_size: int = 1600,
+        scales: str | Sequence[float] = (1.0,),
+        rotations: bool = False,
         tile: int | None = None,
         precision: str = "auto",
     ) -> Self:
         """Load a network: the shipped weights, a .safetensors of `sekd train`, or the authors' checkpoint.
 
-        The other arguments are the options of `sekd extract`. Raises InputFileError for a file that is no weights,
+        The other arguments are the options of `sekd extract`; scales may be "auto". Raises InputFileError for a file that is no weights,
         DeviceError for a device that isn't there, UsageError for values that make no sense.
         """
         settings = DetectionSettings(
             max_keypoints=max_keypoints, threshold=threshold, nms_radius=nms_radius, subpixel=subpixel
         )
+        parsed = parse_scales(scales) if isinstance(scales, str) else tuple(scales)
+        views = ViewSettings(max_size=max_size, scales=parsed, rotations=rotations)
         network = load_network(packaged_weights() if weights is None else Path(weights))
         return cls(
-            Extractor(
-                network, settings, device=resolve_device(device), max_size=max_size, tile=tile, precision=precision
-            )
+            Extractor(network, settings, device=resolve_device(device), views=views, tile=tile, precision=precision)
         )
 
     def extract(self, image: str | Path | np.ndarray) -> Features:
@@ -80,6 +84,8 @@ class Sekd:
             scores=torch.from_numpy(stored.scores),
             descriptors=torch.from_numpy(stored.descriptors),
             image_size=stored.image_size,
+            scales=None if stored.scales is None else torch.from_numpy(stored.scales),
+            turned=None if stored.turned is None else torch.from_numpy(stored.turned),
         )
 
     def match(
@@ -91,30 +97,46 @@ class Sekd:
         min_similarity: float = -1.0,
         temperature: float = 0.0,
         min_probability: float = 0.0,
+        rotations: bool = False,
     ) -> Matches:
         """Mutual nearest neighbours of two images' descriptors, on the CPU when done.
 
-        The filters are those of `sekd match`; `temperature` is its --dual-softmax. Raises UsageError for values that
-        make no sense, or features of different networks.
+        The filters are those of `sekd match`; `temperature` is its --dual-softmax, `rotations` tries the second image at
+        all four quarter turns, which takes features extracted with rotations. Raises UsageError for values that make no
+        sense, features of different networks, or features without turns.
         """
         dimension0, dimension1 = features0.descriptors.shape[1], features1.descriptors.shape[1]
         if dimension0 != dimension1:
             raise UsageError(f"descriptors of {dimension0} and {dimension1} values: extract both with the same weights")
+        if rotations and features1.turned is None:
+            raise UsageError("rotations: the second image's features have no turns; extract with rotations=True")
         settings = MatchingSettings(
-            ratio=ratio, min_similarity=min_similarity, temperature=temperature, min_probability=min_probability
+            ratio=ratio,
+            min_similarity=min_similarity,
+            temperature=temperature,
+            min_probability=min_probability,
+            rotations=rotations,
         )
-        device = self._extractor.device
-        matches0, scores0 = match_descriptors(
-            features0.descriptors.to(device), features1.descriptors.to(device), settings
-        )
-        matches0, scores0 = matches0.cpu(), scores0.cpu()
-        index0 = (matches0 != NO_MATCH).nonzero()[:, 0]
-        index1 = matches0[index0]
+        image0, image1 = (self._matchable(features) for features in (features0, features1))
+        found = match_images(image0, image1, settings)
+        indices = torch.from_numpy(found.indices())
+        index0, index1 = indices.unbind(dim=1)
         return Matches(
-            indices=torch.stack((index0, index1), dim=1),
-            scores=scores0[index0],
+            indices=indices,
+            scores=torch.from_numpy(found.scores0)[index0],
             keypoints0=features0.keypoints[index0],
             keypoints1=features1.keypoints[index1],
+            turn=found.turn or 0,
+        )
+
+    def _matchable(self, features: Features) -> MatchableImage:
+        device = self._extractor.device
+        return MatchableImage(
+            name="",
+            keypoints=features.keypoints.numpy(),
+            descriptors=features.descriptors.to(device),
+            fingerprint=0,
+            turned=None if features.turned is None else features.turned.to(device),
         )
 
 

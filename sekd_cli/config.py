@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 
 from sekd_cli.errors import UsageError
 
+LARGEST_SCALE = 4  # enlarged further a photograph shows nothing but its interpolation
+
 
 def _check(condition: bool, message: str) -> None:
     if not condition:
@@ -35,6 +37,36 @@ class DetectionSettings:
         )
 
 
+AUTO = "auto"  # halved, and halved again, down to the smallest size of use
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewSettings:
+    """At what sizes, and how turned, the network sees an image."""
+
+    max_size: int = 1600  # longer edge in pixels; 0 for no limit
+    scales: tuple[float, ...] | str = (1.0,)  # of the size that `max_size` leaves, or AUTO
+    rotations: bool = False  # upright, and turned by one, two and three quarters
+
+    def __post_init__(self) -> None:
+        _check(self.max_size >= 0, f"--max-size {self.max_size}: give 0 (no limit) or more pixels")
+        fit = self.scales == AUTO or (
+            isinstance(self.scales, tuple) and self.scales and all(0 < scale <= LARGEST_SCALE for scale in self.scales)
+        )
+        given = self.scales if isinstance(self.scales, str) else ",".join(f"{scale:g}" for scale in self.scales)
+        _check(bool(fit), f"--scales {given}: give auto, or numbers above 0, at most {LARGEST_SCALE}, such as 1,0.5")
+
+
+def parse_scales(text: str) -> tuple[float, ...] | str:
+    """`auto`, or numbers with commas between. Raises UsageError."""
+    if text == AUTO:
+        return AUTO
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError:
+        raise UsageError(f"--scales {text}: give auto, or numbers with commas between, such as 1,0.5") from None
+
+
 @dataclass(frozen=True, kw_only=True)
 class MatchingSettings:
     """How descriptors are matched: mutual nearest neighbours, then these filters."""
@@ -43,6 +75,7 @@ class MatchingSettings:
     min_similarity: float = -1.0  # smallest cosine similarity
     temperature: float = 0.0  # of a dual softmax whose probabilities are the scores; 0: scores are cosine similarities
     min_probability: float = 0.0  # smallest dual-softmax probability
+    rotations: bool = False  # of the second image's four quarter turns, the one with the most matches
 
     def __post_init__(self) -> None:
         _check(0 < self.ratio <= 1, f"--ratio {self.ratio}: give more than 0, at most 1 (off)")

@@ -1,79 +1,34 @@
-"""From photographs to features: shrink, pad, run the network in batches or tiles, bring keypoints back to the file.
+"""From photographs to features: resize, pad, run the network in batches or tiles, bring keypoints back to the file.
 
 The network sees every image upright. What it is padded with repeats the border and is cut off its score
 map again, and the statistics that it normalises by are those of the image alone, so padding leaves no trace but a
-slight one along the right and bottom border. Tiles overlap by more than the network's reach: a keypoint belongs to the
-one tile whose core it lies in, and is the one that the whole image would have given.
+slight one along the right and bottom border.
+
+With rotations it sees every image at all four quarter turns. Keypoints are then where the mean of the four score maps
+has them, so they are the same however a photograph lies, and each is described as it looks at each turn.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
-from sekd_cli.config import DetectionSettings
+from sekd_cli.config import DetectionSettings, ViewSettings
 from sekd_cli.errors import ImageError, UsageError
 from sekd_cli.feature_file import StoredFeatures
 from sekd_cli.features import detect, sample_descriptors
-from sekd_cli.geometry import rescale_points
+from sekd_cli.geometry import quarter_turn, rescale_points, warp_points
 from sekd_cli.images import Photograph, to_stored
 from sekd_cli.networks import DenseMaps, DenseNetwork
 from sekd_cli.networks.inference import inference_network
 from sekd_cli.precision import resolve_precision
+from sekd_cli.pyramid import Level, LevelFeatures, PreparedImage, join_levels, prepare
+from sekd_cli.tiles import REACH, SMALLEST_TILE, Window, whole, windows
 
-REACH = 256  # pixels; no network's value depends on pixels further away (compact: 214), and a multiple of each stride
-SMALLEST_TILE = 1024  # pixels; half of it is overlap already
 TILE_PIXELS = {"compact": 4096, "published": 2048}  # edges for which a tile takes about 1 GB and 3 GB
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreparedImage:
-    """An image as the network will see it, and its way back to the file."""
-
-    grey: np.ndarray  # (H, W) uint8, upright, shrunk
-    statistics: tuple[float, float]  # mean and standard deviation of `grey` in [0, 1]
-    mask: np.ndarray | None  # (H, W) bool, like `grey`: false where no keypoint may be
-    full_mask: np.ndarray | None  # bool, the same for the upright image before it was shrunk
-    upright_size: tuple[int, int]  # width, height before it was shrunk
-    orientation: int  # EXIF
-    stored_size: tuple[int, int]  # width, height in the file
-
-    @property
-    def scale(self) -> tuple[float, float]:
-        """Pixels that the network sees per pixel of the upright image, along x and y."""
-        return self.grey.shape[1] / self.upright_size[0], self.grey.shape[0] / self.upright_size[1]
-
-
-def prepare(photograph: Photograph, *, max_size: int, mask: np.ndarray | None = None) -> PreparedImage:
-    """Shrink a photograph until its longer edge is at most `max_size` pixels (0: leave it). Safe in any thread.
-
-    mask: (H, W) bool like the photograph, false where no keypoint may be.
-    """
-    pixels = photograph.pixels
-    grey = np.ascontiguousarray(pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))
-    height, width = grey.shape
-    factor = max_size / max(height, width)
-    if max_size and factor < 1:
-        size = max(1, round(width * factor)), max(1, round(height * factor))
-        grey = np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_AREA))
-    shrunk_mask = None
-    if mask is not None:
-        size = grey.shape[1], grey.shape[0]
-        shrunk_mask = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT) > 0
-    mean, deviation = cv2.meanStdDev(grey)
-    return PreparedImage(
-        grey=grey,
-        statistics=(float(mean[0, 0]) / 255, float(deviation[0, 0]) / 255),
-        mask=shrunk_mask,
-        full_mask=mask,
-        upright_size=(width, height),
-        orientation=photograph.orientation,
-        stored_size=photograph.stored_size,
-    )
 
 
 class Extractor:
@@ -85,48 +40,48 @@ class Extractor:
         settings: DetectionSettings,
         *,
         device: torch.device,
-        max_size: int = 1600,
+        views: ViewSettings | None = None,
         tile: int | None = None,
         precision: str = "float32",
     ) -> None:
-        """max_size: longer edge in pixels, 0 for no limit. tile: edge in pixels above which an image is done in tiles,
-        None for the network's own, 0 for never. precision: one of PRECISIONS.
+        """views: at what sizes and turns the network sees images. tile: edge in pixels above which an image is done in
+        tiles, None for the network's own, 0 for never. precision: one of PRECISIONS.
 
         Raises UsageError.
         """  # noqa: D205 - both arguments belong together
-        if max_size < 0:
-            raise UsageError(f"--max-size {max_size}: give 0 (no limit) or more pixels")
         tile = TILE_PIXELS[network.name] if tile is None else tile
         if tile and tile < SMALLEST_TILE:
             raise UsageError(f"--tile {tile}: give 0 (never) or at least {SMALLEST_TILE} pixels")
         self.stride = network.stride
         self.settings = settings.completed(threshold=network.default_threshold, nms_radius=network.default_nms_radius)
         self.threshold = self.settings.threshold or 0.0
+        self.views = views or ViewSettings()
         self.device = device
-        self.max_size = max_size
         self.tile = tile
         self.precision = resolve_precision(precision, device)
+        self._turns = range(4 if self.views.rotations else 1)
         self._network = inference_network(network, self.precision, device)
 
     def prepare(self, photograph: Photograph, mask: np.ndarray | None = None) -> PreparedImage:
-        """See `prepare`; with this extractor's size."""
-        return prepare(photograph, max_size=self.max_size, mask=mask)
+        """See `prepare`; at this extractor's sizes."""
+        return prepare(photograph, self.views, mask)
 
-    def padded_size(self, image: PreparedImage) -> tuple[int, int]:
-        """Height, width with which an image goes through the network: only equal ones can share a batch."""
-        height, width = image.grey.shape
-        return -(-height // self.stride) * self.stride, -(-width // self.stride) * self.stride
+    def padded_sizes(self, image: PreparedImage) -> tuple[tuple[int, int], ...]:
+        """Height, width with which each level of an image goes through the network: only equal ones share a batch."""
+        sizes = []
+        for level in image.levels:
+            height, width = level.grey.shape
+            sizes.append((-(-height // self.stride) * self.stride, -(-width // self.stride) * self.stride))
+        return tuple(sizes)
 
     def extract(self, images: Sequence[PreparedImage]) -> list[StoredFeatures]:
-        """The features of images of equal `padded_size`, keypoints in the pixel grid of their files.
+        """The features of images of equal `padded_sizes`, keypoints in the pixel grid of their files.
 
         An even image has none. Raises ImageError if the device's memory is too small for an only image; several are
         then tried one by one.
         """
         try:
-            if self.tile and max(images[0].grey.shape) > self.tile:
-                return [self._extract_tiled(image) for image in images]
-            return self._extract_batch(images)
+            return self._extract(images)
         except (RuntimeError, MemoryError) as error:
             if "memory" not in str(error).lower():
                 raise
@@ -137,32 +92,60 @@ class Extractor:
             torch.cuda.empty_cache()
         return [self.extract([image])[0] for image in images]
 
-    def _extract_batch(self, images: Sequence[PreparedImage]) -> list[StoredFeatures]:
-        maps = self._run([image.grey for image in images], [image.statistics for image in images])
+    @torch.inference_mode()
+    def _extract(self, images: Sequence[PreparedImage]) -> list[StoredFeatures]:
+        found: list[list[LevelFeatures]] = [[] for _ in images]
+        for same in zip(*(image.levels for image in images), strict=True):
+            tiled = self.tile and max(same[0].grey.shape) > self.tile
+            raw = [self._tiled(level) for level in same] if tiled else self._untiled(same)
+            for image, level, one, own in zip(images, same, raw, found, strict=True):
+                own.append(one.in_photograph(*image.scale(level)))
+        limit, suppress = self.settings.max_keypoints, self.settings.nms_radius != 0
+        return [
+            _in_file(image, join_levels(own, limit, suppress=suppress))
+            for image, own in zip(images, found, strict=True)
+        ]
+
+    def _untiled(self, levels: Sequence[Level]) -> list["_Found"]:
+        patches = self._patches(levels, [whole(*level.grey.shape) for level in levels])
         results = []
-        for index, image in enumerate(images):
-            keypoints, scores = self._detect(maps, index, image, _whole(image), self.settings)
-            results.append(self._finish(image, keypoints, scores, self._describe(maps, index, keypoints)))
+        for level, patch in zip(levels, patches, strict=True):
+            keypoints, scores = self._detect(patch, level, self.settings)
+            results.append(_Found(keypoints, scores, patch.describe(keypoints)))
         return results
 
-    def _extract_tiled(self, image: PreparedImage) -> StoredFeatures:
+    def _tiled(self, level: Level) -> "_Found":
         everything = replace(self.settings, max_keypoints=0)
         limit = self.settings.max_keypoints or None
-        best: list[Tensor] = []  # keypoints, scores, descriptors
-        height, width = image.grey.shape
-        for window in _windows(height, width, self.tile // REACH * REACH):
-            pixels = image.grey[window.top : window.bottom, window.left : window.right]
-            maps = self._run([pixels], [image.statistics])
-            keypoints, scores = self._detect(maps, 0, image, window, everything)
+        best: _Found | None = None
+        for window in windows(*level.grey.shape, self.tile // REACH * REACH):
+            patch = self._patches([level], [window])[0]
+            keypoints, scores = self._detect(patch, level, everything)
             own = window.owns(keypoints)
             keypoints, scores = keypoints[own][:limit], scores[own][:limit]
-            tile = [keypoints + window.origin(keypoints), scores, self._describe(maps, 0, keypoints)]
-            joined = [torch.cat(pair) for pair in zip(best, tile, strict=True)] if best else tile
-            order = joined[1].argsort(descending=True, stable=True)[:limit]
-            best = [values[order] for values in joined]
-        return self._finish(image, *best)
+            tile = _Found(keypoints + window.origin(keypoints), scores, patch.describe(keypoints))
+            best = tile if best is None else best.joined(tile, limit)
+        assert best is not None, "an image has at least one tile"
+        return best
 
-    @torch.inference_mode()
+    def _patches(self, levels: Sequence[Level], parts: Sequence[Window]) -> list["_Patch"]:
+        """What the network says of a window of each level; all go through it together."""
+        patches = [_Patch(part, []) for part in parts]
+        statistics = [level.statistics for level in levels]
+        for turns in self._turns:
+            seen = [
+                part.turned_whole(turns, *level.grey.shape, self.stride)
+                for level, part in zip(levels, parts, strict=True)
+            ]
+            pixels = [
+                np.rot90(level.grey[part.top : part.bottom, part.left : part.right], turns)
+                for level, part in zip(levels, seen, strict=True)
+            ]
+            maps = self._run(pixels, statistics)
+            for index, (patch, part) in enumerate(zip(patches, seen, strict=True)):
+                patch.views.append(_View.of(maps, index, turns, part.bottom - part.top, part.right - part.left))
+        return patches
+
     def _run(self, pixels: Sequence[np.ndarray], statistics: Sequence[tuple[float, float]]) -> DenseMaps:
         """The maps of grey uint8 images (H, W) that are padded to the same multiple of the stride."""
         padded = np.stack([self._pad(one) for one in pixels])
@@ -176,92 +159,101 @@ class Extractor:
         height, width = pixels.shape
         return np.pad(pixels, ((0, -height % self.stride), (0, -width % self.stride)), mode="edge")
 
-    @torch.inference_mode()
-    def _detect(
-        self, maps: DenseMaps, index: int, image: PreparedImage, window: "_Window", settings: DetectionSettings
-    ) -> tuple[Tensor, Tensor]:
-        """Keypoints (N, 2) in pixels of the window, and scores (N,)."""
-        logits = maps.score_logits[index, : window.bottom - window.top, : window.right - window.left]
-        if image.statistics[1] == 0:  # an even image: what its borders look like is no keypoint
+    def _detect(self, patch: "_Patch", level: Level, settings: DetectionSettings) -> tuple[Tensor, Tensor]:
+        """Keypoints (N, 2) in pixels of the patch's window, and scores (N,)."""
+        logits = patch.score_logits()
+        if level.statistics[1] == 0:  # an even image: what its borders look like is no keypoint
             return logits.new_zeros((0, 2)), logits.new_zeros(0)
         mask = None
-        if image.mask is not None:
-            part = image.mask[window.top : window.bottom, window.left : window.right]
+        if level.mask is not None:
+            window = patch.window
+            part = level.mask[window.top : window.bottom, window.left : window.right]
             mask = torch.from_numpy(np.ascontiguousarray(part)).to(self.device)
         return detect(logits, settings, self.threshold, mask)
 
-    @torch.inference_mode()
-    def _describe(self, maps: DenseMaps, index: int, keypoints: Tensor) -> Tensor:
-        own = tuple(one[index : index + 1] for one in maps.descriptor_maps)
-        return sample_descriptors(own, keypoints[None], maps.score_logits.shape[-1])[0]
 
-    def _finish(self, image: PreparedImage, keypoints: Tensor, scores: Tensor, descriptors: Tensor) -> StoredFeatures:
-        """Keypoints (N, 2) of the shrunk image back to the file; those that landed in the mask left out."""
-        scale_x, scale_y = image.scale
-        back = torch.tensor((1 / scale_x, 1 / scale_y), dtype=torch.float64)
-        upright = rescale_points(keypoints.cpu().double(), back).numpy()
-        kept = np.ones(len(upright), dtype=bool)
-        if image.full_mask is not None:
-            x, y = np.rint(upright).astype(int).T
-            kept = image.full_mask[y, x]
-        stored = to_stored(upright[kept], image.orientation, image.stored_size)
-        return StoredFeatures(
-            keypoints=stored.astype(np.float32),
-            scores=scores.float().cpu().numpy()[kept],
-            descriptors=descriptors.float().cpu().numpy()[kept],
-            image_size=image.stored_size,
-            scales=np.full(int(kept.sum()), (1 / (scale_x * scale_y)) ** 0.5, dtype=np.float32),
+class _View(NamedTuple):
+    """What the network says of a window as it looks at one turn."""
+
+    score_logits: Tensor  # (h, w), turned back
+    descriptor_maps: tuple[Tensor, ...]  # each (1, D_i, h_i, w_i), as turned
+    width: int  # pixels of what went through the network
+    turned_from_window: Tensor  # (1, 3, 3)
+
+    @classmethod
+    def of(cls, maps: DenseMaps, index: int, turns: int, height: int, width: int) -> "_View":
+        """Image `index` of a batch, a window (height, width) turned so often counter-clockwise and then padded."""
+        turned = (width, height) if turns % 2 else (height, width)
+        logits = maps.score_logits[index, : turned[0], : turned[1]]
+        return cls(
+            torch.rot90(logits, -turns),
+            tuple(one[index : index + 1] for one in maps.descriptor_maps),
+            maps.score_logits.shape[-1],
+            torch.from_numpy(quarter_turn(turns, height, width)).to(logits)[None],
         )
 
 
-class _Window(NamedTuple):
-    """A tile of an image, in its pixels: what the network sees, and within it the core whose keypoints it owns."""
+class _Patch(NamedTuple):
+    """What the network says of a window at every turn."""
 
-    top: int
-    bottom: int
-    left: int
-    right: int
-    core_top: int
-    core_bottom: int
-    core_left: int
-    core_right: int
+    window: Window
+    views: list[_View]
 
-    def origin(self, like: Tensor) -> Tensor:
-        """(x, y) of its top-left pixel in the image."""
-        return like.new_tensor((self.left, self.top))
+    def score_logits(self) -> Tensor:
+        """(h, w), the mean of all turns."""
+        height, width = self.window.bottom - self.window.top, self.window.right - self.window.left
+        logits = [view.score_logits[:height, :width] for view in self.views]
+        return logits[0] if len(logits) == 1 else torch.stack(logits).mean(dim=0)
 
-    def owns(self, keypoints: Tensor) -> Tensor:
-        """Which keypoints (N, 2) of the window round into its core, (N,) bool."""
-        x, y = (keypoints + self.origin(keypoints)).round().unbind(dim=-1)
-        return (x >= self.core_left) & (x < self.core_right) & (y >= self.core_top) & (y < self.core_bottom)
-
-
-def _whole(image: PreparedImage) -> _Window:
-    height, width = image.grey.shape
-    return _Window(0, height, 0, width, 0, height, 0, width)
+    def describe(self, keypoints: Tensor) -> Tensor:
+        """Descriptors (T, N, D) of keypoints (N, 2) of the window at every turn."""
+        return torch.cat(
+            [
+                sample_descriptors(
+                    view.descriptor_maps, warp_points(keypoints[None], view.turned_from_window), view.width
+                )
+                for view in self.views
+            ]
+        )
 
 
-def _windows(height: int, width: int, tile: int) -> Iterator[_Window]:
-    """Tiles that cover an image, row by row: cores touch, and tiles reach beyond them by REACH where there is image."""
-    for core_top, core_bottom in _cores(height, tile):
-        for core_left, core_right in _cores(width, tile):
-            yield _Window(
-                max(0, core_top - REACH),
-                min(height, core_bottom + REACH),
-                max(0, core_left - REACH),
-                min(width, core_right + REACH),
-                core_top,
-                core_bottom,
-                core_left,
-                core_right,
-            )
+class _Found(NamedTuple):
+    """Features in the pixels of a level, on the device, best first."""
+
+    keypoints: Tensor  # (N, 2)
+    scores: Tensor  # (N,)
+    descriptors: Tensor  # (T, N, D)
+
+    def joined(self, other: "_Found", limit: int | None) -> "_Found":
+        """The best of both."""
+        scores, order = torch.cat((self.scores, other.scores)).sort(descending=True, stable=True)
+        order = order[:limit]
+        keypoints = torch.cat((self.keypoints, other.keypoints))[order]
+        return _Found(keypoints, scores[:limit], torch.cat((self.descriptors, other.descriptors), dim=1)[:, order])
+
+    def in_photograph(self, scale_x: float, scale_y: float) -> LevelFeatures:
+        """The same on the CPU, keypoints taken back to the upright photograph."""
+        back = torch.tensor((1 / scale_x, 1 / scale_y), dtype=torch.float64)
+        return LevelFeatures(
+            keypoints=rescale_points(self.keypoints.cpu().double(), back),
+            scores=self.scores.float().cpu(),
+            descriptors=self.descriptors.float().cpu(),
+            scales=torch.full((len(self.scores),), (scale_x * scale_y) ** -0.5, dtype=torch.float64),
+        )
 
 
-def _cores(extent: int, tile: int) -> Iterator[tuple[int, int]]:
-    """Consecutive parts of `extent` pixels, each beginning at a multiple of REACH (and so of every stride)."""
-    if extent <= tile:
-        yield 0, extent
-        return
-    step = tile - 2 * REACH
-    for start in range(0, extent, step):
-        yield start, min(extent, start + step)
+def _in_file(image: PreparedImage, features: LevelFeatures) -> StoredFeatures:
+    """Features in the pixel grid of the file; those whose keypoints landed in the mask left out."""
+    if image.full_mask is not None:
+        x, y = features.keypoints.round().long().numpy().T
+        features = features.only(torch.from_numpy(image.full_mask[y, x]))
+    stored = to_stored(features.keypoints.numpy(), image.orientation, image.stored_size)
+    descriptors = features.descriptors.numpy()
+    return StoredFeatures(
+        keypoints=stored.astype(np.float32),
+        scores=features.scores.numpy(),
+        descriptors=descriptors[0],
+        image_size=image.stored_size,
+        scales=features.scales.float().numpy(),
+        turned=descriptors[1:] if len(descriptors) > 1 else None,
+    )

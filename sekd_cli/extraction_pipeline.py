@@ -16,9 +16,10 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from sekd_cli.errors import ImageError
-from sekd_cli.extraction import Extractor, PreparedImage
+from sekd_cli.extraction import Extractor
 from sekd_cli.feature_file import FeatureWriter, Source, StoredFeatures, source_of
 from sekd_cli.images import DEFAULT_MAX_PIXELS, ImageEntry, read_image, read_image_size, read_mask
+from sekd_cli.pyramid import PreparedImage
 
 logger = logging.getLogger(__name__)
 
@@ -134,18 +135,18 @@ def _load_ahead(
 def _batches(
     loaded: Iterable[_Loaded | Outcome], extractor: Extractor, batch_size: int
 ) -> Iterator[list[_Loaded] | Outcome]:
-    """Images of equal padded size together, up to `batch_size`; at most four batches wait to become full."""
-    pending: dict[tuple[int, int], list[_Loaded]] = {}
+    """Images of equal padded sizes together, up to `batch_size`; at most four batches wait to become full."""
+    pending: dict[tuple[tuple[int, int], ...], list[_Loaded]] = {}
     for item in loaded:
         if isinstance(item, Outcome):
             yield item
             continue
-        size = extractor.padded_size(item.image)
-        pending.setdefault(size, []).append(item)
-        if len(pending[size]) >= batch_size:
-            yield pending.pop(size)
+        sizes = extractor.padded_sizes(item.image)
+        pending.setdefault(sizes, []).append(item)
+        if len(pending[sizes]) >= batch_size:
+            yield pending.pop(sizes)
         elif sum(map(len, pending.values())) >= 4 * batch_size:
-            yield pending.pop(max(pending, key=lambda size: len(pending[size])))
+            yield pending.pop(max(pending, key=lambda sizes: len(pending[sizes])))
     yield from pending.values()
 
 

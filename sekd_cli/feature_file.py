@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 SCHEMA = 1  # raised when a file written now can't be read by the code of before
 PIXEL_CONVENTION = "(x, y) in the pixel grid of the stored file; the centre of the top-left pixel is (0, 0)"
 DATASETS = ("keypoints", "scores", "descriptors", "image_size", "scales")
+TURNED = "descriptors_turned"  # (3, D, N): of the upright image turned counter-clockwise by 1, 2 and 3 quarters
+TURNED_CHECKSUM = "checksum_turned"  # of its own, as most readers leave them
 MAXIMUM_VALUES = 2**31  # in one dataset; a larger claim is damage, not features
 
 
@@ -49,6 +51,7 @@ class StoredFeatures:
     descriptors: np.ndarray  # (N, D) float32; rows
     image_size: tuple[int, int]  # width, height; where the file has none, the smallest that holds all keypoints
     scales: np.ndarray | None = None  # (N,) float32, pixels of the stored image per pixel that the network saw
+    turned: np.ndarray | None = None  # (3, N, D) float32, descriptors of the image turned by 1, 2, 3 quarters
 
     def __len__(self) -> int:
         return len(self.keypoints)
@@ -107,12 +110,20 @@ class FeatureReader:
             group = member(self._file, name)
             return isinstance(group, h5py.Group) and is_image(group, own=self._own)
 
-    def read(self, name: str) -> StoredFeatures:
-        """The features of one image. Raises InputFileError if there are none, or they are damaged."""
+    def read(self, name: str, *, turned: bool = False) -> StoredFeatures:
+        """The features of one image; `turned` reads the descriptors at other turns too, if there are any.
+
+        Raises InputFileError if there are none, or they are damaged.
+        """
         if name not in self:
             raise InputFileError(f"{self.path}: no features of {name}; run sekd extract on it, or mend the name")
         with self._lock, self._reading(f"{self.path}: {name}"):
-            return _read_group(self._file[name], f"{self.path}: {name}")
+            return _read_group(self._file[name], f"{self.path}: {name}", turned=turned)
+
+    @property
+    def has_turns(self) -> bool:
+        """Whether the images were extracted with descriptors at other turns."""
+        return bool(_settings(self.attributes).get("rotations", False))
 
     def close(self) -> None:
         """Close the file."""
@@ -299,12 +310,15 @@ def _write_group(group: h5py.Group, features: StoredFeatures, source: Source | N
     write_arrays(group, arrays)
     if features.scales is not None:
         group["keypoints"].attrs["uncertainty"] = float(np.mean(features.scales)) if len(features.scales) else 1.0
+    if features.turned is not None:
+        turned = np.ascontiguousarray(features.turned.swapaxes(1, 2), dtype=descriptor_dtype)
+        write_arrays(group, {TURNED: turned}, TURNED_CHECKSUM)
     if source is not None:
         group.attrs["source"] = np.asarray(source, dtype=np.int64)
     group.attrs["complete"] = True
 
 
-def _read_group(group: h5py.Group, where: str) -> StoredFeatures:
+def _read_group(group: h5py.Group, where: str, *, turned: bool) -> StoredFeatures:
     arrays = {name: _read_array(group, name, where) for name in DATASETS if name in group}
     check_arrays(group, arrays)
     with np.errstate(over="ignore"):  # found below
@@ -320,13 +334,24 @@ def _read_group(group: h5py.Group, where: str) -> StoredFeatures:
     scores, scales = floats.get("scores", np.ones(count, dtype=np.float32)), floats.get("scales")
     if descriptors.shape[1] != count or scores.shape != (count,) or (scales is not None and scales.shape != (count,)):
         raise InputFileError(f"{where}: not as many descriptors or scores as its {count} keypoints; extract it again")
+    others = _read_turned(group, where, descriptors.shape) if turned and TURNED in group else None
     return StoredFeatures(
         keypoints=keypoints,
         scores=scores,
         descriptors=np.ascontiguousarray(descriptors.T),
         image_size=_image_size(arrays.get("image_size"), keypoints, where),
         scales=scales,
+        turned=others,
     )
+
+
+def _read_turned(group: h5py.Group, where: str, shape: tuple[int, ...]) -> np.ndarray:
+    """(3, N, D) beside descriptors of `shape` (D, N)."""
+    turned = _read_array(group, TURNED, where)
+    check_arrays(group, {TURNED: turned}, TURNED_CHECKSUM)
+    if turned.shape != (3, *shape):
+        raise InputFileError(f"{where}: {TURNED} {turned.shape} beside descriptors {shape}; extract it again")
+    return np.ascontiguousarray(turned.swapaxes(1, 2), dtype=np.float32)
 
 
 def _image_size(stored: np.ndarray | None, keypoints: np.ndarray, where: str) -> tuple[int, int]:

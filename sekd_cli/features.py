@@ -26,6 +26,8 @@ class Features:
     scores: Tensor  # (N,) float32 keypoint probabilities, descending
     descriptors: Tensor  # (N, D) float32, rows of unit length
     image_size: tuple[int, int]  # width, height of the image that the keypoints refer to
+    scales: Tensor | None = None  # (N,) float32, pixels of that image per pixel that the network saw
+    turned: Tensor | None = None  # (3, N, D) float32, descriptors of the image turned by 1, 2 and 3 quarters
 
     def __len__(self) -> int:
         return self.keypoints.shape[0]

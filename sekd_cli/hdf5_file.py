@@ -94,16 +94,16 @@ def create_hdf5(path: Path, attributes: Mapping[str, Any]) -> Iterator[h5py.File
         yield file
 
 
-def write_arrays(group: h5py.Group, arrays: Mapping[str, np.ndarray]) -> None:
-    """Add arrays to a group that has none, and the checksum by which damage to them is noticed."""
+def write_arrays(group: h5py.Group, arrays: Mapping[str, np.ndarray], checksum: str = CHECKSUM) -> None:
+    """Add arrays to a group, and as this attribute the checksum by which damage to them is noticed."""
     for name, values in arrays.items():
         group.create_dataset(name, data=values)
-    group.attrs[CHECKSUM] = _checksum(arrays)
+    group.attrs[checksum] = _checksum(arrays)
 
 
-def check_arrays(group: h5py.Group, arrays: Mapping[str, np.ndarray]) -> None:
-    """Raise ValueError unless all `arrays` of a group are what `write_arrays` wrote; other tools' files pass."""
-    stored = group.attrs.get(CHECKSUM)
+def check_arrays(group: h5py.Group, arrays: Mapping[str, np.ndarray], checksum: str = CHECKSUM) -> None:
+    """Raise ValueError unless all `arrays` are what one `write_arrays` wrote; other tools' files pass."""
+    stored = group.attrs.get(checksum)
     if stored is not None and int(stored) != _checksum(arrays):
         raise ValueError("its numbers are no longer those that were written")
 

@@ -3,8 +3,9 @@
 Groups are named by the images' names with `/` replaced by `-`. A pair's group holds `matches0` (N0,) int32, the match
 of each keypoint of the first image or -1, and `matching_scores0` (N0,) float32; where the pair was verified and a model
 found, also that, (3, 3) float64, under its name (`homography`, `fundamental`, `essential`). Attributes: `names`, both
-with a tab between them; `features`, fingerprints of what was matched; `complete`, written last. hloc's files, which
-have no attributes, are read as well.
+with a tab between them; `features`, fingerprints of what was matched; where rotations were tried `turn`, by how many
+quarters counter-clockwise the second image is to be turned to lie as the first; `complete`, written last. hloc's files,
+which have no attributes, are read as well.
 """
 
 import json
@@ -45,6 +46,7 @@ class StoredMatches:
     scores0: np.ndarray  # (N0,) float32, 0 for none
     model_name: str | None = None  # of MODELS, where one was fitted; then matches0 holds its inliers alone
     model: np.ndarray | None = None  # (3, 3) float64; see `verification.verify` for its meaning
+    turn: int | None = None  # of the four that were tried: the second image turned by so many quarters fits best
 
     def indices(self) -> np.ndarray:
         """(M, 2) int64: keypoints of the first image, in order, and of the second."""
@@ -59,7 +61,8 @@ class StoredMatches:
         model = self.model
         if model is not None:
             model = np.linalg.inv(model) if self.model_name == "homography" else model.T
-        return StoredMatches(matches0=matches, scores0=scores, model_name=self.model_name, model=model)
+        turn = None if self.turn is None else -self.turn % 4
+        return StoredMatches(matches0=matches, scores0=scores, model_name=self.model_name, model=model, turn=turn)
 
 
 def flat_name(name: str) -> str:
@@ -154,6 +157,8 @@ class MatchWriter:
                     del file[place]
             group = file.create_group(_place(pair))
             write_arrays(group, _arrays(matches))
+            if matches.turn is not None:
+                group.attrs["turn"] = matches.turn
             group.attrs["names"] = np.bytes_("\t".join(pair).encode())
             group.attrs["features"] = np.array(fingerprints, dtype=np.int64)
             group.attrs["complete"] = True
@@ -265,6 +270,7 @@ class MatchReader:
             scores0=scores0.astype(np.float32),
             model_name=name,
             model=None if name is None else arrays[name].astype(np.float64).reshape(3, 3),
+            turn=int(group.attrs["turn"]) if "turn" in group.attrs else None,
         )
 
     def _reading(self) -> AbstractContextManager[None]:

@@ -19,15 +19,19 @@ from sekd_cli.config import MatchingSettings, VerificationSettings
 from sekd_cli.errors import ImageError, InputFileError
 from sekd_cli.feature_file import FeatureReader
 from sekd_cli.match_file import ChangedFeaturesError, MatchWriter, StoredMatches
-from sekd_cli.pair_matching import MatchableImage, match_images, matchable_image
+from sekd_cli.pair_matching import MatchableImage, match_images, match_together, matchable_image
 from sekd_cli.pairs import Pair
 from sekd_cli.verification import Camera
 
-PAIRS_IN_FLIGHT = 4  # for each thread: enough that none waits while features are read or matches written
+BATCHES_IN_FLIGHT = 4  # for each thread: enough that none waits while features are read or matches written
 COMMIT_PAIRS, COMMIT_SECONDS = 64, 1.0  # matches are made durable, and reported, after so many or so long
 
 CameraOf = Callable[[str, tuple[int, int]], Camera | None]
 """The camera of an image by name and (width, height). It may raise ImageError."""
+
+
+Batch = list[tuple[MatchableImage, MatchableImage]]
+"""Pairs that are matched together."""
 
 
 class Plan(NamedTuple):
@@ -56,6 +60,7 @@ class PipelineSettings:
     threads: int = 1  # pairs matched at once
     cache_bytes: int = 1 << 30  # of features in memory
     update: bool = False  # match pairs again whose features changed since
+    batch_values: int = 0  # similarities of pairs that are matched together, padding included; 0: one pair at a time
 
 
 def plan(pairs: Iterable[Pair]) -> Plan:
@@ -84,33 +89,71 @@ def match_all(
     Raises OutputError if the file can't be written or holds matches of other features, DeviceError if the device runs
     out of memory.
     """
-    cache = FeatureCache(features, settings, camera_of)
+    cache = FeatureCache(features, settings, camera_of, turned=matching.rotations)
     at_once = max(1, min(settings.threads, len(work.pairs)))
     share = max(1, settings.threads // at_once)  # threads for one pair: more than one where pairs are few
     written = _Written(writer)
-    running: deque[tuple[Pair, tuple[int, int], Future[StoredMatches]]] = deque()
+    running: deque[tuple[Batch, Future[list[StoredMatches | ImageError]]]] = deque()
+    gathering = _Gathering(settings.batch_values // (4 if matching.rotations else 1))
     with ThreadPoolExecutor(at_once, "match", initializer=torch.set_num_threads, initargs=(share,)) as pool:
+
+        def start(batch: Batch) -> None:
+            if batch:
+                running.append((batch, pool.submit(_match, batch, matching, verification)))
+
         try:
             for pair, image0, image1 in cache.walk(work):
                 if isinstance(image0, str) or isinstance(image1, str):
                     reasons = [reason for reason in (image0, image1) if isinstance(reason, str)]
                     written.add(Outcome(pair, failure="; ".join(reasons)))
-                elif _is_done(writer, pair, fingerprints := (image0.fingerprint, image1.fingerprint), settings.update):
+                elif _is_done(writer, pair, (image0.fingerprint, image1.fingerprint), settings.update):
                     written.add(Outcome(pair, skipped=True))
                 else:
-                    running.append(
-                        (pair, fingerprints, pool.submit(match_images, image0, image1, matching, verification))
-                    )
-                while len(running) >= PAIRS_IN_FLIGHT * at_once:
+                    start(gathering.add(image0, image1))
+                while len(running) >= BATCHES_IN_FLIGHT * at_once:
                     written.take(*running.popleft())
                 yield from written.reported()
+            start(gathering.batch)
             while running:
                 written.take(*running.popleft())
                 yield from written.reported()
             yield from written.reported(now=True)
         finally:
-            for _, _, future in running:
+            for _, future in running:
                 future.cancel()
+
+
+def _match(
+    batch: Batch, matching: MatchingSettings, verification: VerificationSettings | None
+) -> list[StoredMatches | ImageError]:
+    """The matches of each pair, or why there are none."""
+    if len(batch) > 1:
+        return match_together(batch, matching, verification)
+    try:
+        return [match_images(*batch[0], matching, verification)]
+    except ImageError as error:
+        return [error]
+
+
+class _Gathering:
+    """Pairs that wait until there are enough to be matched together."""
+
+    def __init__(self, room: int) -> None:
+        self.batch: Batch = []
+        self._room = room  # similarities, padding included
+        self._rows = self._columns = 0
+
+    def add(self, image0: MatchableImage, image1: MatchableImage) -> Batch:
+        """Add a pair. Returns those that were there, to be matched now, if it doesn't fit beside them; else none."""
+        rows, columns = len(image0.keypoints), len(image1.keypoints)
+        most_rows, most_columns = max(self._rows, rows), max(self._columns, columns)
+        if (len(self.batch) + 1) * most_rows * most_columns <= self._room and len(self.batch) < COMMIT_PAIRS:
+            self.batch.append((image0, image1))
+            self._rows, self._columns = most_rows, most_columns
+            return []
+        full, self.batch = self.batch, [(image0, image1)]
+        self._rows, self._columns = rows, columns
+        return full
 
 
 def _is_done(writer: MatchWriter, pair: Pair, fingerprints: tuple[int, int], update: bool) -> bool:
@@ -134,15 +177,15 @@ class _Written:
         """Report this, in turn."""
         self._outcomes.append(outcome)
 
-    def take(self, pair: Pair, fingerprints: tuple[int, int], future: Future[StoredMatches]) -> None:
-        """Write the matches of a pair as soon as they are there."""
-        try:
-            matches = future.result()
-        except ImageError as error:
-            self.add(Outcome(pair, failure=str(error)))
-            return
-        self._writer.write(pair, matches, fingerprints)
-        self.add(Outcome(pair, int((matches.matches0 >= 0).sum())))
+    def take(self, batch: Batch, future: Future[list[StoredMatches | ImageError]]) -> None:
+        """Write the matches of pairs as soon as they are there."""
+        for (image0, image1), matches in zip(batch, future.result(), strict=True):
+            pair = image0.name, image1.name
+            if isinstance(matches, ImageError):
+                self.add(Outcome(pair, failure=str(matches)))
+                continue
+            self._writer.write(pair, matches, (image0.fingerprint, image1.fingerprint))
+            self.add(Outcome(pair, int((matches.matches0 >= 0).sum())))
 
     def reported(self, *, now: bool = False) -> Iterator[Outcome]:
         """Outcomes that are durable: none until it is time to commit, or `now`."""
@@ -156,12 +199,16 @@ class _Written:
 class FeatureCache:
     """Features in bounded memory: most of it for the rows of the block at hand, the rest for what was used last."""
 
-    def __init__(self, features: FeatureReader, settings: PipelineSettings, camera_of: CameraOf) -> None:
+    def __init__(
+        self, features: FeatureReader, settings: PipelineSettings, camera_of: CameraOf, *, turned: bool = False
+    ) -> None:
+        """turned: read descriptors at other turns too."""
         self._features = features
         self._device = settings.device
         self._room = settings.cache_bytes // 8  # for images that pass; each is needed once a block
         self._row_room = settings.cache_bytes - self._room
         self._camera_of = camera_of
+        self._turned = turned
         self._passing: OrderedDict[str, MatchableImage | str] = OrderedDict()
         self._passing_size = 0
         self.reads = 0  # of images, so far
@@ -209,7 +256,7 @@ class FeatureCache:
     def _load(self, name: str) -> MatchableImage | str:
         self.reads += 1
         try:
-            stored = self._features.read(name)
+            stored = self._features.read(name, turned=self._turned)
             camera = self._camera_of(name, stored.image_size)
         except (ImageError, InputFileError) as error:
             return str(error)

@@ -1,6 +1,7 @@
 """Mutual nearest neighbours between two sets of descriptors, without ever holding the whole similarity matrix."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ class _Scan(NamedTuple):
     row_rest: Tensor  # (N0,) the largest of the rest of the row
     column_rest: Tensor  # (N1,) the largest of the rest of the column
     row_sum: Tensor  # (N0,) of exp((similarity - 1) / temperature), and
-    column_sum: Tensor  # (N1,) likewise; both zero if there is no temperature
+    column_sum: Tensor  # (N1,) likewise; of no use if there is no temperature
 
 
 @torch.no_grad()
@@ -49,8 +50,55 @@ def match_descriptors(
         )
     if block_rows is None:
         block_rows = CPU_BLOCK_ROWS if device.type == "cpu" else max(1, GPU_BLOCK_VALUES // count1)
-    scan = _scan(descriptors0.float(), descriptors1.float(), block_rows, settings)
-    kept, column_rest = _mutual(scan, count1)
+    return _decide(_scan(descriptors0.float(), descriptors1.float(), block_rows, settings), settings)
+
+
+@torch.no_grad()
+def match_batch(pairs: Sequence[tuple[Tensor, Tensor]], settings: MatchingSettings) -> list[tuple[Tensor, Tensor]]:
+    """What `match_descriptors` gives for each of several pairs of descriptors, by few large operations: for GPUs.
+
+    pairs: each (N0, D), (N1, D), all of one D and on one device. They are padded to the largest, so it takes as many
+    similarities as there are pairs times the most rows times the most columns.
+    """
+    most0, most1 = (max(1, *(len(pair[side]) for pair in pairs)) for side in (0, 1))
+    own0, there0 = _padded([pair[0] for pair in pairs], most0)
+    own1, there1 = _padded([pair[1] for pair in pairs], most1)
+    similarities = own0 @ own1.transpose(1, 2)
+    similarities.masked_fill_(~(there0[:, :, None] & there1[:, None, :]), NOTHING)
+    column = similarities.argmax(dim=2, keepdim=True)
+    largest = similarities.gather(2, column)
+    row_sum = column_sum = similarities.new_zeros(0)
+    if settings.temperature > 0:
+        likelihood = ((similarities - 1) / settings.temperature).exp_()
+        row_sum, column_sum = likelihood.sum(dim=2).flatten(), likelihood.sum(dim=1).flatten()
+    similarities.scatter_(2, column, NOTHING)
+    first_columns = torch.arange(len(pairs), device=column.device)[:, None] * most1
+    scan = _Scan(  # of all pairs in a row, each with columns of its own
+        column=(column[:, :, 0] + first_columns).flatten(),
+        similarity=largest.flatten(),
+        row_rest=similarities.amax(dim=2).flatten(),
+        column_rest=similarities.amax(dim=1).flatten(),
+        row_sum=row_sum,
+        column_sum=column_sum,
+    )
+    matches, scores = (values.view(len(pairs), most0) for values in _decide(scan, settings))
+    matches = torch.where(matches == NO_MATCH, matches, matches - first_columns)
+    return [(matches[index, : len(one)], scores[index, : len(one)]) for index, (one, _) in enumerate(pairs)]
+
+
+def _padded(parts: Sequence[Tensor], length: int) -> tuple[Tensor, Tensor]:
+    """Rows (N_i, D) padded with zeros, (B, length, D) float32, and which are no padding, (B, length) bool."""
+    rows = parts[0].new_zeros((len(parts), length, parts[0].shape[1]), dtype=torch.float32)
+    there = torch.zeros(rows.shape[:2], dtype=torch.bool, device=rows.device)
+    for index, part in enumerate(parts):
+        rows[index, : len(part)] = part
+        there[index, : len(part)] = True
+    return rows, there
+
+
+def _decide(scan: _Scan, settings: MatchingSettings) -> tuple[Tensor, Tensor]:
+    """Matches (N0,) and scores (N0,) of all that a scan left."""
+    kept, column_rest = _mutual(scan)
     if settings.ratio < 1:
         rival = torch.maximum(scan.row_rest, column_rest[scan.column])
         kept &= _squared_distance(scan.similarity) < settings.ratio**2 * _squared_distance(rival)
@@ -105,9 +153,9 @@ def _row_argmax(block: Tensor) -> Tensor:
     return block.argmax(dim=1)
 
 
-def _mutual(scan: _Scan, count1: int) -> tuple[Tensor, Tensor]:
+def _mutual(scan: _Scan) -> tuple[Tensor, Tensor]:
     """Which rows are their column's nearest neighbour, (N0,) bool; and each column's largest rival of such a row."""
-    column, similarity = scan.column, scan.similarity
+    column, similarity, count1 = scan.column, scan.similarity, len(scan.column_rest)
     rows = torch.arange(len(column), device=column.device)
     largest = similarity.new_full((count1,), NOTHING).scatter_reduce_(0, column, similarity, "amax")
     leads = similarity == largest[column]

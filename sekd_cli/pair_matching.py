@@ -1,6 +1,7 @@
-"""Matching one pair of images: descriptors made comparable, mutual nearest neighbours, geometric verification."""
+"""Matching pairs of images: descriptors made comparable, mutual nearest neighbours, geometric verification."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,8 +12,10 @@ from sekd_cli.config import MatchingSettings, VerificationSettings
 from sekd_cli.errors import DeviceError, ImageError
 from sekd_cli.feature_file import StoredFeatures
 from sekd_cli.match_file import StoredMatches, fingerprint
-from sekd_cli.matching import match_descriptors
+from sekd_cli.matching import match_batch, match_descriptors
 from sekd_cli.verification import Camera, verify
+
+OUT_OF_MEMORY = "the device ran out of memory; give --device cpu, or extract fewer keypoints"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,24 +26,39 @@ class MatchableImage:
     keypoints: np.ndarray  # (N, 2) float32, pixels
     descriptors: Tensor  # (N, D) float32 on the device, rows of unit length
     fingerprint: int
+    turned: Tensor | None = None  # (3, N, D) likewise, of the image turned by 1, 2 and 3 quarters
     camera: Camera | None = None
 
     @property
     def size(self) -> int:
         """Bytes in memory."""
-        return self.keypoints.nbytes + self.descriptors.nbytes
+        turned = 0 if self.turned is None else self.turned.nbytes
+        return self.keypoints.nbytes + self.descriptors.nbytes + turned
+
+    def at_turns(self, settings: MatchingSettings) -> list[Tensor]:
+        """The descriptors (N, D) to be tried: at one turn, or at all. Raises ImageError if there is only one."""
+        if not settings.rotations:
+            return [self.descriptors]
+        if self.turned is None:
+            raise ImageError(f"{self.name}: no descriptors of it turned; extract it with --rotations")
+        return [self.descriptors, *self.turned]
 
 
 def matchable_image(
     name: str, features: StoredFeatures, device: torch.device | str = "cpu", camera: Camera | None = None
 ) -> MatchableImage:
     """Features as stored, made ready; descriptors of other tools need not be of unit length, or even finite."""
-    descriptors = torch.from_numpy(features.descriptors).to(device, torch.float32).nan_to_num(0.0, 0.0, 0.0)
+
+    def ready(descriptors: np.ndarray) -> Tensor:
+        rows = torch.from_numpy(descriptors).to(device, torch.float32).nan_to_num(0.0, 0.0, 0.0)
+        return F.normalize(rows, dim=-1)
+
     return MatchableImage(
         name=name,
         keypoints=features.keypoints,
-        descriptors=F.normalize(descriptors, dim=1),
+        descriptors=ready(features.descriptors),
         fingerprint=fingerprint(features),
+        turned=None if features.turned is None else ready(features.turned),
         camera=camera,
     )
 
@@ -51,17 +69,94 @@ def match_images(
     settings: MatchingSettings,
     verification: VerificationSettings | None = None,
 ) -> StoredMatches:
-    """The matches of one pair, verified if asked for.
+    """The matches of one pair, verified if asked for; with `settings.rotations` those of the best turn.
 
     Raises ImageError if the descriptors can't be compared, DeviceError if the device has not enough memory.
     """
+    candidates = _candidates(image0, image1, settings)
+    try:
+        found = [match_descriptors(*one, settings) for one in candidates]
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(OUT_OF_MEMORY) from error
+    return _best_turn(found, image0, image1, verification)
+
+
+def match_together(
+    pairs: Sequence[tuple[MatchableImage, MatchableImage]],
+    settings: MatchingSettings,
+    verification: VerificationSettings | None = None,
+) -> list[StoredMatches | ImageError]:
+    """What `match_images` gives, or raises, for each of several pairs: on a GPU faster than one by one.
+
+    Raises DeviceError if the device has not enough memory.
+    """
+    failures: dict[int, ImageError] = {}
+    candidates: list[list[tuple[Tensor, Tensor]]] = []
+    for index, (image0, image1) in enumerate(pairs):
+        try:
+            candidates.append(_candidates(image0, image1, settings))
+        except ImageError as error:
+            candidates.append([])
+            failures[index] = error
+    try:
+        found = iter(_match_by_width([one for several in candidates for one in several], settings))
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(OUT_OF_MEMORY) from error
+    return [
+        failures[index]
+        if index in failures
+        else _best_turn([next(found) for _ in several], *pairs[index], verification)
+        for index, several in enumerate(candidates)
+    ]
+
+
+def _match_by_width(
+    candidates: Sequence[tuple[Tensor, Tensor]], settings: MatchingSettings
+) -> list[tuple[Tensor, Tensor]]:
+    """`match_batch` of those whose descriptors have the same number of values, in the order given."""
+    by_width: dict[tuple[int, int], list[int]] = {}
+    for index, (one, other) in enumerate(candidates):
+        by_width.setdefault((one.shape[1], other.shape[1]), []).append(index)
+    results: dict[int, tuple[Tensor, Tensor]] = {}
+    for (width0, width1), same in by_width.items():
+        if width0 == width1:
+            results.update(zip(same, match_batch([candidates[index] for index in same], settings), strict=True))
+        else:  # one of the two is empty
+            results.update((index, match_descriptors(*candidates[index], settings)) for index in same)
+    return [results[index] for index in range(len(candidates))]
+
+
+def _candidates(
+    image0: MatchableImage, image1: MatchableImage, settings: MatchingSettings
+) -> list[tuple[Tensor, Tensor]]:
+    """The descriptors to be matched, at each turn of the second image. Raises ImageError if they can't be compared."""
     width0, width1 = image0.descriptors.shape[1], image1.descriptors.shape[1]
     if width0 != width1 and len(image0.descriptors) and len(image1.descriptors):
         raise ImageError(f"descriptors of {width0} and of {width1} values; extract both with the same weights")
-    try:
-        matches0, scores0 = match_descriptors(image0.descriptors, image1.descriptors, settings)
-    except torch.OutOfMemoryError as error:
-        raise DeviceError("the device ran out of memory; give --device cpu, or extract fewer keypoints") from error
+    return [(image0.descriptors, descriptors1) for descriptors1 in image1.at_turns(settings)]
+
+
+def _best_turn(
+    found: Sequence[tuple[Tensor, Tensor]],
+    image0: MatchableImage,
+    image1: MatchableImage,
+    verification: VerificationSettings | None,
+) -> StoredMatches:
+    """Of the matches at each turn the most, or the most that are verified; of equally many the more alike."""
+    verified = [_verified(*one, image0, image1, verification) for one in found]
+    if len(verified) == 1:
+        return verified[0]
+    turn = max(range(len(verified)), key=lambda turn: (len(verified[turn].indices()), verified[turn].scores0.sum()))
+    return replace(verified[turn], turn=turn)
+
+
+def _verified(
+    matches0: Tensor,
+    scores0: Tensor,
+    image0: MatchableImage,
+    image1: MatchableImage,
+    verification: VerificationSettings | None,
+) -> StoredMatches:
     matches = StoredMatches(matches0=matches0.cpu().numpy().astype(np.int32), scores0=scores0.cpu().numpy())
     if verification is None:
         return matches

@@ -15,6 +15,18 @@ import click
 @click.option("--threshold", type=float, help="Smallest keypoint probability; default: the network's own.")
 @click.option("--nms-radius", type=int, help="Pixels between keypoints, along x or y.  [default: the network's own]")
 @click.option("--max-size", default=1600, show_default=True, help="Longer edge seen by the network; 0 for none.")
+@click.option(
+    "--scales",
+    default="1",
+    show_default=True,
+    metavar="S,S,...|auto",
+    help="Sizes at which to look for keypoints, of --max-size; auto halves it down to 128 pixels.",
+)
+@click.option(
+    "--rotations/--upright",
+    default=False,
+    help="Describe keypoints at all quarter turns, for sekd match --rotations: 4 times the time and size.",
+)
 @click.option("--weights", type=click.Path(path_type=Path), help="A .safetensors of sekd train, or the authors' .pth.")
 @click.option(
     "--descriptor-dtype",

@@ -13,7 +13,7 @@ from typing import IO, Any, Self
 import click
 
 from sekd_cli.commands.progress import progress_bar
-from sekd_cli.config import DetectionSettings
+from sekd_cli.config import DetectionSettings, ViewSettings, parse_scales
 from sekd_cli.device import available_cores, keep_freed_memory, resolve_device, set_threads
 from sekd_cli.errors import NothingToDoError, OutputError, UsageError
 from sekd_cli.extraction import Extractor
@@ -40,6 +40,8 @@ class ExtractOptions:
     threshold: float | None
     nms_radius: int | None
     max_size: int
+    scales: str
+    rotations: bool
     weights: Path | None
     descriptor_dtype: str
     masks: Path | None
@@ -121,17 +123,13 @@ def _set_up(options: ExtractOptions, shard: Shard) -> tuple[Extractor, dict[str,
     detection = DetectionSettings(
         max_keypoints=options.max_keypoints, threshold=options.threshold, nms_radius=options.nms_radius
     )
+    views = ViewSettings(max_size=options.max_size, scales=parse_scales(options.scales), rotations=options.rotations)
     extractor = Extractor(
-        network,
-        detection,
-        device=device,
-        max_size=options.max_size,
-        tile=options.tile,
-        precision=options.precision,
+        network, detection, device=device, views=views, tile=options.tile, precision=options.precision
     )
     decisive = {
         **asdict(extractor.settings),
-        "max_size": options.max_size,
+        **asdict(views),
         "precision": extractor.precision,  # what auto was
         "descriptor_dtype": options.descriptor_dtype,
         "masks": options.masks is not None,

@@ -20,6 +20,11 @@ MODELS = ("homography", "fundamental", "essential")
 @click.option("--min-similarity", default=-1.0, show_default=True, help="Smallest cosine similarity; -1: off.")
 @click.option("--dual-softmax", type=float, metavar="T", help="Scores: dual-softmax probabilities at temperature T.")
 @click.option("--min-probability", default=0.0, show_default=True, help="Smallest of these.")
+@click.option(
+    "--rotations/--upright",
+    default=False,
+    help="Try all quarter turns of the second image, keep the one with most matches; needs sekd extract --rotations.",
+)
 @click.option("--verify", type=click.Choice(MODELS), help="Keep only what agrees on such a model.")
 @click.option("--threshold", type=float, help="Largest error of an inlier in pixels; default: homography 3, others 1.")
 @click.option("--min-inliers", default=15, show_default=True, help="With fewer a pair keeps no match.")

@@ -14,7 +14,7 @@ import click
 from sekd_cli.commands.progress import progress_bar
 from sekd_cli.config import MatchingSettings, VerificationSettings
 from sekd_cli.device import available_cores, resolve_device
-from sekd_cli.errors import ImageError, NothingToDoError, OutputError, UsageError
+from sekd_cli.errors import ImageError, InputFileError, NothingToDoError, OutputError, UsageError
 from sekd_cli.feature_file import FeatureReader
 from sekd_cli.focal_length import read_focal_length
 from sekd_cli.match_file import MatchWriter, check_flat_names, match_attributes
@@ -26,7 +26,8 @@ from sekd_cli.verification import DEFAULT_THRESHOLDS, Camera, camera_of
 logger = logging.getLogger(__name__)
 
 SOME_FAILED = 1  # exit code
-GPU_THREADS = 4  # pairs whose kernels and copies overlap; more only take memory
+GPU_THREADS = 4  # batches whose kernels and copies overlap; more only take memory, but where the CPU verifies
+GPU_BATCH_VALUES = 1 << 25  # similarities at once: 128 MB, eight pairs of 2048 keypoints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,7 @@ class MatchOptions:
     min_similarity: float
     dual_softmax: float | None
     min_probability: float
+    rotations: bool
     verify: str | None
     threshold: float | None
     min_inliers: int
@@ -69,6 +71,7 @@ def run(options: MatchOptions) -> int:
         min_similarity=options.min_similarity,
         temperature=options.dual_softmax or 0.0,
         min_probability=options.min_probability,
+        rotations=options.rotations,
     )
     verification = _verification(options)
     shard = Shard() if options.shard is None else parse_shard(options.shard)
@@ -77,13 +80,14 @@ def run(options: MatchOptions) -> int:
     device = resolve_device(options.device)
     settings = PipelineSettings(
         device=device,
-        threads=options.threads or (available_cores() if device.type == "cpu" else GPU_THREADS),
+        threads=options.threads or (GPU_THREADS if device.type != "cpu" and not verification else available_cores()),
         cache_bytes=int(options.cache * 1e9),
         update=options.update,
+        batch_values=0 if device.type == "cpu" else GPU_BATCH_VALUES,
     )
     work = _plan(options, shard)
     with (
-        FeatureReader(options.features) as features,
+        _open_features(options) as features,
         MatchWriter(options.output, match_attributes(features, decisive), overwrite=options.overwrite) as writer,
         _Report(options.failures) as report,
         progress_bar("match", len(work.pairs), "pairs") as bar,
@@ -102,6 +106,18 @@ def run(options: MatchOptions) -> int:
     exit_code = report.exit_code()
     click.echo(os.fsencode(options.output))
     return exit_code
+
+
+def _open_features(options: MatchOptions) -> FeatureReader:
+    """The feature file. Raises InputFileError if it can't be read, or lacks what --rotations needs."""
+    features = FeatureReader(options.features)
+    if options.rotations and not features.has_turns:
+        features.close()
+        raise InputFileError(
+            f"{options.features}: holds no descriptors of turned photographs; run sekd extract --rotations, "
+            "or match without --rotations"
+        )
+    return features
 
 
 def _plan(options: MatchOptions, shard: Shard) -> Plan:

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sekd_cli.config import ViewSettings
 from sekd_cli.errors import ImageError, InputFileError
-from sekd_cli.extraction import prepare
 from sekd_cli.geometry import resize_matrix
 from sekd_cli.images import Photograph, read_image, turn_upright
+from sekd_cli.pyramid import prepare
 
 OPPOSITE_TURN = {6: 8, 8: 6}  # EXIF orientations that undo each other; the others undo themselves
 
@@ -45,6 +46,5 @@ def read_evaluation_image(path: Path, max_size: int) -> EvaluationImage:
         raise InputFileError(f"{error}; the evaluation needs every image") from error
     stored = turn_upright(photograph.pixels, OPPOSITE_TURN.get(photograph.orientation, photograph.orientation))
     unturned = Photograph(pixels=stored, orientation=1, stored_size=photograph.stored_size)
-    return EvaluationImage(
-        path=path, grey=prepare(unturned, max_size=max_size).grey, original_size=photograph.stored_size
-    )
+    level = prepare(unturned, ViewSettings(max_size=max_size)).levels[0]
+    return EvaluationImage(path=path, grey=level.grey, original_size=photograph.stored_size)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sekd_cli.config import DetectionSettings
+from sekd_cli.config import DetectionSettings, ViewSettings
 from sekd_cli.evaluation.methods import ComputedMethod, LocalFeatures
 from sekd_cli.extraction import Extractor
 from sekd_cli.images import Photograph
@@ -26,7 +26,8 @@ class Sekd(ComputedMethod):
         precision: str = "float32",
     ) -> None:
         self.label = label
-        self._extractor = TimedExtractor(network, settings, device=device, max_size=0, precision=precision)
+        views = ViewSettings(max_size=0)
+        self._extractor = TimedExtractor(network, settings, device=device, views=views, precision=precision)
 
     def compute(self, grey: NDArray[np.uint8]) -> LocalFeatures:
         """See `ComputedMethod.compute`."""
