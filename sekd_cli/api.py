@@ -57,8 +57,8 @@ class Sekd:
     ) -> Self:
         """Load a network: the shipped weights, a .safetensors of `sekd train`, or the authors' checkpoint.
 
-        The other arguments are the options of `sekd extract`; scales may be "auto". Raises InputFileError for a file that is no weights,
-        DeviceError for a device that isn't there, UsageError for values that make no sense.
+        The other arguments are the options of `sekd extract`; scales may be "auto". Raises InputFileError for a file
+        that is no weights, DeviceError for a device that isn't there, UsageError for values that make no sense.
         """
         settings = DetectionSettings(
             max_keypoints=max_keypoints, threshold=threshold, nms_radius=nms_radius, subpixel=subpixel
@@ -101,9 +101,9 @@ class Sekd:
     ) -> Matches:
         """Mutual nearest neighbours of two images' descriptors, on the CPU when done.
 
-        The filters are those of `sekd match`; `temperature` is its --dual-softmax, `rotations` tries the second image at
-        all four quarter turns, which takes features extracted with rotations. Raises UsageError for values that make no
-        sense, features of different networks, or features without turns.
+        The filters are those of `sekd match`; `temperature` is its --dual-softmax. `rotations` tries the second image
+        at all four quarter turns, which takes features extracted with rotations. Raises UsageError for values that make
+        no sense, features of different networks, or features without turns.
         """
         dimension0, dimension1 = features0.descriptors.shape[1], features1.descriptors.shape[1]
         if dimension0 != dimension1:

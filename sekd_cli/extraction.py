@@ -118,7 +118,8 @@ class Extractor:
         everything = replace(self.settings, max_keypoints=0)
         limit = self.settings.max_keypoints or None
         best: _Found | None = None
-        for window in windows(*level.grey.shape, self.tile // REACH * REACH):
+        height, width = level.grey.shape
+        for window in windows(height, width, self.tile // REACH * REACH):
             patch = self._patches([level], [window])[0]
             keypoints, scores = self._detect(patch, level, everything)
             own = window.owns(keypoints)
@@ -134,8 +135,7 @@ class Extractor:
         statistics = [level.statistics for level in levels]
         for turns in self._turns:
             seen = [
-                part.turned_whole(turns, *level.grey.shape, self.stride)
-                for level, part in zip(levels, parts, strict=True)
+                part.for_turn(turns, level.grey.shape, self.stride) for level, part in zip(levels, parts, strict=True)
             ]
             pixels = [
                 np.rot90(level.grey[part.top : part.bottom, part.left : part.right], turns)
@@ -189,7 +189,7 @@ class _View(NamedTuple):
             torch.rot90(logits, -turns),
             tuple(one[index : index + 1] for one in maps.descriptor_maps),
             maps.score_logits.shape[-1],
-            torch.from_numpy(quarter_turn(turns, height, width)).to(logits)[None],
+            torch.from_numpy(quarter_turn(turns, height, width)).to(logits.device, torch.float32)[None],
         )
 
 

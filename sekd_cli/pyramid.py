@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sekd_cli.config import AUTO, ViewSettings
+from sekd_cli.config import ViewSettings
 from sekd_cli.images import Photograph
 
 SMALLEST_SIDE = 128  # pixels; `auto` halves while both sides have so many
@@ -66,7 +66,7 @@ def level_sizes(width: int, height: int, settings: ViewSettings) -> list[tuple[i
     longer = max(width, height)
     most = settings.max_size / longer if settings.max_size else np.inf
     base = min(1.0, most)
-    if settings.scales == AUTO:
+    if isinstance(settings.scales, str):  # AUTO
         factors = [base]
         while min(width, height) * factors[-1] / 2 >= SMALLEST_SIDE:
             factors.append(factors[-1] / 2)

@@ -34,11 +34,12 @@ class Window(NamedTuple):
         x, y = (keypoints + self.origin(keypoints)).round().unbind(dim=-1)
         return (x >= self.core_left) & (x < self.core_right) & (y >= self.core_top) & (y < self.core_bottom)
 
-    def turned_whole(self, turns: int, height: int, width: int, stride: int) -> "Window":
-        """The window enlarged to the right and downward until, in an image (height, width) that is turned `turns` times
-        counter-clockwise, it begins at multiples of the stride: so its pixels lie on the network's grid as those of the
-        whole turned image do.
+    def for_turn(self, turns: int, shape: tuple[int, ...], stride: int) -> "Window":
+        """The window enlarged to the right and downward until, in an image of this shape (height, width) that is turned
+        `turns` times counter-clockwise, it begins at multiples of the stride: so the network sees its pixels as it sees
+        them in the whole turned image.
         """  # noqa: D205 - one sentence
+        height, width = shape
         right, bottom = self.right, self.bottom
         if turns in {1, 2}:  # its right edge is the first row, or column, of the turned image's part
             right = width - (width - right) // stride * stride

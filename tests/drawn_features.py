@@ -1,11 +1,15 @@
 """Feature files that tests make up: views of one plane, whose points are known, with some that no other view has."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from sekd_cli.feature_file import FeatureWriter, StoredFeatures, file_attributes
 
+TURNED_ATTRIBUTES = file_attributes(
+    network="compact", weights_sha256="ab" * 32, settings={"max_keypoints": 2048, "rotations": True}
+)
 ATTRIBUTES = file_attributes(network="compact", weights_sha256="ab" * 32, settings={"max_keypoints": 2048})
 SIZE = 400  # pixels, width and height
 
@@ -45,3 +49,12 @@ def write_views(path: Path, names: list[str], **options: int) -> Path:
         for view, name in enumerate(names):
             writer.write(name, drawn_features(view, **options))
     return path
+
+
+def turned_by(features: StoredFeatures, turn: int) -> StoredFeatures:
+    """Features as of a photograph that lies turned: at so many quarters they look like `features`, else like noise."""
+    random = np.random.default_rng(99)
+    views = random.normal(size=(4, *features.descriptors.shape))
+    views[turn] = features.descriptors
+    views = (views / np.linalg.norm(views, axis=-1, keepdims=True)).astype(np.float32)
+    return replace(features, descriptors=views[0], turned=views[1:])

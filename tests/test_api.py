@@ -68,6 +68,24 @@ def test_filters_leave_matches_out(sekd: Sekd) -> None:
         sekd.match(one, other, ratio=0)
 
 
+def test_a_photograph_turned_by_a_quarter_matches_keypoint_by_keypoint(untrained_weights: Path, examples: Path) -> None:
+    pixels = cv2.imread(str(examples / "box.png"), cv2.IMREAD_GRAYSCALE)
+    turning = Sekd.from_pretrained(
+        untrained_weights, device="cpu", max_keypoints=100, threshold=0.0, scales=[1, 0.5], rotations=True
+    )
+    upright, turned = turning.extract(pixels), turning.extract(np.rot90(pixels, 3))
+    assert upright.scales is not None
+    assert sorted(set(upright.scales.round().tolist())) == [1, 2]
+    matches = turning.match(upright, turned, rotations=True)
+    assert matches.turn == 1
+    height = pixels.shape[0]
+    expected = torch.stack((height - 1 - matches.keypoints0[:, 1], matches.keypoints0[:, 0]), dim=1)
+    right = (matches.keypoints1 - expected).abs().amax(dim=1) < 0.1
+    assert int(right.sum()) > 90
+    with pytest.raises(UsageError, match="extract with rotations=True"):
+        turning.match(upright, features_from([[1.0] * 64]), rotations=True)
+
+
 def test_nothing_matches_an_image_without_keypoints(sekd: Sekd) -> None:
     blank = sekd.extract(np.full((40, 60), 128, dtype=np.uint8))
     assert len(blank) == 0

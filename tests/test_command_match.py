@@ -10,11 +10,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from drawn_features import drawn_features, write_views
+from drawn_features import TURNED_ATTRIBUTES, drawn_features, turned_by, write_views
 from PIL import Image
 
 import sekd_cli
 from sekd_cli import cli
+from sekd_cli.feature_file import FeatureWriter
 from sekd_cli.match_file import MatchReader
 
 NAMES = ["a.jpg", "b/b 1.jpg", "c.jpg"]
@@ -140,6 +141,28 @@ def test_what_is_wrong_gets_one_line_and_its_own_exit_code(
     assert complaint in err
     assert "Traceback" not in err
     assert Path("feats.h5").read_bytes() == before
+
+
+def test_rotations_need_features_that_have_turns(capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["match", "pairs.txt", "--rotations"]) == BAD_INPUT
+    assert (
+        "feats.h5: holds no descriptors of turned photographs; run sekd extract --rotations" in capfd.readouterr().err
+    )
+    assert not Path("matches.h5").exists()
+
+
+def test_rotations_match_what_lies_turned(capfd: pytest.CaptureFixture[str]) -> None:
+    with FeatureWriter(Path("turned.h5"), TURNED_ATTRIBUTES) as writer:
+        for view, name in enumerate(NAMES):
+            writer.write(name, turned_by(drawn_features(view), view))
+    assert cli.main(["match", "pairs.txt", "--features", "turned.h5", "--rotations"]) == 0
+    with MatchReader(Path("matches.h5")) as reader:
+        found = [reader.read(pair) for pair in pairs_in("matches.h5")]
+        assert json.loads(str(reader.attributes["settings"]))["rotations"] is True
+    assert [matches.turn for matches in found] == [1, 2]
+    assert min(len(matches.indices()) for matches in found) >= 55
+    assert cli.main(["match", "pairs.txt", "--features", "turned.h5"]) == BAD_OUTPUT
+    assert "rotations True there, False now" in capfd.readouterr().err
 
 
 def test_other_settings_need_overwrite(capfd: pytest.CaptureFixture[str]) -> None:

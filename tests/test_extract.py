@@ -384,3 +384,27 @@ def test_all_orientations_of_one_photograph_agree_in_the_file(extract: Extract) 
         np.testing.assert_allclose(found.keypoints, np.stack(columns, axis=1), atol=0.01)
         np.testing.assert_array_equal(found.scores, features["1.png"].scores)
         assert found.image_size == ((width, height) if orientation < 5 else (height, width))
+
+
+def test_scales_and_rotations_are_stored_and_noticed_when_they_change(
+    extract: Extract, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = ["photos/a.jpg", "--scales", "1.5,1", "--rotations"]
+    assert extract(*chosen) == 0
+    features = stored()["a.jpg"]
+    assert sorted({round(float(scale), 2) for scale in features.scales}) == [0.67, 1]
+    with FeatureReader(Path("feats.h5")) as reader:
+        turned = reader.read("a.jpg", turned=True).turned
+        settings = json.loads(str(reader.attributes["settings"]))
+    assert turned is not None
+    assert turned.shape == (3, *features.descriptors.shape)
+    assert (settings["scales"], settings["rotations"]) == ([1.5, 1], True)
+    capsys.readouterr()
+    assert extract(*chosen) == 0
+    assert "0 images done, 1 done before" in capsys.readouterr().err
+    assert extract("photos/a.jpg", "--scales", "auto", "--rotations") == 5
+    assert "scales [1.5, 1.0] there, auto now" in capsys.readouterr().err
+    assert extract("photos/a.jpg", "--scales", "1.5,1") == 5
+    assert "rotations True there, False now" in capsys.readouterr().err
+    assert extract("photos", "--scales", "none") == 2
+    assert "--scales none: give auto" in capsys.readouterr().err

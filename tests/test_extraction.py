@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -7,12 +8,13 @@ import pytest
 import torch
 from hostile_images import drawn, encoded
 
-from sekd_cli.config import DetectionSettings
+from sekd_cli.config import DetectionSettings, ViewSettings
 from sekd_cli.errors import ImageError, UsageError
-from sekd_cli.extraction import REACH, TILE_PIXELS, Extractor, _cores, prepare
+from sekd_cli.extraction import TILE_PIXELS, Extractor
 from sekd_cli.feature_file import StoredFeatures
 from sekd_cli.images import Photograph, read_image
 from sekd_cli.networks import NETWORKS, CompactNetwork, DenseMaps, DenseNetwork
+from sekd_cli.tiles import REACH
 
 CPU = torch.device("cpu")
 
@@ -52,10 +54,11 @@ def dots(height: int, width: int, *xy: tuple[int, int]) -> np.ndarray:
     return pixels
 
 
-def extractor(network: DenseNetwork | None = None, *, threshold: float | None = None, **options: int) -> Extractor:
-    detection = {key: options.pop(key) for key in ("max_keypoints", "nms_radius") if key in options}
-    settings = DetectionSettings(threshold=threshold, **detection)
-    return Extractor(network or Peaks(), settings, device=CPU, **options)
+def extractor(network: DenseNetwork | None = None, *, tile: int | None = None, **options: Any) -> Extractor:
+    views = {key: options.pop(key) for key in ("max_size", "scales", "rotations") if key in options}
+    return Extractor(
+        network or Peaks(), DetectionSettings(**options), device=CPU, views=ViewSettings(**views), tile=tile
+    )
 
 
 def extract(one: Extractor, photograph: Photograph, mask: np.ndarray | None = None) -> StoredFeatures:
@@ -91,12 +94,6 @@ def test_keypoints_of_a_shrunk_photograph_are_in_its_own_pixels() -> None:
     features = extract(extractor(max_size=40), photograph_of(pixels))
     np.testing.assert_allclose(features.keypoints, [[5 * 4 + 1.5, 8 * 4 + 1.5]], atol=1e-4)
     np.testing.assert_allclose(features.scales, [4])
-
-
-def test_a_small_photograph_is_never_enlarged_and_no_limit_leaves_all() -> None:
-    assert prepare(photograph_of(dots(30, 40)), max_size=100).grey.shape == (30, 40)
-    assert prepare(photograph_of(dots(30, 400)), max_size=0).grey.shape == (30, 400)
-    assert prepare(photograph_of(dots(2, 4000)), max_size=100).grey.shape == (1, 100)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -173,7 +170,7 @@ def test_the_network_is_told_the_statistics_of_the_unpadded_image() -> None:
 def test_a_batch_gives_what_each_image_gives_alone() -> None:
     one = extractor(untrained(), threshold=0, max_keypoints=100)
     images = [one.prepare(photograph_of(drawn(seed=seed)[..., 0])) for seed in range(3)]
-    assert len({one.padded_size(image) for image in images}) == 1
+    assert len({one.padded_sizes(image) for image in images}) == 1
     for together, image in zip(one.extract(images), images, strict=True):
         alone = one.extract([image])[0]
         np.testing.assert_allclose(together.keypoints, alone.keypoints, atol=1e-3)
@@ -217,6 +214,83 @@ def test_tiles_give_the_keypoints_of_the_whole_image(name: str) -> None:
         np.testing.assert_allclose(one, other, atol=2e-3)
 
 
+@pytest.mark.parametrize("turns", range(4))
+def test_with_rotations_a_photograph_has_the_same_keypoints_however_it_lies(turns: int) -> None:
+    """Sides that are no multiples of the stride, so that turned ones are padded elsewhere."""
+    one = extractor(untrained(), threshold=0, max_keypoints=150, rotations=True)
+    pixels = drawn(75, 110)[..., 0]
+    turned = np.ascontiguousarray(np.rot90(pixels, turns))
+    there, here = extract(one, photograph_of(turned)), extract(one, photograph_of(pixels))
+    assert len(here) == 150
+    expected = here.keypoints
+    for width in (110, 75, 110)[:turns]:
+        expected = np.stack((expected[:, 1], width - 1 - expected[:, 0]), axis=1)
+    np.testing.assert_allclose(there.keypoints, expected, atol=0.01)
+    assert here.turned is not None
+    assert there.turned is not None
+    views, others = np.stack([here.descriptors, *here.turned]), np.stack([there.descriptors, *there.turned])
+    np.testing.assert_allclose(others, np.roll(views, -turns, axis=0), atol=1e-3)
+
+
+def test_turned_descriptors_are_those_of_the_turned_pixels() -> None:
+    """`Peaks` describes a place by its column and row: at a turn these are the turned image's."""
+    features = extract(extractor(rotations=True), photograph_of(dots(50, 70, (3, 4))))
+    assert features.turned is not None
+    views = np.stack([features.descriptors, *features.turned])[:, 0]
+    columns_and_rows = views[:, :2] / views[:, 2:] * 1000
+    np.testing.assert_allclose(columns_and_rows, [[3, 4], [4, 66], [66, 45], [45, 3]], atol=0.01)
+    assert extract(extractor(), photograph_of(dots(50, 70, (3, 4)))).turned is None
+
+
+def test_keypoints_of_another_scale_are_in_the_pixels_of_the_photograph_and_found_once() -> None:
+    """A block of 2x2 is one pixel at half the size, whose centre is the block's; a single pixel is only grey there."""
+    pixels = dots(64, 96, (20, 10))
+    pixels[40:42, 60:62] = 250
+    half = extract(extractor(scales=(0.5,), nms_radius=1), photograph_of(pixels))
+    np.testing.assert_allclose(half.keypoints, [[60.5, 40.5]], atol=1e-4)
+    np.testing.assert_allclose(half.scales, [2])
+    pixels[40:42, 60:62] = 0
+    pixels[40, 60] = 250
+    once = extract(extractor(scales=(2.0, 1.0), nms_radius=1), photograph_of(pixels))
+    assert len(once) == 2, "the same points, seen at both scales"
+
+
+def test_all_scales_together_keep_to_the_number_and_the_mask() -> None:
+    pixels, mask = drawn(150, 200)[..., 0], np.ones((150, 200), dtype=bool)
+    mask[:, 90:] = False
+    one = extractor(untrained(), threshold=0, max_keypoints=80, scales=(1.5, 1.0, 0.6))
+    features = extract(one, photograph_of(pixels), mask)
+    assert len(features) == 80
+    assert len(set(features.scales)) == 3
+    x, y = features.keypoints.round().astype(int).T
+    assert mask[y, x].all()
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_scales_and_rotations_are_in_the_grid_of_the_file_too(tmp_path: Path, orientation: int) -> None:
+    path = tmp_path / "turned.png"
+    path.write_bytes(encoded(dots(50, 70, (3, 4), (60, 20)), "PNG", orientation=orientation))
+    stored = cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
+    features = extract(extractor(scales=(1.0, 0.5), rotations=True), read_image(path))
+    y, x = np.nonzero(stored)
+    assert sorted(map(tuple, features.keypoints.round().astype(int))) == sorted(zip(x, y, strict=True))
+
+
+def test_tiles_give_the_keypoints_of_the_whole_image_at_every_turn_and_scale() -> None:
+    pixels = drawn(70, 1544)[..., 0]
+    options = {"threshold": 0, "max_keypoints": 0, "max_size": 0, "scales": (1.0, 0.7), "rotations": True}
+    network = untrained()
+    whole = extract(extractor(network, tile=0, **options), photograph_of(pixels))
+    tiled = extract(extractor(network, tile=1024, **options), photograph_of(pixels))
+    assert len(whole) == len(tiled) > 500
+    for one, other in zip(sorted_by_place(tiled), sorted_by_place(whole), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-3)
+    order, expected = np.lexsort(tiled.keypoints.T), np.lexsort(whole.keypoints.T)
+    assert tiled.turned is not None
+    assert whole.turned is not None
+    np.testing.assert_allclose(tiled.turned[:, order], whole.turned[:, expected], atol=2e-3)
+
+
 def test_the_best_of_all_tiles_are_kept_best_first() -> None:
     xy = [(x, 20) for x in range(10, 2000, 60)]
     pixels = dots(40, 2000, *xy)
@@ -244,14 +318,6 @@ def test_masks_hold_in_tiles() -> None:
     mask[:, 600:800] = False
     features = extract(extractor(tile=1024, max_size=0), photograph_of(pixels), mask)
     assert sorted(features.keypoints[:, 0].round()) == [100, 1400]
-
-
-@pytest.mark.parametrize("extent", [1, 1024, 1025, 3000, 30000])
-def test_cores_cover_everything_once_and_begin_on_every_stride(extent: int) -> None:
-    cores = list(_cores(extent, 1024))
-    assert [end for _, end in cores[:-1]] == [start for start, _ in cores[1:]]
-    assert (cores[0][0], cores[-1][1]) == (0, extent)
-    assert all(start % 32 == 0 and start < end for start, end in cores)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -308,7 +374,14 @@ def test_too_little_memory_for_one_image_is_an_error_of_that_image(error: Except
 
 @pytest.mark.parametrize(
     ("make", "words"),
-    [(lambda: extractor(max_size=-1), "--max-size -1"), (lambda: extractor(tile=500), "--tile 500: give 0")],
+    [
+        (lambda: extractor(max_size=-1), "--max-size -1"),
+        (lambda: extractor(tile=500), "--tile 500: give 0"),
+        (lambda: extractor(scales=()), "--scales"),
+        (lambda: extractor(scales=(1.0, 0.0)), "--scales 1,0: give auto"),
+        (lambda: extractor(scales=(8.0,)), "--scales 8"),
+        (lambda: extractor(scales=(float("nan"),)), "--scales nan"),
+    ],
 )
 def test_options_that_make_no_sense_are_refused(make: Callable[[], Extractor], words: str) -> None:
     with pytest.raises(UsageError, match=words):

@@ -308,3 +308,31 @@ def test_a_copy_taken_while_it_is_written_has_all_that_was_written(path: Path, t
             with FeatureReader(copy) as reader:
                 assert len(reader.names()) == index + 1
                 assert_equal(reader.read(f"{index}.jpg"), features(seed=index))
+
+
+def test_descriptors_at_other_turns_are_there_for_those_who_ask(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    turned = random.normal(size=(3, 5, 8)).astype(np.float32)
+    features = StoredFeatures(
+        keypoints=random.random((5, 2), dtype=np.float32),
+        scores=np.ones(5, dtype=np.float32),
+        descriptors=random.random((5, 8), dtype=np.float32),
+        image_size=(10, 10),
+        turned=turned,
+    )
+    path = tmp_path / "turned.h5"
+    attributes = file_attributes(network="compact", weights_sha256="ab", settings={"rotations": True})
+    with FeatureWriter(path, attributes) as writer:
+        writer.write("a.jpg", features)
+    with h5py.File(path) as file:
+        assert file["a.jpg/descriptors"].shape == (8, 5), "what plain readers take"
+        assert file["a.jpg/descriptors_turned"].shape == (3, 8, 5)
+    with FeatureReader(path) as reader:
+        assert reader.has_turns
+        assert reader.read("a.jpg").turned is None
+        np.testing.assert_array_equal(reader.read("a.jpg", turned=True).turned, turned)
+    with h5py.File(path, "r+") as file:
+        del file["a.jpg/descriptors_turned"]
+        file["a.jpg/descriptors_turned"] = np.zeros((3, 8, 4))
+    with FeatureReader(path) as reader, pytest.raises(InputFileError, match=r"descriptors_turned \(3, 8, 4\)"):
+        reader.read("a.jpg", turned=True)

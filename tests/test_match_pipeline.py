@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from drawn_features import ATTRIBUTES, drawn_features, write_views
+from drawn_features import ATTRIBUTES, TURNED_ATTRIBUTES, drawn_features, turned_by, write_views
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,12 +20,13 @@ from sekd_cli.errors import DeviceError, ImageError, OutputError
 from sekd_cli.feature_file import FeatureReader, FeatureWriter, StoredFeatures
 from sekd_cli.match_file import MatchReader, MatchWriter, StoredMatches, match_attributes
 from sekd_cli.match_pipeline import FeatureCache, Outcome, PipelineSettings, match_all, plan
-from sekd_cli.pair_matching import match_images, matchable_image
+from sekd_cli.pair_matching import match_images, match_together, matchable_image
 from sekd_cli.pairs import Pair, exhaustive
 from sekd_cli.verification import Camera
 
 CPU = torch.device("cpu")
 ONE_IMAGE = 80 * (2 + 16) * 4  # bytes of one drawn image's features
+ONE_POINT = drawn_features(0, common=1, own=0, width=2)
 NAMES = [f"view{index}.jpg" for index in range(8)]
 
 
@@ -35,7 +37,9 @@ def features(tmp_path: Path) -> Path:
 
 def run(features: Path, output: Path, pairs: list[Pair], **options: Any) -> list[Outcome]:
     """Match pairs into a file; options of `match_all` and of its settings."""
-    chosen = {name: options.pop(name) for name in ("threads", "cache_bytes", "update") if name in options}
+    chosen = {
+        name: options.pop(name) for name in ("threads", "cache_bytes", "update", "batch_values") if name in options
+    }
     options.setdefault("matching", MatchingSettings())
     with FeatureReader(features) as reader, MatchWriter(output, match_attributes(reader, {})) as writer:
         return list(match_all(plan(pairs), reader, writer, PipelineSettings(device=CPU, **chosen), **options))
@@ -93,6 +97,77 @@ def test_order_memory_and_threads_change_nothing(
     assert_same(tmp_path / "other.h5", tmp_path / "plain.h5")
 
 
+@pytest.mark.parametrize("verification", [None, VerificationSettings(model="homography", threshold=1, min_inliers=5)])
+@pytest.mark.parametrize("batch_values", [1, 3 * 80 * 80, 10**9])
+def test_pairs_in_batches_have_the_matches_they_have_alone(
+    tmp_path: Path, batch_values: int, verification: VerificationSettings | None
+) -> None:
+    """As on a GPU; images of different numbers of keypoints, one of none and one of another width among them."""
+    with FeatureWriter(tmp_path / "feats.h5", ATTRIBUTES) as writer:
+        for view, name in enumerate(NAMES):
+            writer.write(name, drawn_features(view, common=60, own=5 * view))
+        writer.write("empty.jpg", drawn_features(0, common=0, own=0, width=8))
+        writer.write("wide.jpg", drawn_features(0, width=32))
+    pairs = list(exhaustive([*NAMES, "empty.jpg", "wide.jpg"]))
+    alone = run(tmp_path / "feats.h5", tmp_path / "alone.h5", pairs, verification=verification)
+    found = run(
+        tmp_path / "feats.h5", tmp_path / "batches.h5", pairs, verification=verification, batch_values=batch_values
+    )
+    assert sorted(found) == sorted(alone)
+    assert sum(outcome.failure is not None for outcome in found) == len(NAMES)
+    one, other = contents(tmp_path / "alone.h5"), contents(tmp_path / "batches.h5")
+    assert one.keys() == other.keys()
+    for name, arrays in one.items():
+        for expected, array in zip(arrays, other[name], strict=True):
+            np.testing.assert_allclose(array, expected, atol=1e-5)
+
+
+def test_batches_are_as_large_as_their_room_and_cost_one_call_each(
+    features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+
+    def together(batch: Any, *settings: Any) -> Any:
+        sizes.append(len(batch))
+        return match_together(batch, *settings)
+
+    monkeypatch.setattr(match_pipeline, "match_together", together)
+    run(features, tmp_path / "m.h5", list(exhaustive(NAMES)), batch_values=10 * 80 * 80)
+    assert sorted(sizes) == [8, 10, 10]
+
+
+@pytest.mark.parametrize("batch_values", [0, 10**9])
+@pytest.mark.parametrize("verification", [None, VerificationSettings(model="homography", threshold=1, min_inliers=0)])
+@pytest.mark.parametrize("turn", range(4))
+def test_the_turn_with_the_most_matches_is_found_and_told(
+    tmp_path: Path, turn: int, verification: VerificationSettings | None, batch_values: int
+) -> None:
+    with FeatureWriter(tmp_path / "feats.h5", TURNED_ATTRIBUTES) as writer:
+        writer.write("a.jpg", turned_by(drawn_features(0), 0))
+        writer.write("b.jpg", turned_by(drawn_features(1), turn))
+        writer.write("c.jpg", drawn_features(2))
+    outcomes = run(
+        tmp_path / "feats.h5",
+        tmp_path / "m.h5",
+        [("a.jpg", "b.jpg"), ("a.jpg", "c.jpg")],
+        matching=MatchingSettings(rotations=True),
+        verification=verification,
+        batch_values=batch_values,
+    )
+    found = {outcome.pair[1]: outcome for outcome in outcomes}
+    assert found["b.jpg"].matches >= 55
+    assert "c.jpg: no descriptors of it turned" in str(found["c.jpg"].failure)
+    plain = match_images(
+        *(matchable_image(name, drawn_features(view)) for view, name in enumerate("ab")), MatchingSettings()
+    )
+    with MatchReader(tmp_path / "m.h5") as reader:
+        matches = reader.read(("a.jpg", "b.jpg"))
+        back = reader.read(("b.jpg", "a.jpg"), count1=80)
+    assert (matches.turn, back.turn) == (turn, -turn % 4)
+    kept = matches.matches0 >= 0
+    np.testing.assert_array_equal(matches.matches0[kept], plain.matches0[kept])
+
+
 @pytest.mark.parametrize(("room", "most_reads"), [(100, 40), (50, 40), (20, 80), (10, 120)])
 def test_every_image_is_read_a_few_times_only(tmp_path: Path, room: int, most_reads: int) -> None:
     names = [f"{index:02}.jpg" for index in range(40)]
@@ -106,10 +181,31 @@ def test_every_image_is_read_a_few_times_only(tmp_path: Path, room: int, most_re
     assert cache.reads <= most_reads
 
 
+@pytest.mark.parametrize(("share", "most"), [(1.1, 1), (0.5, 3), (0.25, 4)])
+def test_all_pairs_of_a_thousand_images_read_each_a_few_times_only(share: float, most: int) -> None:
+    """share: of all features, what the memory holds."""
+    names = [f"{index:04}.jpg" for index in range(1000)]
+    reads: Counter[str] = Counter()
+
+    class Reader:
+        def read(self, name: str, *, turned: bool) -> StoredFeatures:
+            assert not turned
+            reads[name] += 1
+            return ONE_POINT
+
+    size = 2 * 4 + 2 * 4
+    settings = PipelineSettings(device=CPU, cache_bytes=int(share * size * len(names) * 8 / 7))
+    cache = FeatureCache(Reader(), settings, lambda name, size: None)  # type: ignore[arg-type]
+    walked = sum(1 for _ in cache.walk(plan(exhaustive(names))))
+    assert walked == 499_500
+    assert max(reads.values()) <= most
+    assert cache.reads == reads.total()
+
+
 @given(st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), max_size=30), st.integers(0, 12))
 def test_every_pair_is_walked_once_with_its_own_images(pairs: list[tuple[int, int]], room: int) -> None:
     class Reader:
-        def read(self, name: str) -> StoredFeatures:
+        def read(self, name: str, *, turned: bool) -> StoredFeatures:
             return dataclasses.replace(drawn_features(0, common=2, own=0, width=2), image_size=(int(name), 0))
 
     work = plan([(str(one), str(other)) for one, other in pairs])

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from sekd_cli.config import MatchingSettings
 from sekd_cli.errors import UsageError
-from sekd_cli.matching import match_descriptors
+from sekd_cli.matching import match_batch, match_descriptors
 
 PLAIN = MatchingSettings()
 
@@ -146,6 +146,36 @@ def test_blocks_and_sides_change_nothing(settings: MatchingSettings) -> None:
     found = (matches >= 0).nonzero()[:, 0]
     assert torch.equal(back[matches[found]], found)
     assert int((back >= 0).sum()) == len(found)
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(st.tuples(VECTORS | st.just([]), VECTORS | st.just([])), min_size=1, max_size=5),
+    st.sampled_from([PLAIN, MatchingSettings(ratio=0.9), MatchingSettings(temperature=0.1, min_probability=0.05)]),
+)
+def test_a_batch_gives_what_each_pair_gives_alone_whatever_its_size(
+    drawn: list[tuple[list[tuple[int, ...]], list[tuple[int, ...]]]], chosen: MatchingSettings
+) -> None:
+    pairs = [
+        (torch.tensor(one).float().reshape(-1, 3) / 4, torch.tensor(other).float().reshape(-1, 3) / 4)
+        for one, other in drawn
+    ]
+    for (one, other), (matches, scores) in zip(pairs, match_batch(pairs, chosen), strict=True):
+        expected, expected_scores = match_descriptors(one, other, chosen)
+        assert matches.tolist() == expected.tolist()
+        torch.testing.assert_close(scores, expected_scores)
+
+
+@pytest.mark.parametrize("settings", [PLAIN, MatchingSettings(ratio=0.95, temperature=0.1)])
+def test_padding_of_a_batch_matches_nothing(settings: MatchingSettings) -> None:
+    """Similarities far below those of the zeros that pad."""
+    far = angles(170, 175, 180), angles(0, 5)
+    near = random_units(40, 0, 2), random_units(50, 1, 2)
+    (matches, scores), _ = match_batch([far, near], settings)
+    expected, expected_scores = match_descriptors(*far, settings)
+    assert matches.tolist() == expected.tolist()
+    torch.testing.assert_close(scores, expected_scores)
+    assert float(match_descriptors(*far, PLAIN)[1].min()) < 0
 
 
 def test_an_image_matches_itself_keypoint_by_keypoint() -> None:

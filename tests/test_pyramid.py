@@ -1,0 +1,110 @@
+"""Sizes at which the network sees a photograph, and how the keypoints of all sizes become one set."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sekd_cli.config import ViewSettings, parse_scales
+from sekd_cli.errors import UsageError
+from sekd_cli.images import Photograph
+from sekd_cli.pyramid import SAME_POINT, LevelFeatures, join_levels, level_sizes, prepare
+
+
+def level(*points: tuple[float, float, float], scale: float = 1.0) -> LevelFeatures:
+    """Keypoints given as x, y in the photograph and score, the best first, described by their score."""
+    values = torch.tensor(points, dtype=torch.float64).reshape(-1, 3)
+    return LevelFeatures(
+        keypoints=values[:, :2],
+        scores=values[:, 2],
+        descriptors=values[None, :, 2:].clone(),
+        scales=torch.full((len(values),), scale, dtype=torch.float64),
+    )
+
+
+def photograph(height: int, width: int) -> Photograph:
+    return Photograph(pixels=np.zeros((height, width), np.uint8), orientation=1, stored_size=(width, height))
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "sizes"),
+    [
+        ((40, 30), {}, [(40, 30)]),
+        ((4000, 3000), {}, [(1600, 1200)]),
+        ((4000, 3000), {"max_size": 0}, [(4000, 3000)]),
+        ((4000, 2), {"max_size": 100}, [(100, 1)]),
+        ((800, 600), {"scales": "auto"}, [(800, 600), (400, 300), (200, 150)]),
+        ((512, 256), {"scales": "auto"}, [(512, 256), (256, 128)]),
+        ((512, 255), {"scales": "auto"}, [(512, 255)]),
+        ((40, 30), {"scales": "auto"}, [(40, 30)]),
+        ((4000, 3000), {"scales": "auto"}, [(1600, 1200), (800, 600), (400, 300), (200, 150)]),
+        ((800, 600), {"scales": (0.5, 1.0, 0.5)}, [(800, 600), (400, 300)]),
+        ((800, 600), {"scales": (2.0, 1.0), "max_size": 1600}, [(1600, 1200), (800, 600)]),
+        ((800, 600), {"scales": (4.0, 1.0), "max_size": 1000}, [(1000, 750), (800, 600)]),
+        ((1600, 1200), {"scales": (2.0, 1.0)}, [(1600, 1200)]),
+        ((3, 2), {"scales": (0.1,)}, [(1, 1)]),
+    ],
+)
+def test_sizes_are_scales_of_what_the_limit_leaves_each_once(
+    size: tuple[int, int], options: dict[str, object], sizes: list[tuple[int, int]]
+) -> None:
+    settings = ViewSettings(**options)  # type: ignore[arg-type]
+    assert level_sizes(*size, settings) == sizes
+    prepared = prepare(photograph(size[1], size[0]), settings)
+    assert [one.grey.shape[::-1] for one in prepared.levels] == sizes
+
+
+def test_scales_are_read_as_users_write_them() -> None:
+    assert parse_scales("auto") == "auto"
+    assert parse_scales("1, 0.5,0.25") == (1, 0.5, 0.25)
+    for text in ("", "1,", "big", "1;2"):
+        with pytest.raises(UsageError, match="--scales"):
+            parse_scales(text)
+
+
+def test_one_point_found_at_two_scales_stays_where_its_score_is_higher() -> None:
+    joined = join_levels([level((10, 10, 0.9), (50, 50, 0.3)), level((10.4, 9.6, 0.5), (50, 50, 0.4), scale=2)], 0)
+    assert joined.keypoints.tolist() == [[10, 10], [50, 50]]
+    assert joined.scores.tolist() == [0.9, 0.4]
+    assert joined.scales.tolist() == [1, 2]
+    assert joined.descriptors[0, :, 0].tolist() == [0.9, 0.4]
+
+
+def test_points_of_one_scale_and_points_further_apart_all_stay() -> None:
+    levels = [level((10, 10, 0.9), (10.2, 10, 0.8)), level((10.6, 10, 0.5), scale=2)]
+    assert join_levels(levels, 0).scores.tolist() == [0.9, 0.8]
+    levels = [level((10, 10, 0.9)), level((10.6, 10, 0.5), scale=2)]
+    assert join_levels(levels, 0).scores.tolist() == [0.9, 0.5]
+    assert join_levels([level((10, 10, 0.9)), level((10, 10, 0.5), scale=2)], 0, suppress=False).scores.tolist() == [
+        0.9,
+        0.5,
+    ]
+
+
+def test_the_best_are_kept_and_levels_may_be_empty() -> None:
+    levels = [level((1, 1, 0.2)), level(scale=2), level((9, 9, 0.7), (20, 20, 0.1), scale=4)]
+    assert join_levels(levels, 2).scores.tolist() == [0.7, 0.2]
+    assert len(join_levels([level(), level(scale=2)], 5)) == 0
+
+
+points = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12), st.integers(1, 9)), max_size=12)
+
+
+@given(points, points, st.sampled_from([0.5, 1.0, 3.0]))
+def test_what_is_suppressed_is_what_a_comparison_of_all_with_all_suppresses(
+    first: list[tuple[int, int, int]], second: list[tuple[int, int, int]], scale: float
+) -> None:
+    levels = [level(*((x / 4, y / 4, s) for x, y, s in one)) for one in (first, second)]
+    levels = [
+        LevelFeatures(keypoints=one.keypoints, scores=one.scores, descriptors=one.descriptors, scales=one.scales * size)
+        for one, size in zip(levels, (scale, 2 * scale), strict=True)
+    ]
+    expected = []
+    for one, other, wins_ties in ((levels[0], levels[1], True), (levels[1], levels[0], False)):
+        near = (one.keypoints[:, None] - other.keypoints[None]).abs().amax(dim=-1) <= SAME_POINT * scale
+        better = other.scores[None] > one.scores[:, None]
+        if not wins_ties:
+            better |= other.scores[None] == one.scores[:, None]
+        expected += one.scores[~(near & better).any(dim=1)].tolist()
+    assert join_levels(levels, 0).scores.tolist() == sorted(expected, reverse=True)
