@@ -38,7 +38,7 @@ SCHEMA = 1  # raised when a file written now can't be read by the code of before
 PIXEL_CONVENTION = "(x, y) in the pixel grid of the stored file; the centre of the top-left pixel is (0, 0)"
 DATASETS = ("keypoints", "scores", "descriptors", "image_size", "scales")
 TURNED = "descriptors_turned"  # (3, D, N): of the upright image turned counter-clockwise by 1, 2 and 3 quarters
-TURNED_CHECKSUM = "checksum_turned"  # of its own, as most readers leave them
+TURNED_CHECKSUM = "crc32_turned"  # of its own, as most readers leave them
 MAXIMUM_VALUES = 2**31  # in one dataset; a larger claim is damage, not features
 
 

@@ -334,5 +334,9 @@ def test_descriptors_at_other_turns_are_there_for_those_who_ask(tmp_path: Path) 
     with h5py.File(path, "r+") as file:
         del file["a.jpg/descriptors_turned"]
         file["a.jpg/descriptors_turned"] = np.zeros((3, 8, 4))
+    with FeatureReader(path) as reader, pytest.raises(InputFileError, match="no longer those that were written"):
+        reader.read("a.jpg", turned=True)
+    with h5py.File(path, "r+") as file:
+        del file["a.jpg"].attrs["crc32_turned"]
     with FeatureReader(path) as reader, pytest.raises(InputFileError, match=r"descriptors_turned \(3, 8, 4\)"):
         reader.read("a.jpg", turned=True)
