@@ -4,6 +4,7 @@ import ctypes
 import os
 import re
 
+import cv2
 import torch
 
 from sekd_cli.errors import DeviceError, UsageError
@@ -41,11 +42,12 @@ def available_cores() -> int:
 
 
 def set_threads(threads: int | None) -> None:
-    """Let torch compute on so many threads; None for all cores, or what OMP_NUM_THREADS says."""
+    """Let torch and OpenCV compute on so many threads; None for all cores, or what OMP_NUM_THREADS says."""
     if threads is not None:
         torch.set_num_threads(threads)
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(available_cores())
+    cv2.setNumThreads(torch.get_num_threads())
 
 
 def keep_freed_memory() -> None:

@@ -1,7 +1,8 @@
 """Many photographs to one file: decoding, network and writing overlap, and one bad image stops none of the others.
 
-Threads decode ahead of the network, which runs in the caller's thread; another thread writes. Every queue is bounded,
-so a thousand photographs need the memory of ten.
+Threads decode ahead of the network, which does as many images at once as it has threads, for on one thread each the
+network is as fast as it can be; another thread writes. Every queue is bounded, so a thousand photographs need the
+memory of ten.
 """
 
 import logging
@@ -15,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
+import torch
+
 from sekd_cli.errors import ImageError
 from sekd_cli.extraction import Extractor
 from sekd_cli.feature_file import FeatureWriter, Source, StoredFeatures, source_of
@@ -24,6 +27,7 @@ from sekd_cli.pyramid import PreparedImage
 logger = logging.getLogger(__name__)
 
 PREFETCH_PIXELS = 50_000_000  # larger images are decoded one at a time, when their turn comes
+LARGE_PIXELS = 4_000_000  # seen by the network: such an image has all threads, alone, as memory for several may lack
 DECODED_PER_WORKER = 2  # images that wait decoded, for each decoding thread
 WAITING_TO_BE_WRITTEN = 8  # images whose features wait for the disk
 
@@ -57,6 +61,7 @@ class PipelineSettings:
 
     batch_size: int = 1
     workers: int = 2  # decoding threads
+    threads: int = 1  # of the network on a CPU
     max_pixels: int = DEFAULT_MAX_PIXELS  # largest image to decode; 0 for no limit
     descriptor_dtype: str = "float32"
 
@@ -68,28 +73,66 @@ def extract_all(
 
     Raises OutputError if the file can't be written.
     """
+    network = _Network(extractor, settings.threads)
     with _BackgroundWriter(writer, settings.descriptor_dtype) as background:
-        with ThreadPoolExecutor(settings.workers, "decode") as pool:
+        with network, ThreadPoolExecutor(settings.workers, "decode") as pool:
             loaded = _load_ahead(jobs, extractor, settings, pool)
             for batch in _batches(loaded, extractor, settings.batch_size):
                 if isinstance(batch, Outcome):
                     yield batch
                 else:
-                    yield from _extract_batch(batch, extractor, background)
+                    network.begin(batch)
+                    yield from network.hand_on(background)
                 yield from background.finished()
+            yield from network.hand_on(background, everything=True)
         background.finish()
         yield from background.finished()
 
 
-def _extract_batch(batch: list[_Loaded], extractor: Extractor, background: "_BackgroundWriter") -> Iterator[Outcome]:
-    """Run the network and hand the features on; yields what failed."""
-    try:
-        features = extractor.extract([item.image for item in batch])
-    except ImageError as error:  # only of a batch of one
-        yield _failed(batch[0].job, f"{batch[0].job.entry.path}: {error}")
-        return
-    for item, one in zip(batch, features, strict=True):
-        background.put(item.job, one, item.source)
+class _Network:
+    """Runs the extractor on several batches at once, each on one thread; a large image has all threads to itself."""
+
+    def __init__(self, extractor: Extractor, threads: int) -> None:
+        self._extractor = extractor
+        self._threads = threads
+        self._alone = threading.Lock()
+        self._pool = ThreadPoolExecutor(threads, "network", initializer=torch.set_num_threads, initargs=(1,))
+        self._running: deque[tuple[list[_Loaded], Future[list[StoredFeatures]]]] = deque()
+
+    def begin(self, batch: list[_Loaded]) -> None:
+        """Let a thread take this batch."""
+        self._running.append((batch, self._pool.submit(self._extract, batch)))
+
+    def hand_on(self, background: "_BackgroundWriter", *, everything: bool = False) -> Iterator[Outcome]:
+        """Give features to the writer while more batches wait than threads can take; yields what failed."""
+        while len(self._running) > (0 if everything else self._threads):
+            batch, future = self._running.popleft()
+            try:
+                features = future.result()
+            except ImageError as error:  # only of a batch of one
+                yield _failed(batch[0].job, f"{batch[0].job.entry.path}: {error}")
+                continue
+            for item, one in zip(batch, features, strict=True):
+                background.put(item.job, one, item.source)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def _extract(self, batch: list[_Loaded]) -> list[StoredFeatures]:
+        images = [item.image for item in batch]
+        if sum(level.grey.size for image in images for level in image.levels) < LARGE_PIXELS:
+            return self._extractor.extract(images)
+        with self._alone:
+            torch.set_num_threads(self._threads)
+            try:
+                return self._extractor.extract(images)
+            finally:
+                torch.set_num_threads(1)
 
 
 def _load(job: Job, extractor: Extractor, max_pixels: int) -> _Loaded:

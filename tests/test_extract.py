@@ -408,3 +408,16 @@ def test_scales_and_rotations_are_stored_and_noticed_when_they_change(
     assert "rotations True there, False now" in capsys.readouterr().err
     assert extract("photos", "--scales", "none") == 2
     assert "--scales none: give auto" in capsys.readouterr().err
+
+
+def test_images_done_at_once_and_alone_give_the_same(
+    extract: Extract, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two at a time, and each alone on two threads as if it were large."""
+    assert extract("photos", "-o", "one.h5", "--threads", 1) == 0
+    assert extract("photos", "-o", "two.h5", "--threads", 2) == 0
+    assert_same(stored("two.h5"), stored("one.h5"))
+    monkeypatch.setattr("sekd_cli.extraction_pipeline.LARGE_PIXELS", 10)
+    assert extract("photos", "-o", "alone.h5", "--threads", 2) == 0
+    for name, features in stored("alone.h5").items():
+        np.testing.assert_allclose(features.keypoints, stored("one.h5")[name].keypoints, atol=1e-2)
