@@ -186,7 +186,7 @@ class _View(NamedTuple):
         turned = (width, height) if turns % 2 else (height, width)
         logits = maps.score_logits[index, : turned[0], : turned[1]]
         return cls(
-            torch.rot90(logits, -turns),
+            torch.rot90(logits, -turns) if turns else logits,
             tuple(one[index : index + 1] for one in maps.descriptor_maps),
             maps.score_logits.shape[-1],
             torch.from_numpy(quarter_turn(turns, height, width)).to(logits.device, torch.float32)[None],
