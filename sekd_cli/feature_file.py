@@ -356,7 +356,8 @@ def _read_turned(group: h5py.Group, where: str, shape: tuple[int, ...]) -> np.nd
 
 def _image_size(stored: np.ndarray | None, keypoints: np.ndarray, where: str) -> tuple[int, int]:
     if stored is None:
-        width, height = np.ceil(keypoints.max(axis=0) + 0.5).astype(int) if len(keypoints) else (0, 0)
+        corner = keypoints.max(axis=0) + 0.5 if len(keypoints) else np.zeros(2)
+        width, height = np.ceil(corner.clip(0, MAXIMUM_VALUES)).astype(int)
         return int(width), int(height)
     if stored.shape != (2,):
         raise InputFileError(f"{where}: image_size is {stored.shape}, not width and height; extract it again")

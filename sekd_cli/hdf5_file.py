@@ -21,6 +21,7 @@ except ImportError:  # not on Windows, where a second writer goes unnoticed
     fcntl = None  # type: ignore[assignment]
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+HDF5_SUFFIXES = {".h5", ".hdf5"}
 CHECKED_METADATA = ("v108", "v108")
 """HDF5's second generation of structures, which every release since 2008 reads. Each has a checksum: damage to those of
 the first made HDF5's C code go round in circles. The third marks files as open, so that a kill spoils them."""

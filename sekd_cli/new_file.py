@@ -1,6 +1,7 @@
 """Files that appear whole or not at all: written beside their place, then moved there in one step."""
 
 import errno
+import glob
 import os
 import re
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ def new_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         _make_folder(path.parent)
+        _clear_away_leftovers(path)
         yield temporary
         temporary.replace(path)
     except (OSError, RuntimeError) as error:
@@ -41,6 +43,25 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:  # what a file in its place makes of it
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
+
+
+def _clear_away_leftovers(path: Path) -> None:
+    """Remove what processes that no longer run left half written here."""
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        number = part.name.split(".")[-2]
+        if number.isdecimal() and not _runs(int(number)):
+            with suppress(OSError):
+                part.unlink()
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True  # another user's, or a system that doesn't tell
+    return True
 
 
 def error_number(error: BaseException) -> int | None:

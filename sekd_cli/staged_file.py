@@ -82,7 +82,7 @@ class StagedFile(io.RawIOBase):
     def truncate(self, size: int | None = None) -> int:
         """Set the length; shrinking waits for `commit`."""
         self._length = self._position if size is None else size
-        if self._length >= self._committed:
+        if self._length >= self._committed and self._length != os.fstat(self._descriptor).st_size:
             self._unless_abandoned(os.ftruncate, self._descriptor, self._length)
         return self._length
 
@@ -102,6 +102,8 @@ class StagedFile(io.RawIOBase):
         super().close()
 
     def _apply_changes(self) -> None:
+        if all(os.pread(self._descriptor, len(data), offset) == data for offset, data in self._changes):
+            self._changes.clear()  # closing a file HDF5 writes what is there: its time of change should stay
         if self._changes:
             _write_journal(self._journal, os.fstat(self._descriptor).st_size, self._changes)
             for offset, data in self._changes:

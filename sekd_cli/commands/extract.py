@@ -41,6 +41,13 @@ import click
     help="Folder of masks named as COLMAP does, photo.jpg.png; black is ignored.",
 )
 @click.option("--root", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Names are relative to it.")
+@click.option(
+    "--layout",
+    type=click.Choice(("hloc", "imc", "kaggle")),
+    default="hloc",
+    show_default=True,
+    help="imc, kaggle: when all is done, write a folder of that name beside the output too.",
+)
 @click.option("--overwrite", is_flag=True, help="Start afresh; without it, go on where the file ends.")
 @click.option("--update", is_flag=True, help="Extract images again that changed since.")
 @click.option("--shard", metavar="I/N", help="Do the I-th of N parts, counted from 1.")
@@ -58,7 +65,7 @@ def extract(**options: Any) -> int:
     sekd extract photos -o feats.h5
     find photos -name '*.jpg' | sekd extract - --root photos -o feats.h5 --max-keypoints 4096
 
-    Prints the path of the feature file. The same command again goes on where it stopped.
+    Prints the path of the feature file, or of the folder of --layout. The same command again goes on where it stopped.
     """  # noqa: D301 - click's mark for lines that stay as they are
     from sekd_cli.commands.extract_run import ExtractOptions, run  # noqa: PLC0415 - loads torch, which --help needs not
 

@@ -17,6 +17,8 @@ from sekd_cli.commands.progress import progress_bar
 from sekd_cli.config import DetectionSettings, ViewSettings, parse_scales
 from sekd_cli.device import available_cores, keep_freed_memory, resolve_device, set_threads
 from sekd_cli.errors import NothingToDoError, OutputError, UsageError
+from sekd_cli.export.layout_folder import layout_folder
+from sekd_cli.export.layouts import FEATURE_FILES
 from sekd_cli.extraction import Extractor
 from sekd_cli.extraction_pipeline import Job, Outcome, PipelineSettings, extract_all
 from sekd_cli.feature_file import ChangedImageError, FeatureWriter, Source, file_attributes, source_of
@@ -48,6 +50,7 @@ class ExtractOptions:
     descriptor_dtype: str
     masks: Path | None
     root: Path | None
+    layout: str
     overwrite: bool
     update: bool
     shard: str | None
@@ -67,7 +70,10 @@ class ExtractOptions:
 def run(options: ExtractOptions) -> int:
     """Extract; prints the path of the feature file and returns the exit code."""
     shard, output = _shard(options.shard, options.output)
+    folder = layout_folder(output, options.layout, FEATURE_FILES, sharded=shard.count > 1)
     jobs = _find_jobs(options, shard)
+    if folder is not None:
+        folder.check((job.entry.name for job in jobs), overwrite=options.overwrite)
     extractor, attributes = _set_up(options, shard)
     with FeatureWriter(output, attributes, overwrite=options.overwrite) as writer:
         remaining = _remaining(jobs, writer, update=options.update)
@@ -77,7 +83,9 @@ def run(options: ExtractOptions) -> int:
                 report.add(outcome)
                 bar.advance(note=f"{len(report.failures)} failed" if report.failures else "")
     exit_code = report.exit_code()
-    click.echo(os.fsencode(output))
+    if folder is not None:
+        folder.write_features()
+    click.echo(os.fsencode(output if folder is None else folder.path))
     return exit_code
 
 

@@ -34,6 +34,13 @@ MODELS = ("homography", "fundamental", "essential")
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Image folder; focal lengths for essential come from EXIF.",
 )
+@click.option(
+    "--layout",
+    type=click.Choice(("hloc", "imc", "kaggle")),
+    default="hloc",
+    show_default=True,
+    help="imc, kaggle: when all is done, write a folder of that name beside the output too.",
+)
 @click.option("--overwrite", is_flag=True, help="Start afresh; without it, go on where the file ends.")
 @click.option("--update", is_flag=True, help="Match pairs again whose features changed since.")
 @click.option("--shard", metavar="I/N", help="Do the I-th of N parts, counted from 1.")
@@ -49,7 +56,7 @@ def match(**options: Any) -> int:
     sekd pairs feats.h5 --nearest 20 | sekd match - --verify fundamental
 
     PAIRS is a text file of two names a line, as in the feature file, or - for stdin. Prints the path of the match
-    file. The same command again goes on where it stopped.
+    file, or of the folder of --layout. The same command again goes on where it stopped.
     """  # noqa: D301 - click's mark for lines that stay as they are
     from sekd_cli.commands.match_run import MatchOptions, run  # noqa: PLC0415 - loads torch, which --help needs not
 

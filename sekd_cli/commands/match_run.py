@@ -15,6 +15,7 @@ from sekd_cli.commands.progress import progress_bar
 from sekd_cli.config import MatchingSettings, VerificationSettings
 from sekd_cli.device import available_cores, resolve_device
 from sekd_cli.errors import ImageError, InputFileError, NothingToDoError, OutputError, UsageError
+from sekd_cli.export.layout_folder import MATCH_FILES, layout_folder
 from sekd_cli.feature_file import FeatureReader
 from sekd_cli.focal_length import read_focal_length
 from sekd_cli.match_file import MatchWriter, check_flat_names, match_attributes
@@ -47,6 +48,7 @@ class MatchOptions:
     min_inliers: int
     camera: str | None
     images: Path | None
+    layout: str
     overwrite: bool
     update: bool
     shard: str | None
@@ -85,7 +87,10 @@ def run(options: MatchOptions) -> int:
         update=options.update,
         batch_values=0 if device.type == "cpu" else GPU_BATCH_VALUES,
     )
+    folder = layout_folder(options.output, options.layout, MATCH_FILES, sharded=shard.count > 1)
     work = _plan(options, shard)
+    if folder is not None:
+        folder.check(work.names, overwrite=options.overwrite)
     with (
         _open_features(options) as features,
         MatchWriter(options.output, match_attributes(features, decisive), overwrite=options.overwrite) as writer,
@@ -104,7 +109,9 @@ def run(options: MatchOptions) -> int:
             report.add(outcome)
             bar.advance(note=f"{report.failed} failed" if report.failed else None)
     exit_code = report.exit_code()
-    click.echo(os.fsencode(options.output))
+    if folder is not None:
+        folder.write_matches(options.features)
+    click.echo(os.fsencode(options.output if folder is None else folder.path))
     return exit_code
 
 

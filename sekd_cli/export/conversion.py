@@ -11,16 +11,14 @@ import numpy as np
 
 from sekd_cli.errors import UsageError
 from sekd_cli.export.flat_folder import FlatFolder
-from sekd_cli.export.layouts import PairMatches, named_pairs, write_features, write_matches
+from sekd_cli.export.layouts import PairMatches, write_features, write_matches, write_stored_matches
 from sekd_cli.feature_file import FeatureReader, FeatureWriter
 from sekd_cli.file_contents import FEATURES, FLAT, MATCHES, kind_of, reading
-from sekd_cli.hdf5_file import create_hdf5, open_for_reading
+from sekd_cli.hdf5_file import HDF5_SUFFIXES, create_hdf5, open_for_reading
 from sekd_cli.match_file import MatchReader, check_flat_names, flat_name
 from sekd_cli.new_file import new_file
 
 logger = logging.getLogger(__name__)
-
-HDF5_SUFFIXES = {".h5", ".hdf5"}
 
 
 class Converted(NamedTuple):
@@ -79,10 +77,7 @@ def _hloc_to_flat(
     if matches is None:
         return Converted(images, None)
     names = [] if features is None else features.names()
-    pairs = list(named_pairs(matches, names))
-    involved = {*names, *(name for pair in pairs for name in pair)}
-    every = (PairMatches(pair, matches.read(pair).indices()) for pair in pairs)
-    return Converted(images, write_matches(every, involved, layout, output, overwrite=overwrite))
+    return Converted(images, write_stored_matches(matches, names, layout, output, overwrite=overwrite))
 
 
 def _flat_to_flat(folder: FlatFolder, layout: str, output: Path, *, overwrite: bool) -> Converted:

@@ -6,16 +6,17 @@ A > B as strings; Kaggle's baselines take the file name with its extension, and 
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
-import h5py
 import numpy as np
 
 from sekd_cli.errors import UsageError
 from sekd_cli.feature_file import StoredFeatures
+from sekd_cli.hdf5_file import create_hdf5
 from sekd_cli.match_file import MatchReader, check_flat_names, flat_name
 from sekd_cli.new_file import new_file
 from sekd_cli.pairs import Pair
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 FLAT_LAYOUTS = ("imc", "kaggle")
 LAYOUTS = (*FLAT_LAYOUTS, "hloc")
 FEATURE_FILES = ("keypoints", "descriptors", "scores", "scales")
+NO_ATTRIBUTES: Mapping[str, str] = MappingProxyType({})
 IMC_MOST_KEYPOINTS = 8000  # of an image; its validator refuses more
 
 
@@ -62,15 +64,22 @@ def keys_of(names: Iterable[str], layout: str) -> dict[str, str]:
     return {name: key for key, name in owners.items()}
 
 
-def write_features(source: FeatureSource, layout: str, folder: Path, *, overwrite: bool = False) -> int:
-    """Write all features into the files of a flat layout; returns the number of images.
+def write_features(
+    source: FeatureSource,
+    layout: str,
+    folder: Path,
+    *,
+    overwrite: bool = False,
+    attributes: Mapping[str, str] = NO_ATTRIBUTES,
+) -> int:
+    """Write all features into the files of a flat layout, each with these root attributes; returns how many images.
 
     Raises UsageError if keys collide, OutputError if one of the files exists (unless `overwrite`) or can't be written.
     """
     keys = keys_of(source.names(), layout)
     with ExitStack() as stack:
         paths = [stack.enter_context(new_file(folder / f"{kind}.h5", overwrite=overwrite)) for kind in FEATURE_FILES]
-        keypoints, descriptors, scores, scales = (stack.enter_context(h5py.File(path, "w")) for path in paths)
+        keypoints, descriptors, scores, scales = (stack.enter_context(create_hdf5(path, attributes)) for path in paths)
         for name, key in keys.items():
             features = source.read(name)
             if layout == "imc" and len(features) > IMC_MOST_KEYPOINTS:
@@ -84,16 +93,22 @@ def write_features(source: FeatureSource, layout: str, folder: Path, *, overwrit
 
 
 def write_matches(
-    matches: Iterable[PairMatches], names: Iterable[str], layout: str, folder: Path, *, overwrite: bool = False
+    matches: Iterable[PairMatches],
+    names: Iterable[str],
+    layout: str,
+    folder: Path,
+    *,
+    overwrite: bool = False,
+    attributes: Mapping[str, str] = NO_ATTRIBUTES,
 ) -> int:
-    """Write matches into `matches.h5` of a flat layout; returns the number of pairs.
+    """Write matches into `matches.h5` of a flat layout, with these root attributes; returns the number of pairs.
 
     names: of all images in any pair, and of others whose keys shall not collide either. A pair that comes again, either
     way round, is left out. Raises as `write_features` does.
     """
     keys = keys_of(names, layout)
     count = 0
-    with new_file(folder / "matches.h5", overwrite=overwrite) as path, h5py.File(path, "w") as file:
+    with new_file(folder / "matches.h5", overwrite=overwrite) as path, create_hdf5(path, attributes) as file:
         for (name0, name1), indices in matches:
             place, reverse = _place(keys[name0], keys[name1], layout)
             if place in file or (layout != "imc" and _place(keys[name1], keys[name0], layout)[0] in file):
@@ -105,6 +120,23 @@ def write_matches(
     if layout == "imc" and count < len(keys) * (len(keys) - 1) // 2:
         logger.warning("%d pairs of %d images: the IMC benchmark's validator asks for all pairs", count, len(keys))
     return count
+
+
+def write_stored_matches(
+    matches: MatchReader,
+    names: Iterable[str],
+    layout: str,
+    folder: Path,
+    *,
+    overwrite: bool = False,
+    attributes: Mapping[str, str] = NO_ATTRIBUTES,
+) -> int:
+    """`write_matches` of a match file in hloc's layout; `names` are those of the images in the feature file, if any."""
+    names = list(names)
+    pairs = list(named_pairs(matches, names))
+    involved = {*names, *(name for pair in pairs for name in pair)}
+    every = (PairMatches(pair, matches.read(pair).indices()) for pair in pairs)
+    return write_matches(every, involved, layout, folder, overwrite=overwrite, attributes=attributes)
 
 
 def _place(key0: str, key1: str, layout: str) -> tuple[str, bool]:

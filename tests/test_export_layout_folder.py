@@ -1,0 +1,143 @@
+"""`--layout` of `sekd extract` and `sekd match`: a folder beside the file, whole or not at all."""
+
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hostile_images import drawn, encoded, write_files
+
+from sekd_cli import cli
+
+Run = Callable[..., int]
+FILES = ["descriptors.h5", "keypoints.h5", "scales.h5", "scores.h5"]
+SOME_FAILED, USAGE, BAD_OUTPUT, INTERRUPTED = 1, 2, 5, 130  # exit codes
+
+
+@pytest.fixture
+def run(untrained_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`sekd extract` and `sekd match` in a folder with three photographs."""
+    monkeypatch.chdir(tmp_path)
+    write_files(Path("photos"), {f"{name}.png": encoded(drawn(seed=seed), "PNG") for seed, name in enumerate("abc")})
+
+    def extract_or_match(command: str, *arguments: str, stdin: bytes = b"") -> int:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        fixed = {"extract": ["--weights", str(untrained_weights), "--threshold", "0", "--max-keypoints", "50"]}
+        return cli.main([command, *fixed.get(command, []), "--device", "cpu", *arguments])
+
+    return extract_or_match
+
+
+def contents(folder: str | Path) -> dict[str, np.ndarray]:
+    """All datasets of all files in a folder."""
+    found: dict[str, np.ndarray] = {}
+    for path in sorted(Path(folder).iterdir()):
+        with h5py.File(path) as file:
+            file.visititems(
+                lambda name, value, path=path: (
+                    found.update({f"{path.stem}:{name}": value[()]}) if isinstance(value, h5py.Dataset) else None
+                )
+            )
+    return found
+
+
+def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    assert one.keys() == other.keys()
+    for name, values in one.items():
+        np.testing.assert_array_equal(values, other[name])
+
+
+@pytest.mark.parametrize("layout", ["imc", "kaggle"])
+def test_the_folder_is_what_convert_writes_and_its_path_is_printed(
+    run: Run, capsys: pytest.CaptureFixture[str], layout: str
+) -> None:
+    assert run("extract", "photos", "-o", "out/feats.h5", "--layout", layout) == 0
+    assert capsys.readouterr().out == f"out/{layout}\n"
+    assert sorted(path.name for path in Path("out", layout).iterdir()) == FILES
+    pairs = b"a.png b.png\nc.png b.png\n"
+    options = ["--features", "out/feats.h5", "-o", "out/matches.h5", "--layout", layout]
+    assert run("match", "-", *options, stdin=pairs) == 0
+    assert capsys.readouterr().out == f"out/{layout}\n"
+    assert cli.main(["convert", "out/feats.h5", "out/matches.h5", "--to", layout, "-o", "converted"]) == 0
+    assert_same(contents(f"out/{layout}"), contents("converted"))
+    assert sum(name.startswith("matches:") for name in contents("converted")) == 2
+
+
+def test_hlocs_layout_is_the_file_itself(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("extract", "photos", "--layout", "hloc") == 0
+    assert capsys.readouterr().out == "feats.h5\n"
+    assert sorted(path.name for path in Path().iterdir()) == ["feats.h5", "photos"]
+
+
+def test_the_same_command_goes_on_and_makes_the_folder_anew_only_if_something_changed(run: Run) -> None:
+    command = ["extract", "photos", "--layout", "imc"]
+    Path("photos/c.png").rename("later.png")
+    assert run(*command) == 0
+    before = {path: path.stat().st_mtime_ns for path in Path("imc").iterdir()}
+    assert run(*command) == 0
+    assert {path: path.stat().st_mtime_ns for path in Path("imc").iterdir()} == before
+    Path("later.png").rename("photos/c.png")
+    assert run(*command) == 0
+    assert {name for name in contents("imc") if name.startswith("scores:")} == {"scores:a", "scores:b", "scores:c"}
+    whole = contents("imc")
+    Path("imc/scores.h5").unlink()
+    assert run(*command) == 0
+    assert_same(contents("imc"), whole)
+
+
+@pytest.mark.parametrize("step", range(0, 12, 3))
+def test_an_interrupt_while_it_is_written_leaves_nothing_half(
+    run: Run, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    assert run("extract", "photos") == 0
+    real, calls = h5py.Group.__setitem__, iter(range(100))
+
+    def until(group: h5py.Group, name: str, value: object) -> None:
+        if next(calls) == step:
+            raise KeyboardInterrupt
+        real(group, name, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(h5py.Group, "__setitem__", until)
+        assert run("extract", "photos", "--layout", "imc") == INTERRUPTED
+    assert list(Path("imc").iterdir()) == []
+    assert run("extract", "photos", "--layout", "imc") == 0
+    assert sorted(path.name for path in Path("imc").iterdir()) == FILES
+
+
+def test_what_a_killed_process_left_is_cleared_away(run: Run) -> None:
+    Path("imc").mkdir()
+    Path("imc/.keypoints.h5.999999999.part").write_bytes(b"half")  # no such process
+    Path("imc/.keypoints.h5.1.part").write_bytes(b"another's")
+    assert run("extract", "photos", "--layout", "imc") == 0
+    assert sorted(path.name for path in Path("imc").iterdir()) == [".keypoints.h5.1.part", *FILES]
+
+
+def test_images_that_fail_are_left_out_of_it(run: Run) -> None:
+    Path("photos/b.png").write_bytes(b"")
+    assert run("extract", "photos", "--layout", "kaggle") == SOME_FAILED
+    assert {name for name in contents("kaggle") if name.startswith("scores:")} == {"scores:a.png", "scores:c.png"}
+
+
+def test_what_would_stop_it_in_the_end_stops_it_at_once(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    write_files(Path("photos/sub"), {"a.jpg": encoded(drawn(), "JPEG")})
+    Path("imc").mkdir()
+    Path("imc/scores.h5").write_text("of somebody else")
+    cases = [
+        (["photos", "--layout", "imc"], USAGE, "a.png and sub/a.jpg would both be a in the imc layout"),
+        (["photos/a.png", "--layout", "imc"], BAD_OUTPUT, "imc/scores.h5: exists already and was not made of feats.h5"),
+        (["photos", "--layout", "kaggle", "--shard", "1/2"], USAGE, "--layout kaggle: not of a shard"),
+        (["photos", "--layout", "kaggle", "-o", "scene"], USAGE, "-o scene: give a file such as scene/feats.h5"),
+    ]
+    for arguments, code, words in cases:
+        assert run("extract", *arguments) == code
+        error = capsys.readouterr().err
+        assert words in error
+        assert len(error.splitlines()) == 1
+    assert not Path("feats.h5").exists()
+    assert Path("imc/scores.h5").read_text() == "of somebody else"
+    assert run("extract", "photos/a.png", "--layout", "imc", "--overwrite") == 0
+    assert sorted(path.name for path in Path("imc").iterdir()) == FILES
