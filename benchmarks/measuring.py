@@ -1,0 +1,51 @@
+"""What the benchmarks share: time, peak memory and growth."""
+
+import ctypes
+import multiprocessing
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Cost(NamedTuple):
+    """What something took."""
+
+    seconds: float  # of CPU time, all threads together: what other processes do doesn't count
+    megabytes: float  # most memory beyond that at its start
+
+
+def memory(field: str) -> float:
+    """VmRSS (memory now) or VmHWM (the most since the last reset) of this process, MB (Linux)."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+
+def cost(work: Callable[[], object], *, warm_up: Callable[[], object] = lambda: None, repeats: int = 1) -> Cost:
+    """What `work` takes in a process forked off for it, after `warm_up`: least time, most memory of `repeats`."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+
+    def measure() -> None:
+        warm_up()
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed before doesn't serve now
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        before, seconds = memory("VmRSS"), []
+        for _ in range(repeats):
+            start = time.process_time()
+            work()
+            seconds.append(time.process_time() - start)
+        sender.send(Cost(min(seconds), memory("VmHWM") - before))
+
+    process = multiprocessing.get_context("fork").Process(target=measure)
+    process.start()
+    sender.close()
+    found: Cost = receiver.recv()  # EOFError if the process failed, which has then told why
+    process.join()
+    return found
+
+
+def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
+    """The power of `sizes` that `values` grow with, by least squares of the logarithms."""
+    return float(np.polyfit(np.log(sizes), np.log(np.maximum(values, 1e-9)), 1)[0])
