@@ -1,7 +1,7 @@
 """Whole small runs: every phase, both networks, stopped and resumed."""
 
 import json
-import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from sekd_cli.networks.weights_file import load_network
 from sekd_cli.training.optimisation import MOST_SKIPPED, Learner
 from sekd_cli.training.photographs import Photographs, cache_photographs
 from sekd_cli.training.run_folder import RunFolder
-from sekd_cli.training.self_evolution import Phase, SelfEvolution, phases_of
+from sekd_cli.training.schedule import Phase, affordable, phase_ends, phases_of
+from sekd_cli.training.self_evolution import Reporter, SelfEvolution
 from sekd_cli.training.settings import PRESETS, TrainingSettings, settings_from
 
 TINY = {
@@ -38,31 +39,36 @@ COMPACT = settings_from(TINY | {"rounds": 2, "random_points": 8}, PRESETS["defau
 PAPER = settings_from(TINY | {"rounds": 2, "adaptation_threshold": 0.01}, PRESETS["paper"], "test")
 
 
-class Silent:
+class StoppedError(Exception):
+    pass
+
+
+class Told(Reporter):
     """A reporter that keeps what it is told, and can stop the run."""
 
     def __init__(self) -> None:
         self.losses: list[dict[str, float]] = []
         self.validations: list[dict[str, float]] = []
         self.phases: list[Phase] = []
+        self.rounds: int | None = None
         self.after = 10**9
-        self.evolution: SelfEvolution | None = None
 
     def phase(self, phase: Phase, total: int, done: int) -> None:
         del total, done
         self.phases.append(phase)
 
-    def labelled(self, done: int) -> None:
-        del done
+    def planned(self, rounds: int, step_seconds: float) -> None:
+        del step_seconds
+        self.rounds = rounds
 
     def stepped(self, step: int, figures: dict[str, float]) -> None:
         del step
         self.losses.append(figures)
-        if len(self.losses) == self.after and self.evolution is not None:
-            self.evolution.deadline = time.monotonic()
+        if len(self.losses) == self.after + 1:  # the step before was saved
+            raise StoppedError
 
-    def validated(self, phase: Phase, figures: dict[str, float]) -> None:
-        del phase
+    def validated(self, phase: Phase, figures: dict[str, float], evolution: SelfEvolution) -> None:
+        del phase, evolution
         self.validations.append(figures)
 
 
@@ -79,14 +85,15 @@ def one_thread() -> None:
 
 def evolve(
     folder: Path, photographs: Photographs, settings: TrainingSettings, *, stop_after: int = 10**9, resume: bool = False
-) -> tuple[SelfEvolution, Silent]:
+) -> tuple[SelfEvolution, Told]:
     folder.mkdir(exist_ok=True)
-    reporter = Silent()
+    reporter = Told()
     evolution = SelfEvolution(folder, photographs, settings, reporter, device=torch.device("cpu"), workers=0)
-    reporter.evolution, reporter.after = evolution, stop_after
+    reporter.after = stop_after
     if resume:
         evolution.resume()
-    evolution.run()
+    with suppress(StoppedError):
+        evolution.run()
     return evolution, reporter
 
 
@@ -115,7 +122,7 @@ def test_without_self_evolution_later_rounds_go_on_with_the_first_labels(
 
 @pytest.mark.parametrize("settings", [COMPACT, PAPER], ids=["compact", "published"])
 def test_every_phase_runs_with_finite_losses_and_a_stopped_run_ends_like_a_whole_one(
-    settings: TrainingSettings, photographs: Photographs, tmp_path: Path
+    settings: TrainingSettings, photographs: Photographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, told = evolve(tmp_path / "whole", photographs, settings)
     assert [phase.action for phase in told.phases].count("label") >= 2
@@ -123,10 +130,11 @@ def test_every_phase_runs_with_finite_losses_and_a_stopped_run_ends_like_a_whole
     assert all(torch.isfinite(torch.tensor(value)) for losses in told.losses for value in losses.values())
     assert all(0 <= figures["repeatability"] <= 1 for figures in told.validations)
 
-    stopped, _ = evolve(tmp_path / "parts", photographs, settings, stop_after=3)
-    assert stopped.learner.step == 3
+    monkeypatch.setattr("sekd_cli.training.self_evolution.SAVE_SECONDS", 0.0)
+    evolve(tmp_path / "parts", photographs, settings, stop_after=3)  # in the middle of an update
     assert load_network(tmp_path / "parts" / "model.safetensors").name == settings.network  # usable in between
-    resumed, _ = evolve(tmp_path / "parts", photographs, settings, resume=True)
+    resumed, told = evolve(tmp_path / "parts", photographs, settings, resume=True)
+    assert len(told.losses) == settings.total_steps - 3
     for name, value in whole.learner.network.state_dict().items():
         assert torch.equal(value, resumed.learner.network.state_dict()[name]), name
     shipped = load_network(tmp_path / "parts" / "model.safetensors").state_dict()
@@ -134,11 +142,49 @@ def test_every_phase_runs_with_finite_losses_and_a_stopped_run_ends_like_a_whole
         assert torch.equal(value, shipped[name]), name
 
 
+def test_a_run_with_little_time_ends_in_time_with_the_learning_rate_down(
+    photographs: Photographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sekd_cli.training.self_evolution.MEASURED_STEPS", 2)
+    endless = replace(COMPACT, minutes=0.1, steps_per_update=10**6, last_steps=10**6, rounds=5)
+    evolution, told = evolve(tmp_path / "run", photographs, endless)
+    assert told.rounds == 1  # hundreds of steps a round don't fit in six seconds
+    assert {phase.round for phase in told.phases} == {0}
+    assert 2 < len(told.losses) < 10**5
+    rates = [figures["learning_rate"] for figures in told.losses]
+    assert rates[-1] < 0.2 * max(rates)
+    assert evolution.seconds < 60
+    resumed, told = evolve(tmp_path / "run", photographs, endless, resume=True)
+    assert told.losses == []  # it has ended
+    assert resumed.rounds == 1
+
+
+def test_time_is_shared_by_steps_and_little_time_means_fewer_rounds() -> None:
+    settings = replace(COMPACT, rounds=3, steps_per_update=1000, last_steps=2000)
+    assert phase_ends(phases_of(settings), 400.0) == pytest.approx([20, 100, 120, 200, 240, 400])
+    assert phase_ends(phases_of(replace(PAPER, rounds=2)), 60.0) == pytest.approx([4, 20, 24, 40, 44, 60])
+    assert phase_ends(phases_of(settings), float("inf")) == [float("inf")] * 6
+    assert affordable(settings, 5000.0, 1.0).rounds == 3  # all 4,000 steps, and labelling
+    assert affordable(settings, 2250.0, 1.0).rounds == 3  # 1,800 steps: three rounds of 600
+    assert affordable(settings, 2240.0, 1.0).rounds == 2
+    assert affordable(settings, 10.0, 1.0).rounds == 1
+
+
 def test_without_affine_adaptation_the_labels_come_from_the_image_alone(
     photographs: Photographs, tmp_path: Path
 ) -> None:
     _, told = evolve(tmp_path / "run", photographs, COMPACT.without("affine-adaptation", "detector-repeatability"))
     assert "repeatability" not in told.losses[0]
+
+
+def test_a_line_of_the_log_that_a_kill_tore_costs_no_other(tmp_path: Path) -> None:
+    RunFolder(tmp_path).log({"action": "update", "step": 1, "loss": 1.0})
+    with (tmp_path / "log.jsonl").open("a") as stream:
+        stream.write('{"action": "upd')
+    run = RunFolder(tmp_path)
+    run.log({"action": "update", "step": 1, "loss": 2.0})  # done again
+    run.log({"action": "update", "step": 2, "loss": 3.0})
+    assert [entry["loss"] for entry in run.entries()] == [2.0, 3.0]
 
 
 def test_a_loss_that_is_not_finite_is_skipped_and_many_end_the_run() -> None:
@@ -156,11 +202,12 @@ def test_the_learning_rate_warms_up_and_falls_in_the_last_update() -> None:
     settings = settings_from({"warmup_steps": 10, "rounds": 2}, PRESETS["default"], "test")
     learner = Learner(settings, torch.device("cpu"))
     rates = []
-    for step in (0, 4, 10, settings.total_steps - settings.last_steps, settings.total_steps - 1):
-        learner.step = step
+    for step, annealed in ((0, 0.0), (4, 0.0), (10, 0.0), (900, 0.0), (900, 0.5), (900, 0.999), (900, 1.1)):
+        learner.step, learner.annealed = step, annealed
         rates.append(learner.learning_rate() / settings.learning_rate)
-    assert rates[:4] == pytest.approx([0.1, 0.5, 1.0, 1.0])
-    assert 0 < rates[4] < 1e-4
+    assert rates[:5] == pytest.approx([0.1, 0.5, 1.0, 1.0, 0.5])
+    assert 0 < rates[5] < 1e-4
+    assert rates[6] == 0
 
 
 def test_a_run_folder_refuses_other_settings(tmp_path: Path) -> None:
@@ -182,7 +229,7 @@ def test_the_command_trains_and_the_same_command_again_goes_on(tmp_path: Path) -
     assert first.stdout.strip() == str(run / "model.safetensors")
     assert load_network(run / "model.safetensors").name == "compact"
     entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    assert [entry["action"] for entry in entries] == ["update", "update", "validation"]
+    assert [entry["action"] for entry in entries] == ["data", "update", "update", "validation"]
     again = CliRunner().invoke(train, command, catch_exceptions=False)
     assert again.exit_code == 0
-    assert len((run / "log.jsonl").read_text().splitlines()) == 3  # nothing was left to do
+    assert len((run / "log.jsonl").read_text().splitlines()) == 5  # the data; nothing was left to do

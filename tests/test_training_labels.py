@@ -215,21 +215,24 @@ def test_adaptation_averages_what_the_references_see() -> None:
     assert scores[4, 4] == pytest.approx(low, rel=1e-5)
 
 
-def test_labelling_goes_on_where_it_was_stopped_and_ends_the_same(photographs: Photographs, tmp_path: Path) -> None:
+def test_labelling_goes_on_where_it_was_stopped_and_ends_the_same(
+    photographs: Photographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sekd_cli.training.labelling.GROUP", 1)
     torch.manual_seed(0)
     network = CompactNetwork()
     settings = replace(SMALL, labels_per_photograph=30, adaptation_threshold=0.0, label_border=4)
     chosen = np.arange(5)
     calls = iter([False, False, True])
 
-    def label(file: Path, **options: object) -> np.ndarray | None:
+    def label(file: Path, **options: object) -> int:
         kind = "adaptation-reliability"
         return label_photographs(kind, network, photographs, chosen, settings, key=(0, 2), file=file, **options)
 
-    whole = label(tmp_path / "whole.npy")
-    assert label(tmp_path / "part.npy", stop=lambda: next(calls)) is None
-    resumed = label(tmp_path / "part.npy")
-    assert whole is not None
+    assert label(tmp_path / "whole.npy") == 5
+    assert label(tmp_path / "part.npy", stop=lambda: next(calls)) == 3
+    assert label(tmp_path / "part.npy") == 5
+    whole, resumed = (np.load(tmp_path / name) for name in ("whole.npy", "part.npy"))
     assert np.array_equal(whole, resumed, equal_nan=True)
     assert np.isfinite(whole[:, 0]).all()
     x, y = whole[..., 0], whole[..., 1]

@@ -1,5 +1,6 @@
 """The state of a training run on disk: everything that the next step depends on. Never unpickles code."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +8,16 @@ import torch
 
 from sekd_cli.errors import InputFileError
 
-FORMAT = 1
+FORMAT = 2
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Replace the checkpoint in one move, so that a kill leaves either the old one or the new one."""
     part = path.with_suffix(".part")
-    torch.save({"format": FORMAT, **state}, part)
+    with part.open("wb") as stream:
+        torch.save({"format": FORMAT, **state}, stream)
+        stream.flush()
+        os.fsync(stream.fileno())  # a power cut too
     part.replace(path)
 
 

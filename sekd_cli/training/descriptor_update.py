@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from sekd_cli.training.ranking import OwnKeypoints
+from sekd_cli.training.ranks import previous, total
 
 DUPLICATE = 0.008  # descriptor distance below which a "negative" is the same structure again (paper Sec. 4.1)
 
@@ -33,20 +34,20 @@ def dual_softmax_loss(
     same = torch.eye(first.shape[1], dtype=torch.bool, device=first.device)
     near = near_others(points[0], safe_radius) | near_others(points[1], safe_radius)
     counted = (matched[:, None, :] & matched[:, :, None] & ~near) | same  # (B, P, P)
-    elsewhere = matched.roll(1, 0)[:, None, :]  # (B, 1, P)
+    elsewhere = previous(matched)[:, None, :]  # (B, 1, P)
 
     # cosines are at most 1, so exp(scale * (cosine - 1)) never overflows and sums need no maximum taken out
     similarity = scale * (first @ second.transpose(1, 2) - 1)  # (B, P, P)
     odds = similarity.exp() * counted
-    odds_first = (scale * (first @ second.roll(1, 0).transpose(1, 2) - 1)).exp() * elsewhere
-    odds_second = (scale * (second @ first.roll(1, 0).transpose(1, 2) - 1)).exp() * elsewhere
+    odds_first = (scale * (first @ previous(second).transpose(1, 2) - 1)).exp() * elsewhere
+    odds_second = (scale * (second @ previous(first).transpose(1, 2) - 1)).exp() * elsewhere
     wrong_first, wrong_second = odds_first.sum(dim=2), odds_second.sum(dim=2)
     if own is not None:
         rivals = rival_odds(torch.cat((first, second)), torch.cat(points), own, scale, safe_radius).chunk(2)
         wrong_first, wrong_second = wrong_first + rivals[0], wrong_second + rivals[1]
     all_odds = (odds.sum(dim=2) + wrong_first) * (odds.sum(dim=1) + wrong_second)
     surprise = all_odds.log() - 2 * similarity.diagonal(dim1=1, dim2=2)
-    return (surprise * matched).sum() / matched.sum().clamp(min=1)
+    return (surprise * matched).sum() / total(matched.sum()).clamp(min=1)
 
 
 def rival_odds(descriptors: Tensor, points: Tensor, own: OwnKeypoints, scale: float, safe_radius: float) -> Tensor:
@@ -76,4 +77,4 @@ def hardest_in_batch_loss(first: Tensor, second: Tensor, matched: Tensor, ratio:
     others = distance.masked_fill(excluded, 4.0)  # farther than any two unit vectors
     negative = torch.minimum(others.min(dim=1).values, others.min(dim=2).values)
     hard = matched & (positive > ratio * negative) & (negative < 4.0)
-    return ((positive - negative) * hard).sum() / hard.sum().clamp(min=1)
+    return ((positive - negative) * hard).sum() / total(hard.sum()).clamp(min=1)

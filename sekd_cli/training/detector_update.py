@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sekd_cli.training.ranks import total
+
 REACH = 2  # pixels around a label that its Gaussian covers: beyond three sigmas of 0.7
 
 
@@ -36,13 +38,13 @@ def focal_loss(score_logits: Tensor, targets: Tensor, seen: Tensor, gamma: float
     score_logits, targets, seen: (B, H, W); pixels that aren't seen don't count. gamma: exponent of |target - p|.
     balance: weigh the background by #positives / #negatives, as the paper does with its targets of 0 and 1.
     """
-    positive = (targets * seen).sum()
+    positive = total((targets * seen).sum())
     weight = seen.to(targets.dtype)
     if balance:
-        background = (seen.sum() - positive).clamp(min=1)
+        background = (total(seen.sum()) - positive).clamp(min=1)
         weight = weight * torch.where(targets > 0, 1.0, positive / background)
-    total: Tensor = _FocalSum.apply(score_logits, targets, weight, gamma)  # type: ignore[no-untyped-call]
-    return total / positive.clamp(min=1)
+    loss: Tensor = _FocalSum.apply(score_logits, targets, weight, gamma)  # type: ignore[no-untyped-call]
+    return loss / positive.clamp(min=1)
 
 
 class _FocalSum(torch.autograd.Function):

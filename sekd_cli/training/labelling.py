@@ -17,10 +17,11 @@ from sekd_cli.training.affine_adaptation import adapted_scores, look_at_referenc
 from sekd_cli.training.dataset import generator_of
 from sekd_cli.training.photographs import Photographs
 from sekd_cli.training.photometric import LUMA
+from sekd_cli.training.ranks import gathered, rank, ranks, wait
 from sekd_cli.training.reliability import WEAKEST_CORNER, corner_strength, reliability
 from sekd_cli.training.settings import TrainingSettings
 
-SAVE_EVERY = 50  # photographs between notes of how far the labelling is
+GROUP = 8  # photographs a rank between notes of how far the labelling is
 
 
 def grey_of(colour: Tensor) -> Tensor:
@@ -88,30 +89,34 @@ def label_photographs(
     file: Path,
     progress: Callable[[int], None] = lambda done: None,
     stop: Callable[[], bool] = lambda: False,
-) -> np.ndarray | None:
-    """Labels of the chosen photographs, (n, K, 3) memory-mapped from `file`, nan where there are fewer than K.
+) -> int:
+    """Write labels of the chosen photographs, (n, K, 3) with nan where there are fewer than K, to the .npy `file`.
 
-    Goes on where an earlier call was killed. Returns None if `stop` said so before all were done.
+    Goes on where an earlier call was killed, and asks `stop` now and then. Of several ranks each labels a share and the
+    first one writes. Returns how many photographs, the first of the chosen, have their labels.
     """
     shape = (len(chosen), settings.labels_per_photograph, 3)
     note = file.with_suffix(".json")
     done = json.loads(note.read_text(encoding="utf-8"))["done"] if note.is_file() and file.is_file() else 0
-    labels = np.lib.format.open_memmap(file, mode="r+" if done else "w+", dtype=np.float32, shape=shape)
+    wait()
+    labels = np.lib.format.open_memmap(file, "r+" if done else "w+", np.float32, shape) if rank() == 0 else None
     network.eval()
-    with torch.inference_mode():
-        for row in range(done, len(chosen)):
-            if stop():
-                _note(note, labels, row)
-                return None
-            generator = generator_of(*key, int(chosen[row]))
-            found = label_photograph(grey_of(photographs[chosen[row]]), kind, network, settings, generator)
-            labels[row] = np.nan
-            labels[row, : len(found)] = found
-            progress(row + 1)
-            if (row + 1) % SAVE_EVERY == 0:
-                _note(note, labels, row + 1)
-    _note(note, labels, len(chosen))
-    return np.asarray(labels)
+    while done < len(chosen) and not (done and stop()):
+        rows = range(done, min(done + GROUP * ranks(), len(chosen)))
+        own = np.full((GROUP, *shape[1:]), np.nan, np.float32)
+        with torch.inference_mode():
+            for place, row in enumerate(rows[rank() :: ranks()]):
+                generator = generator_of(*key, int(chosen[row]))
+                found = label_photograph(grey_of(photographs[chosen[row]]), kind, network, settings, generator)
+                own[place, : len(found)] = found
+                progress(row + 1)
+        together = gathered(torch.from_numpy(own)).transpose(0, 1).flatten(0, 1).numpy()  # photographs in their order
+        done = rows.stop
+        if labels is not None:
+            labels[rows.start : rows.stop] = together[: len(rows)]
+            _note(note, labels, done)
+    wait()
+    return done
 
 
 def _note(note: Path, labels: np.memmap, done: int) -> None:

@@ -1,7 +1,7 @@
 """What one update asks of one batch: the losses of the detector, of the descriptor, or of both (paper Sec. 3.3)."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sekd_cli.features import sample_descriptors
 from sekd_cli.networks import DenseMaps, DenseNetwork
@@ -64,7 +64,7 @@ def detector_losses(
 
 
 def losses_of(
-    network: DenseNetwork, frozen: DenseNetwork | None, batch: PairBatch, part: str, settings: TrainingSettings
+    network: nn.Module, frozen: DenseNetwork | None, batch: PairBatch, part: str, settings: TrainingSettings
 ) -> dict[str, Tensor]:
     """The losses of one batch by name; their sum is what the update descends.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from sekd_cli.errors import SekdError, UsageError
 from sekd_cli.networks import NETWORKS, DenseNetwork
 from sekd_cli.networks.weights_file import load_network
+from sekd_cli.training.ranks import ranks, shared
 from sekd_cli.training.settings import TrainingSettings
 
 MOST_SKIPPED = 20  # steps in a row without a finite loss: the run is lost
@@ -38,15 +39,16 @@ class Learner:
         self.optimiser = torch.optim.AdamW(
             self.network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
+        self.model = shared(self.network, device)  # what the losses call: on several ranks it adds up gradients
         self.step = 0
         self.skipped = 0
+        self.annealed = 0.0  # how far the last update has come, in [0, 1]
 
     def learning_rate(self) -> float:
         """Warm-up, constant, and a half cosine down to zero in the last update."""
         settings = self.settings
         warm = min(1.0, (self.step + 1) / settings.warmup_steps) if settings.warmup_steps else 1.0
-        last = self.step - (settings.total_steps - settings.last_steps)
-        fall = 0.5 * (1 + math.cos(math.pi * last / settings.last_steps)) if last > 0 else 1.0
+        fall = 0.5 * (1 + math.cos(math.pi * min(1.0, self.annealed)))
         return settings.learning_rate * warm * fall
 
     def update(self, loss: Tensor) -> None:
@@ -54,7 +56,8 @@ class Learner:
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate()
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        whole = loss * ranks()  # torch takes the mean of the ranks' gradients, but their losses add up
+        whole.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.gradient_norm)
         if bool(torch.isfinite(norm)):
             self.optimiser.step()

@@ -51,7 +51,7 @@ def cache_photographs(
     entries = list(entries)
     key = {"longest_edge": longest_edge, "files": [_identity(entry.path) for entry in entries]}
     key_file = folder / "photographs.json"
-    if key_file.is_file() and json.loads(key_file.read_text(encoding="utf-8")) == key:
+    if key_file.is_file() and key_file.read_text(encoding="utf-8") == json.dumps(key):
         return Photographs(folder)
     folder.mkdir(parents=True, exist_ok=True)
     key_file.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 from sekd_cli.features import local_maxima, refine, sample_descriptors
 from sekd_cli.geometry import inside, warp_points
 from sekd_cli.networks import DenseMaps
+from sekd_cli.training.ranks import total
 
 RIGHT = 3.0  # pixels within which a match is right
 SAME = 2.0  # pixels within which two peaks are the same point, found inexactly
@@ -67,7 +68,7 @@ def ranking_loss(own: OwnKeypoints, second_from_first: Tensor, height: int, widt
     counted = own.present & inside(warp_points(own.xy, there), height, width)
     target = right_matches(own, second_from_first).to(own.logits.dtype)
     entropy = F.binary_cross_entropy_with_logits(own.logits, target, reduction="none")
-    return (entropy * counted).sum() / counted.sum().clamp(min=1)
+    return (entropy * counted).sum() / total(counted.sum()).clamp(min=1)
 
 
 def position_loss(score_logits: Tensor, own: OwnKeypoints, second_from_first: Tensor) -> Tensor:
@@ -88,4 +89,4 @@ def position_loss(score_logits: Tensor, own: OwnKeypoints, second_from_first: Te
         same = mutual & (nearest < SAME)
     apart = there - second.gather(1, partner[..., None].expand(-1, -1, 2))
     error = (apart.square().sum(-1) + 1e-4).sqrt().where(same, torch.zeros(()))
-    return error.sum() / same.sum().clamp(min=1)
+    return error.sum() / total(same.sum()).clamp(min=1)

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sekd_cli.geometry import inside, pixel_grid, sample_map, warp_points
+from sekd_cli.training.ranks import ranks, total
 
 
 def detector_repeatability(
@@ -29,12 +30,12 @@ def detector_repeatability(
     # KL(p, q) + KL(q, p) of two Bernoulli distributions is (p - q) (logit p - logit q)
     divergence = (p - q) * (first - second)
     weight = (p + q).detach() / 2 * counted
-    return (divergence * weight).sum() / weight.sum().clamp(min=1e-6)
+    return (divergence * weight).sum() / total(weight.sum()).clamp(min=1e-6)
 
 
 def frozen_detector_loss(score_logits: Tensor, frozen_logits: Tensor) -> Tensor:
     """How far the detector moved while the descriptor was learning: MSE on the scores (paper step B)."""
-    return F.mse_loss(score_logits.sigmoid(), frozen_logits.sigmoid())
+    return F.mse_loss(score_logits.sigmoid(), frozen_logits.sigmoid()) / ranks()
 
 
 def frozen_descriptor_loss(descriptor_maps: tuple[Tensor, ...], frozen_maps: tuple[Tensor, ...]) -> Tensor:
@@ -43,4 +44,4 @@ def frozen_descriptor_loss(descriptor_maps: tuple[Tensor, ...], frozen_maps: tup
     losses = [
         F.mse_loss(F.normalize(maps.float(), dim=1), F.normalize(frozen.float(), dim=1)) for maps, frozen in pairs
     ]
-    return torch.stack(losses).mean()
+    return torch.stack(losses).mean() / ranks()

@@ -13,6 +13,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._whole_lines = False
 
     @property
     def begun(self) -> bool:
@@ -36,8 +37,8 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             facts = {"data": data, "cache": str(cache)}
-            (self.path / "data.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-            (self.path / "config.toml").write_text(settings.as_toml(), encoding="utf-8")  # last: the run has begun
+            write_whole(self.path / "data.json", json.dumps(facts, indent=1))
+            write_whole(self.path / "config.toml", settings.as_toml())  # last: the run has begun
         except OSError as error:
             raise OutputError(f"{self.path}: can't be written ({error.strerror}); give another folder to -o") from error
 
@@ -56,5 +57,29 @@ class RunFolder:
 
     def log(self, entry: dict[str, Any]) -> None:
         """Append a line to the log; a kill can cost the last line, never an earlier one."""
-        with (self.path / "log.jsonl").open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(entry) + "\n")
+        file = self.path / "log.jsonl"
+        torn = not self._whole_lines and file.is_file() and not file.read_bytes().endswith(b"\n")  # by a kill
+        self._whole_lines = True
+        with file.open("a", encoding="utf-8") as stream:
+            stream.write("\n" * torn + json.dumps(entry) + "\n")
+
+    def entries(self) -> list[dict[str, Any]]:
+        """The log, without what a kill tore; of steps done twice, before a kill and after, the last."""
+        file = self.path / "log.jsonl"
+        entries: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+            try:
+                entry = json.loads(line)
+                key = tuple(entry.get(name) for name in ("action", "round", "what", "step"))
+            except (ValueError, AttributeError):
+                continue
+            entries.pop(key, None)
+            entries[key] = entry
+        return list(entries.values())
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is there whole or not at all, whenever the process is killed."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)

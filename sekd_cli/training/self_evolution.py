@@ -5,12 +5,10 @@ phase made. Everything that a phase does follows from (settings, seed, phase, st
 killed anywhere goes on to the same end.
 """
 
-import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,50 +22,23 @@ from sekd_cli.training.labelling import label_photographs
 from sekd_cli.training.losses import losses_of
 from sekd_cli.training.optimisation import Learner
 from sekd_cli.training.photographs import Photographs
+from sekd_cli.training.ranks import agreed, check_shares, rank, ranks, total
+from sekd_cli.training.schedule import MEASURED_STEPS, Phase, affordable, phase_ends, phases_of
 from sekd_cli.training.settings import TrainingSettings
 from sekd_cli.training.validation import validate
 
-log = logging.getLogger(__name__)
-
 MOST_HELD_OUT = 128  # photographs; two pairs of each say enough
 SAVE_SECONDS = 60.0  # between checkpoints
+MOST_STEPS = 1 << 40  # of an update: where it ends may be decided under way
+RESERVE = 0.02  # of the time that a run is given, for pictures and files at its end
+STATE = (  # what a checkpoint keeps beside the learner
+    *("phase_index", "phase_step", "phase_began", "labelled"),
+    *("best", "seconds", "budget", "rounds", "measured"),
+)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Phase:
-    """One step of a round: "label" (what: how the labels are made) or "update" (what: which part learns)."""
-
-    round: int
-    action: str
-    what: str
-    steps: int = 0
-
-
-def phases_of(settings: TrainingSettings) -> list[Phase]:
-    """The whole run: in each round, steps A to D of the paper, or one labelling and one joint update."""
-    phases: list[Phase] = []
-    for index in range(settings.rounds):
-        steps = settings.last_steps if index == settings.rounds - 1 else settings.steps_per_update
-        relabels = index == 0 or settings.self_evolving
-        if settings.alternate:
-            if index > 0 and relabels:
-                phases.append(Phase(round=index, action="label", what="adaptation"))
-            if index > 0:
-                phases.append(Phase(round=index, action="update", what="descriptor", steps=settings.steps_per_update))
-            labels: str = settings.first_labels if index == 0 else "reliability"
-            if relabels:
-                phases.append(Phase(round=index, action="label", what=labels))
-            phases.append(Phase(round=index, action="update", what="detector", steps=steps))
-        else:
-            labels = settings.first_labels if index == 0 else "adaptation-reliability"
-            if relabels:
-                phases.append(Phase(round=index, action="label", what=labels))
-            phases.append(Phase(round=index, action="update", what="both", steps=steps))
-    return phases
-
-
-class Reporter(Protocol):
-    """Who is told how a run goes; the command draws it, a test ignores it."""
+class Reporter:
+    """Who is told how a run goes. This one keeps silent; the command's draws and logs."""
 
     def phase(self, phase: Phase, total: int, done: int) -> None:
         """A phase of `total` photographs or steps begins, `done` of them done before."""
@@ -78,7 +49,10 @@ class Reporter(Protocol):
     def stepped(self, step: int, figures: dict[str, float]) -> None:
         """A step of this phase is done, with its losses, learning rate, and seconds spent and waited."""
 
-    def validated(self, phase: Phase, figures: dict[str, float]) -> None:
+    def planned(self, rounds: int, step_seconds: float) -> None:
+        """So many rounds will be done, since time is short."""
+
+    def validated(self, phase: Phase, figures: dict[str, float], evolution: "SelfEvolution") -> None:
         """The network was measured on the held-out photographs after a phase."""
 
 
@@ -100,58 +74,77 @@ class SelfEvolution:
         *,
         device: torch.device,
         workers: int = 1,
-        deadline: float = float("inf"),
+        started: float | None = None,
     ) -> None:
-        """`deadline` is a `time.monotonic()` by which the run stops, leaving a usable model and a checkpoint."""
+        """`started` is the `time.monotonic()` from which the run's time counts; by default now."""
+        check_shares(settings.batch_size)
         self.folder, self.photographs, self.settings, self.reporter = folder, photographs, settings, reporter
-        self.device, self.workers, self.deadline = device, workers, deadline
+        self.device, self.workers = device, workers
         self.learner = Learner(settings, device)
         self.phase_index = 0
         self.phase_step = 0
+        self.phase_began = 0.0  # seconds of the run
+        self.labelled = 0  # photographs
         self.best = -1.0
         self.seconds = 0.0  # spent training, over all resumptions
-        self.started = time.monotonic()
+        self.started = time.monotonic() if started is None else started
+        self.budget = 60 * settings.minutes or float("inf")  # seconds of the run
+        self.rounds = settings.rounds  # fewer where the time is short; chosen when a step's time is known
+        self.measured = False
         self.held_out = held_out_photographs(photographs, settings)
         self.training = np.setdiff1d(np.arange(len(photographs)), self.held_out)
 
-    def run(self) -> bool:
-        """Go through the phases that are left; false if the deadline came first."""
-        phases = phases_of(self.settings)
-        while self.phase_index < len(phases):
-            phase = phases[self.phase_index]
-            finished = self._label(phase) if phase.action == "label" else self._update(phase)
-            if not finished:
-                self._save(note=f"stopped at step {self.learner.step} of {self.settings.total_steps}")
-                return False
-            self.phase_index, self.phase_step = self.phase_index + 1, 0
-            if phase.action == "update":
+    def run(self) -> None:
+        """Go through the phases that are left."""
+        while self.phase_index < len(self._phases()):
+            phase = self._phase()
+            if self.phase_step == 0:
+                self.phase_began = self._elapsed()
+            if phase.action == "label":
+                self._label(phase)
+            else:
+                self._update()
+                phase = self._phase()  # which may have become the last
                 self._validate(phase)
-            self._save(note="finished" if self.phase_index == len(phases) else f"after round {phase.round}")
-        return True
+            self.phase_index, self.phase_step = self.phase_index + 1, 0
+            ended = self.phase_index == len(self._phases())
+            self._save(note="finished" if ended else f"after round {phase.round}")
 
     def resume(self) -> None:
         """Take up the state of the folder's checkpoint."""
         state = load_checkpoint(self.folder / "checkpoint.pt")
         self.learner.restore(state["learner"])
-        self.phase_index, self.phase_step = state["phase_index"], state["phase_step"]
-        self.best, self.seconds = state["best"], state["seconds"]
+        for name in STATE:
+            setattr(self, name, state[name])
 
-    def _late(self) -> bool:
-        return time.monotonic() >= self.deadline
+    def _elapsed(self) -> float:
+        """Seconds of the run until now; where they decide anything, the same on all ranks."""
+        seconds = self.seconds + time.monotonic() - self.started
+        return agreed(seconds) if self.settings.minutes else seconds
+
+    def _phases(self) -> list[Phase]:
+        return phases_of(replace(self.settings, rounds=self.rounds))
+
+    def _phase(self) -> Phase:
+        return self._phases()[self.phase_index]
+
+    def _end(self) -> float:
+        """When this phase must end, in seconds of the run."""
+        return phase_ends(self._phases(), self.budget)[self.phase_index]
 
     def _chosen(self, phase: Phase) -> np.ndarray:
-        """Indices of the photographs of a round."""
+        """Indices of the photographs of a round, in any order: the first of them are as good as all."""
         count = max(1, round(self.settings.photographs_per_round * len(self.training)))
         generator = np.random.default_rng([self.settings.seed, 2, phase.round])
-        return np.sort(generator.permutation(self.training)[:count])
+        return generator.permutation(self.training)[:count]
 
     def _label_file(self, index: int) -> Path:
         return self.folder / f"labels-{index}.npy"
 
-    def _label(self, phase: Phase) -> bool:
-        chosen = self._chosen(phase)
+    def _label(self, phase: Phase) -> None:
+        chosen, end = self._chosen(phase), self._end()
         self.reporter.phase(phase, len(chosen), 0)
-        labels = label_photographs(
+        self.labelled = label_photographs(
             phase.what,
             self.learner.average,
             self.photographs,
@@ -160,21 +153,24 @@ class SelfEvolution:
             key=(self.settings.seed, self.phase_index),
             file=self._label_file(self.phase_index),
             progress=self.reporter.labelled,
-            stop=self._late,
+            stop=lambda: self.settings.minutes > 0 and self._elapsed() >= end,
         )
-        return labels is not None
 
-    def _batches(self, phase: Phase) -> Iterator[PairBatch]:
-        phases = phases_of(self.settings)
-        labelling = max(index for index in range(self.phase_index) if phases[index].action == "label")
-        labels = np.load(self._label_file(labelling), mmap_mode="r")
+    def labels(self) -> tuple[np.ndarray, np.ndarray]:
+        """The photographs (n,) that were labelled last, and their labels (n, K, 3)."""
+        phases = self._phases()
+        index = max(index for index in range(self.phase_index) if phases[index].action == "label")
+        labels = np.load(self._label_file(index), mmap_mode="r")
+        return self._chosen(phases[index])[: self.labelled], labels[: self.labelled]
+
+    def _batches(self) -> Iterator[PairBatch]:
         key = (self.settings.seed, self.phase_index)
-        pairs = PairDataset(self.photographs, self._chosen(phases[labelling]), labels, self.settings, key)
+        pairs = PairDataset(self.photographs, *self.labels(), self.settings, key, share=(rank(), ranks()))
         itself = self.device.type == "cpu"  # or data processes send what to render, and the device renders it
         loader: DataLoader[PairBatch | PairPlan] = DataLoader(
             pairs if itself else PlanDataset(pairs),
             batch_size=None,
-            sampler=range(self.phase_step, phase.steps),
+            sampler=range(self.phase_step, MOST_STEPS),
             num_workers=self.workers,
             prefetch_factor=4 if self.workers else None,
             pin_memory=self.device.type == "cuda",
@@ -186,29 +182,51 @@ class SelfEvolution:
             else:
                 yield part
 
-    def _update(self, phase: Phase) -> bool:
+    def _update(self) -> None:
+        phase, end = self._phase(), self._end()
         self.reporter.phase(phase, phase.steps, self.phase_step)
         self.learner.network.train()
         frozen = self._frozen() if phase.what != "both" else None
-        batches = self._batches(phase)
+        batches = self._batches()
         saved = time.monotonic()
-        while self.phase_step < phase.steps:
+        durations: list[float] = []
+        while self.phase_step < phase.steps and (now := self._elapsed()) < end:
             start = time.monotonic()
-            if start >= self.deadline:
-                return False
             batch = next(batches)
             arrived = time.monotonic()
-            losses = losses_of(self.learner.network, frozen, batch, phase.what, self.settings)
+            self.learner.annealed = self._annealed(phase, now, end)
+            losses = losses_of(self.learner.model, frozen, batch, phase.what, self.settings)
             self.learner.update(torch.stack(list(losses.values())).sum())
             self.phase_step += 1
-            figures = {name: float(loss.detach()) for name, loss in losses.items()}
+            told = total(torch.stack([*losses.values(), batch.matched.sum()]).detach()).tolist()
+            figures = dict(zip([*losses, "points"], told, strict=True))
             figures |= {"learning_rate": self.learner.learning_rate(), "waited": arrived - start}
-            figures |= {"seconds": time.monotonic() - start, "points": float(batch.matched.sum())}
+            figures |= {"seconds": time.monotonic() - start, "run_step": self.learner.step}
+            durations.append(figures["seconds"])
+            if len(durations) == MEASURED_STEPS and not self.measured:
+                self._choose_rounds(durations)
+                phase, end = self._phase(), self._end()
             self.reporter.stepped(self.phase_step, figures)
             if time.monotonic() - saved > SAVE_SECONDS:
-                self._save(note=f"step {self.learner.step} of {self.settings.total_steps}")
+                self._save(note=f"step {self.learner.step}")
                 saved = time.monotonic()
-        return True
+
+    def _annealed(self, phase: Phase, now: float, end: float) -> float:
+        """How far the last update has come, by its steps or by its time, whichever ends first; 0 before."""
+        if self.phase_index < len(self._phases()) - 1:
+            return 0.0
+        by_time = (now - self.phase_began) / (end - self.phase_began)  # 0 where the end is never
+        return max(self.phase_step / phase.steps, by_time)
+
+    def _choose_rounds(self, durations: list[float]) -> None:
+        """Where the time is short: fewer rounds, and a reserve for the last validation."""
+        self.measured = True
+        if not self.settings.minutes:
+            return
+        step_seconds = agreed(float(np.median(durations)))
+        self.budget -= 2 * len(self.held_out) * step_seconds / self.settings.batch_size + RESERVE * self.budget
+        self.rounds = affordable(self.settings, self.budget, step_seconds).rounds
+        self.reporter.planned(self.rounds, step_seconds)
 
     def _frozen(self) -> DenseNetwork:
         """The network as it was when the phase began; on disk, so that a resumed phase is held by the same."""
@@ -216,25 +234,26 @@ class SelfEvolution:
         copy = self.learner.frozen_copy()
         if self.phase_step > 0 and file.is_file():
             copy.load_state_dict(load_checkpoint(file)["network"])
-        else:
+        elif rank() == 0:
             save_checkpoint(file, {"network": copy.state_dict()})
         return copy
 
     def _validate(self, phase: Phase) -> None:
+        if rank() > 0:
+            return
         figures = validate(self.learner.average, self.photographs, self.held_out)
-        self.reporter.validated(phase, figures)
         if figures.get("score", 0.0) >= self.best:
             self.best = figures.get("score", 0.0)
             self._export("best.safetensors", f"after round {phase.round}")
+        self.reporter.validated(phase, figures, self)
 
     def _save(self, note: str) -> None:
         now = time.monotonic()
         self.seconds, self.started = self.seconds + now - self.started, now
-        state: dict[str, Any] = {"learner": self.learner.state()}
-        state |= {"phase_index": self.phase_index, "phase_step": self.phase_step}
-        state |= {"best": self.best, "seconds": self.seconds}
-        save_checkpoint(self.folder / "checkpoint.pt", state)
-        self._export("model.safetensors", note)
+        if rank() == 0:
+            state = {name: getattr(self, name) for name in STATE}
+            save_checkpoint(self.folder / "checkpoint.pt", {"learner": self.learner.state(), **state})
+            self._export("model.safetensors", note)
 
     def _export(self, name: str, note: str) -> None:
         facts = {"steps": self.learner.step, "pairs": self.learner.step * self.settings.batch_size, "note": note}

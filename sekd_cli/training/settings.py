@@ -28,6 +28,7 @@ class TrainingSettings:
     self_evolving: bool = True  # False: later rounds go on with the first round's labels, to see what relabelling gives
     steps_per_update: int = 2000
     last_steps: int = 3500  # of the last round's update, in which the learning rate falls
+    minutes: float = 0.0  # by which the run ends: with shorter and fewer rounds, the last of them whole; 0: no limit
     photographs_per_round: float = 0.4  # share labelled and learned from in a round; the paper takes a fifth
     validation_share: float = 0.03  # of the photographs, held out (at most 128)
 
@@ -93,6 +94,7 @@ class TrainingSettings:
             (self.first_labels in FIRST_LABELS, f"first_labels: give one of {', '.join(FIRST_LABELS)}"),
             (self.descriptor_loss in DESCRIPTOR_LOSSES, f"descriptor_loss: give one of {', '.join(DESCRIPTOR_LOSSES)}"),
             (self.detector_target in DETECTOR_TARGETS, f"detector_target: give one of {', '.join(DETECTOR_TARGETS)}"),
+            (self.minutes >= 0, "minutes: give 0 (no limit) or more"),
             (self.rounds >= 1, "rounds: give 1 or more"),
             (min(self.steps_per_update, self.last_steps) >= 1, "steps_per_update, last_steps: give 1 or more"),
             (self.batch_size >= 2, "batch_size: give 2 or more; other photographs are the negatives"),

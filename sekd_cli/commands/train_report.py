@@ -1,0 +1,111 @@
+"""How `sekd train` tells how a run goes."""
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from sekd_cli.commands.progress import Bar, progress_bar
+from sekd_cli.images import find_images
+from sekd_cli.training.events import Events
+from sekd_cli.training.photographs import Photographs, cache_photographs
+from sekd_cli.training.pictures import label_picture, match_picture, save_picture
+from sekd_cli.training.ranks import rank
+from sekd_cli.training.report import write_report
+from sekd_cli.training.run_folder import RunFolder
+from sekd_cli.training.schedule import Phase
+from sekd_cli.training.self_evolution import Reporter, SelfEvolution
+from sekd_cli.training.settings import TrainingSettings
+
+logger = logging.getLogger(__name__)
+
+
+class RunReport(Reporter):
+    """Tells people on stderr, the run's log, TensorBoard and `report.md` how it goes."""
+
+    def __init__(self, run: RunFolder, settings: TrainingSettings) -> None:
+        self.run, self.settings = run, settings
+        self.events: Events | None = None
+        self.bars = ExitStack()
+        self.bar: Bar | None = None
+        self.done = 0
+        self.now: Phase | None = None
+
+    def __enter__(self) -> "RunReport":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bars.close()
+        if self.events is not None:
+            self.events.close()
+
+    def begin(self, step: int) -> None:
+        """So many steps were done before."""
+        if rank() == 0:
+            self.events = Events(self.run.path, step + 1)
+
+    def _begin(self, name: str, total: int, done: int, unit: str) -> None:
+        self.bars.close()
+        self.bar = self.bars.enter_context(progress_bar(name, total, unit))
+        self.done = 0
+        self._reach(done)
+
+    def _reach(self, done: int, note: str | None = None) -> None:
+        if self.bar is not None:
+            self.bar.advance(done - self.done, note)
+        self.done = done
+
+    def decode(self, data: tuple[str, ...], cache: Path, size: int) -> Photographs:
+        """The photographs, decoded once, with a bar while that lasts."""
+        entries = [entry for path in data for entry in find_images([path])]  # names may meet: only pixels count
+        self._begin("decoding", len(entries), 0, "photographs")
+        advance: Callable[[], None] = lambda: self._reach(self.done + 1)  # noqa: E731
+        photographs = cache_photographs(entries, cache, size, advance)
+        logger.info("%d photographs, decoded in %s (%.0f MB)", len(photographs), cache, photographs.megabytes)
+        self.run.log({"action": "data", "photographs": len(photographs), "megabytes": round(photographs.megabytes, 1)})
+        return photographs
+
+    def phase(self, phase: Phase, total: int, done: int) -> None:
+        """A phase begins."""
+        self.now = phase
+        unit = "photographs" if phase.action == "label" else "steps"
+        self._begin(f"round {phase.round}: {phase.action} {phase.what}", total, done, unit)
+
+    def labelled(self, done: int) -> None:
+        """So many photographs are labelled."""
+        self._reach(done)
+
+    def stepped(self, step: int, figures: dict[str, float]) -> None:
+        """A step is done."""
+        losses = (f"{name} {figures[name]:.3f}" for name in ("descriptor", "detector") if name in figures)
+        self._reach(step, ", ".join(losses))
+        if self.now is not None:
+            entry = {"action": "update", "round": self.now.round, "what": self.now.what, "step": step}
+            self.run.log(entry | {name: round(value, 6) for name, value in figures.items()})
+        if self.events is not None:
+            self.events.add("step", figures, int(figures["run_step"]))
+
+    def planned(self, rounds: int, step_seconds: float) -> None:
+        """So many rounds will be done, since time is short."""
+        logger.info("%.2f seconds a step: %d rounds in %g minutes", step_seconds, rounds, self.settings.minutes)
+        self.run.log({"action": "plan", "rounds": rounds, "step_seconds": round(step_seconds, 4)})
+
+    def validated(self, phase: Phase, figures: dict[str, float], evolution: SelfEvolution) -> None:
+        """The held-out photographs were measured; pictures are drawn and the report is written."""
+        self.run.log({"action": "validation", "round": phase.round, "what": phase.what} | figures)
+        name = f"round-{phase.round}-{phase.what}"
+        if figures:
+            percent = {name: f"{100 * value:.1f}" for name, value in figures.items()}
+            logger.info(
+                "round %d, %s: repeatability %s %%, matches right to 1/3/5 px %s/%s/%s %%, homography accuracy %s %%",
+                phase.round,
+                phase.what,
+                *(percent[name] for name in ("repeatability", "mma_1", "mma_3", "mma_5", "homography_accuracy")),
+            )
+            if self.events is not None:
+                self.events.add("validation", figures, evolution.learner.step)
+            matches = match_picture(evolution.learner.average, evolution.photographs, evolution.held_out)
+            save_picture(self.run.path / "pictures" / f"{name}-matches.jpg", matches)
+        labels = label_picture(evolution.photographs, *evolution.labels())
+        save_picture(self.run.path / "pictures" / f"{name}-labels.jpg", labels)
+        write_report(self.run)

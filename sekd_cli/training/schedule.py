@@ -1,0 +1,73 @@
+"""What a run does when: its phases, and how much of its time each may take where time is short."""
+
+from dataclasses import dataclass, replace
+
+from sekd_cli.training.settings import TrainingSettings
+
+LEAST_STEPS = 600  # of an update, before it pays to label anew
+LABELLING_SHARE = 0.2  # of a round's time, at most
+MEASURED_STEPS = 20  # after which the number of rounds is chosen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One step of a round: "label" (what: how the labels are made) or "update" (what: which part learns)."""
+
+    round: int
+    action: str
+    what: str
+    steps: int = 0
+
+
+def phases_of(settings: TrainingSettings) -> list[Phase]:
+    """The whole run: in each round, steps A to D of the paper, or one labelling and one joint update."""
+    phases: list[Phase] = []
+    for index in range(settings.rounds):
+        steps = settings.last_steps if index == settings.rounds - 1 else settings.steps_per_update
+        relabels = index == 0 or settings.self_evolving
+        if settings.alternate:
+            if index > 0 and relabels:
+                phases.append(Phase(round=index, action="label", what="adaptation"))
+            if index > 0:
+                phases.append(Phase(round=index, action="update", what="descriptor", steps=settings.steps_per_update))
+            labels: str = settings.first_labels if index == 0 else "reliability"
+            if relabels:
+                phases.append(Phase(round=index, action="label", what=labels))
+            phases.append(Phase(round=index, action="update", what="detector", steps=steps))
+        else:
+            labels = settings.first_labels if index == 0 else "adaptation-reliability"
+            if relabels:
+                phases.append(Phase(round=index, action="label", what=labels))
+            phases.append(Phase(round=index, action="update", what="both", steps=steps))
+    return phases
+
+
+def affordable(settings: TrainingSettings, seconds: float, step_seconds: float) -> TrainingSettings:
+    """The settings with no more rounds than there is time for, at LEAST_STEPS steps each or as many as they have."""
+    steps = (1 - LABELLING_SHARE) * seconds / step_seconds
+    rounds = settings.rounds
+    while rounds > 1 and steps < min(rounds * LEAST_STEPS, replace(settings, rounds=rounds).total_steps):
+        rounds -= 1
+    return replace(settings, rounds=rounds)
+
+
+def phase_ends(phases: list[Phase], seconds: float) -> list[float]:
+    """When each phase must have ended, in seconds of the run: updates share the time by their steps.
+
+    A labelling gets LABELLING_SHARE of the time until the end of the update that follows.
+    """
+    planned = sum(phase.steps for phase in phases)
+    ends: list[float] = []
+    end = 0.0
+    for index, phase in enumerate(phases):
+        start = end
+        labels = phase.action == "label"
+        update = phases[index + 1] if labels else phase
+        whole = seconds * update.steps / planned
+        if labels:
+            end = start + LABELLING_SHARE * whole
+        else:
+            labelled = index > 0 and phases[index - 1].action == "label"
+            end = start + (1 - LABELLING_SHARE if labelled else 1.0) * whole
+        ends.append(end)
+    return ends
