@@ -36,7 +36,9 @@ SMALL = {
 OWN = {"own_keypoints": 20, "ranking_weight": 0.1, "position_weight": 0.1, "random_points": 8}
 SETTINGS = {
     "compact": settings_from(SMALL | OWN, PRESETS["default"], "test"),
-    "published": settings_from(SMALL | {"rounds": 2, "steps_per_update": 1, "photographs_per_round": 0.5}, PRESETS["paper"], "test"),
+    "published": settings_from(
+        SMALL | {"rounds": 2, "steps_per_update": 1, "photographs_per_round": 0.5}, PRESETS["paper"], "test"
+    ),
 }
 
 
