@@ -3,11 +3,13 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
 from sekd_cli.errors import UsageError
 
+LONGEST_WAIT = timedelta(days=365)  # for other ranks; torchrun ends it where one of them dies
 Item = TypeVar("Item")
 
 
@@ -43,3 +45,20 @@ def torchrun_shard(environment: Mapping[str, str] = os.environ) -> Shard | None:
     if "TORCHELASTIC_RUN_ID" not in environment or int(environment.get("WORLD_SIZE", "1")) == 1:
         return None
     return Shard(int(environment["RANK"]) + 1, int(environment["WORLD_SIZE"]))
+
+
+def wait_for_other_ranks(environment: Mapping[str, str] = os.environ) -> None:
+    """Return when every process of this torchrun has come here; at once without torchrun.
+
+    As soon as one process ends with an exit code torchrun kills those that are still at work, and a damaged photograph
+    is an exit code.
+    """
+    shard = torchrun_shard(environment)
+    if shard is None:
+        return
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # noqa: PLC0415 - loads torch; not in its types
+
+    store = TCPStore(environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), is_master=False)
+    attempt = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store.set(f"sekd/{attempt}/{shard.number}", "done")
+    store.wait([f"sekd/{attempt}/{number + 1}" for number in range(shard.count)], LONGEST_WAIT)

@@ -2,6 +2,7 @@ import errno
 import io
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -421,3 +422,20 @@ def test_images_done_at_once_and_alone_give_the_same(
     assert extract("photos", "-o", "alone.h5", "--threads", 2) == 0
     for name, features in stored("alone.h5").items():
         np.testing.assert_allclose(features.keypoints, stored("one.h5")[name].keypoints, atol=1e-2)
+
+
+def test_ranks_of_torchrun_do_their_shards_and_none_is_killed_for_anothers_bad_image(
+    extract: Extract, photos: Path, untrained_weights: Path
+) -> None:
+    (photos / "b.png").write_bytes(b"no image")  # the second rank's, and all that it has
+    fixed = ["--weights", str(untrained_weights), "--threshold", "0", "--device", "cpu", "--threads", "1"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "sekd_cli", "extract"]
+    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    done = subprocess.run([*launch, "photos", *fixed], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stdout.split() == ["feats.1-of-2.h5"]
+    assert "not an image that sekd reads" in done.stderr
+    assert cli.main(["merge", "feats.1-of-2.h5", "feats.2-of-2.h5", "-o", "merged.h5"]) == 0
+    assert extract("photos", "--threads", 1, "-o", "whole.h5") == 1
+    assert_same(stored("merged.h5"), stored("whole.h5"))
+    assert sorted(stored("merged.h5")) == ["a.jpg", "sub/c d.jpg"]

@@ -1,9 +1,11 @@
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from torch.distributed import TCPStore
 
 from sekd_cli.errors import UsageError
-from sekd_cli.shards import Shard, parse_shard, torchrun_shard
+from sekd_cli.shards import Shard, parse_shard, torchrun_shard, wait_for_other_ranks
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 20])
@@ -33,3 +35,21 @@ def test_ranks_of_torchrun_are_shards_with_files_of_their_own() -> None:
     assert shard.own_path(Path("out/feats.h5")) == Path("out/feats.2-of-4.h5")
     assert torchrun_shard(environment | {"WORLD_SIZE": "1"}) is None
     assert torchrun_shard({"RANK": "1", "WORLD_SIZE": "4"}) is None, "another launcher's variables"
+
+
+def test_a_rank_that_is_done_waits_for_the_others() -> None:
+    """Or torchrun would kill them for its exit code."""
+    store = TCPStore("localhost", 0, is_master=True)
+    shared = {
+        "TORCHELASTIC_RUN_ID": "x",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(store.port),
+    }
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(wait_for_other_ranks, shared | {"RANK": "0"})
+        store.wait(["sekd/0/1"])
+        assert not first.done()
+        pool.submit(wait_for_other_ranks, shared | {"RANK": "1"}).result(timeout=60)
+        first.result(timeout=60)
+    wait_for_other_ranks({})

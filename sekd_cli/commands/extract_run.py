@@ -24,7 +24,7 @@ from sekd_cli.extraction_pipeline import Job, Outcome, PipelineSettings, extract
 from sekd_cli.feature_file import ChangedImageError, FeatureWriter, Source, file_attributes, source_of
 from sekd_cli.images import find_images
 from sekd_cli.networks.weights_file import load_network, packaged_weights, weights_digest
-from sekd_cli.shards import Shard, parse_shard, torchrun_shard
+from sekd_cli.shards import Shard, parse_shard, torchrun_shard, wait_for_other_ranks
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +82,8 @@ def run(options: ExtractOptions) -> int:
             for outcome in extract_all(remaining, extractor, writer, _pipeline_settings(options, extractor)):
                 report.add(outcome)
                 bar.advance(note=f"{len(report.failures)} failed" if report.failures else "")
+    if options.shard is None:
+        wait_for_other_ranks()
     exit_code = report.exit_code()
     if folder is not None:
         folder.write_features()

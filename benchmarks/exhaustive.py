@@ -1,0 +1,106 @@
+"""All pairs of many images: how often each image's features are read.
+
+    python benchmarks/exhaustive.py [--images 1000] [--keypoints 32] [--cache 0.25] [--json]
+
+Writes a feature file of random features, matches all pairs of it to a match file as `sekd match` does, and counts the
+reads of each image. The memory for features is given as a share of all features, so few keypoints show what thousands
+do.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sekd_cli.config import MatchingSettings
+from sekd_cli.feature_file import FeatureReader, FeatureWriter, StoredFeatures, file_attributes
+from sekd_cli.match_file import MatchReader, MatchWriter, match_attributes
+from sekd_cli.match_pipeline import PipelineSettings, match_all, plan
+from sekd_cli.pairs import exhaustive
+
+WIDTH = 64  # values of a descriptor
+
+
+class CountingReader(FeatureReader):
+    """A feature file that counts."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.reads: Counter[str] = Counter()
+
+    def read(self, name: str, *, turned: bool = False) -> StoredFeatures:
+        """See `FeatureReader.read`."""
+        self.reads[name] += 1
+        return super().read(name, turned=turned)
+
+
+def write_features(path: Path, names: list[str], keypoints: int) -> None:
+    """Random unit vectors at random places."""
+    with FeatureWriter(path, file_attributes(network="none", weights_sha256="", settings={})) as writer:
+        for seed, name in enumerate(names):
+            random = np.random.default_rng(seed)
+            rows = random.normal(size=(keypoints, WIDTH)).astype(np.float32)
+            rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+            xy, scores = random.random((keypoints, 2), dtype=np.float32) * 1000, np.ones(keypoints, dtype=np.float32)
+            features = StoredFeatures(keypoints=xy, scores=scores, descriptors=rows, image_size=(1000, 1000))
+            writer.write(name, features)
+
+
+def measure(folder: Path, images: int, keypoints: int, share: float, threads: int) -> dict[str, float]:
+    """Match all pairs; what it took."""
+    names = [f"{index:05}.jpg" for index in range(images)]
+    write_features(folder / "feats.h5", names, keypoints)
+    cache_bytes = int(share * images * keypoints * (WIDTH + 2) * 4)
+    settings = PipelineSettings(device=torch.device("cpu"), threads=threads, cache_bytes=cache_bytes)
+    start = time.perf_counter()
+    with (
+        CountingReader(folder / "feats.h5") as reader,
+        MatchWriter(folder / "matches.h5", match_attributes(reader, {})) as writer,
+    ):
+        work = plan(exhaustive(names))
+        done = sum(
+            outcome.failure is None
+            for outcome in match_all(work, reader, writer, settings, matching=MatchingSettings())
+        )
+    seconds = time.perf_counter() - start
+    with MatchReader(folder / "matches.h5") as matches:
+        stored = sum(1 for _ in matches.pairs())
+    return {
+        "images": images,
+        "pairs": done,
+        "pairs_in_file": stored,
+        "cache_share": share,
+        "reads": reader.reads.total(),
+        "reads_per_image": reader.reads.total() / images,
+        "most_reads_of_an_image": max(reader.reads.values()),
+        "pairs_per_second": done / seconds,
+        "gigabytes": (folder / "matches.h5").stat().st_size / 1e9,
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--keypoints", type=int, default=32)
+    parser.add_argument("--cache", type=float, default=0.25, help="memory, as a share of all features")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(Path(folder), options.images, options.keypoints, options.cache, options.threads)
+    if options.json:
+        print(json.dumps(found, indent=2))
+        return
+    for name, value in found.items():
+        shown = f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
+        print(f"{name.replace('_', ' '):24} {shown}")
+
+
+if __name__ == "__main__":
+    main()
