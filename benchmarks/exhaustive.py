@@ -1,10 +1,10 @@
 """All pairs of many images: how often each image's features are read.
 
-    python benchmarks/exhaustive.py [--images 1000] [--keypoints 32] [--cache 0.25] [--json]
+    python benchmarks/exhaustive.py [--images 1000] [--keypoints 32] [--cache 0.25] [--reads-only] [--json]
 
 Writes a feature file of random features, matches all pairs of it to a match file as `sekd match` does, and counts the
 reads of each image. The memory for features is given as a share of all features, so few keypoints show what thousands
-do.
+do. With --reads-only the features of all pairs are read in that order, but not matched.
 """
 
 import argparse
@@ -19,8 +19,8 @@ import torch
 
 from sekd_cli.config import MatchingSettings
 from sekd_cli.feature_file import FeatureReader, FeatureWriter, StoredFeatures, file_attributes
-from sekd_cli.match_file import MatchReader, MatchWriter, match_attributes
-from sekd_cli.match_pipeline import PipelineSettings, match_all, plan
+from sekd_cli.match_file import MatchWriter, match_attributes
+from sekd_cli.match_pipeline import FeatureCache, PipelineSettings, match_all, plan
 from sekd_cli.pairs import exhaustive
 
 WIDTH = 64  # values of a descriptor
@@ -51,35 +51,30 @@ def write_features(path: Path, names: list[str], keypoints: int) -> None:
             writer.write(name, features)
 
 
-def measure(folder: Path, images: int, keypoints: int, share: float, threads: int) -> dict[str, float]:
+def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     """Match all pairs; what it took."""
-    names = [f"{index:05}.jpg" for index in range(images)]
-    write_features(folder / "feats.h5", names, keypoints)
-    cache_bytes = int(share * images * keypoints * (WIDTH + 2) * 4)
-    settings = PipelineSettings(device=torch.device("cpu"), threads=threads, cache_bytes=cache_bytes)
+    names = [f"{index:05}.jpg" for index in range(options.images)]
+    write_features(folder / "feats.h5", names, options.keypoints)
+    all_bytes = options.images * options.keypoints * (WIDTH + 2) * 4
+    settings = PipelineSettings(
+        device=torch.device("cpu"), threads=options.threads, cache_bytes=int(options.cache * all_bytes)
+    )
+    work = plan(exhaustive(names))
     start = time.perf_counter()
-    with (
-        CountingReader(folder / "feats.h5") as reader,
-        MatchWriter(folder / "matches.h5", match_attributes(reader, {})) as writer,
-    ):
-        work = plan(exhaustive(names))
-        done = sum(
-            outcome.failure is None
-            for outcome in match_all(work, reader, writer, settings, matching=MatchingSettings())
-        )
-    seconds = time.perf_counter() - start
-    with MatchReader(folder / "matches.h5") as matches:
-        stored = sum(1 for _ in matches.pairs())
+    with CountingReader(folder / "feats.h5") as reader:
+        if options.reads_only:
+            done = sum(1 for _ in FeatureCache(reader, settings, lambda name, size: None).walk(work))
+        else:
+            with MatchWriter(folder / "matches.h5", match_attributes(reader, {})) as writer:
+                outcomes = match_all(work, reader, writer, settings, matching=MatchingSettings())
+                done = sum(outcome.failure is None for outcome in outcomes)
     return {
-        "images": images,
+        "images": options.images,
         "pairs": done,
-        "pairs_in_file": stored,
-        "cache_share": share,
-        "reads": reader.reads.total(),
-        "reads_per_image": reader.reads.total() / images,
+        "memory_share": options.cache,
+        "reads_per_image": reader.reads.total() / options.images,
         "most_reads_of_an_image": max(reader.reads.values()),
-        "pairs_per_second": done / seconds,
-        "gigabytes": (folder / "matches.h5").stat().st_size / 1e9,
+        "pairs_per_second": done / (time.perf_counter() - start),
     }
 
 
@@ -90,10 +85,11 @@ def main() -> None:
     parser.add_argument("--keypoints", type=int, default=32)
     parser.add_argument("--cache", type=float, default=0.25, help="memory, as a share of all features")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--reads-only", action="store_true")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(Path(folder), options.images, options.keypoints, options.cache, options.threads)
+        found = measure(Path(folder), options)
     if options.json:
         print(json.dumps(found, indent=2))
         return
