@@ -54,7 +54,7 @@ def _draw(panel: Panel) -> np.ndarray:
     image = Image.new("RGB", (WIDTH * FINER, HEIGHT * FINER), PAPER)
     axes = _Axes(image, [smooth(x, y) for x, y in panel.curves.values()])
     axes.write((LEFT, 14), panel.title, INK, 17)
-    axes.grid(panel.x_label)
+    axes.grid(panel.x_label, dots=panel.dots)
     room = float(LEFT)
     for index, name in enumerate(panel.curves):
         colour = COLOURS[index % len(COLOURS)]
@@ -91,13 +91,14 @@ class _Axes:
         self.pen.text((xy[0] * FINER, xy[1] * FINER), text, fill=colour, font=font, anchor=anchor)
         return self.pen.textlength(text, font=font) / FINER
 
-    def grid(self, x_label: str) -> None:
+    def grid(self, x_label: str, *, dots: bool) -> None:
         """Lines and numbers."""
         for value in ticks(*self.y):
             left, right = self.at(self.x[0], value), self.at(self.x[1], value)
             self.pen.line([left, right], fill=GRID, width=FINER)
             self.write((LEFT - 8, left[1] / FINER), f"{value:.4g}", FAINT, 13, "rm")
-        for value in ticks(*self.x, 6):
+        few = sorted({x for curve in self.curves for x in curve[0]})
+        for value in few if dots and len(few) <= 12 else ticks(*self.x, 6):
             self.write((self.at(value, self.y[0])[0] / FINER, HEIGHT - BOTTOM + 7), f"{value:.6g}", FAINT, 13, "ma")
         self.write((WIDTH - RIGHT, HEIGHT - 18), x_label, FAINT, 13, "ra")
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from sekd_cli.config import MatchingSettings
-from sekd_cli.drawing import INLIER, OUTLIER, Legend, View, draw_keypoints, draw_matches
+from sekd_cli.drawing import INLIER, OUTLIER, Legend, View, draw_keypoints, draw_matches, fitted
 from sekd_cli.features import features_of
 from sekd_cli.geometry import warp_points
 from sekd_cli.matching import match_descriptors
@@ -28,7 +28,7 @@ def label_picture(photographs: Photographs, chosen: np.ndarray, labels: np.ndarr
     for index, found in zip(chosen[:SHOWN], labels[:SHOWN], strict=True):
         kept = found[np.isfinite(found[:, 0])]
         view = View(pixels=np.ascontiguousarray(photographs[index].permute(1, 2, 0).numpy()), keypoints=kept[:, :2])
-        pictures.append(draw_keypoints(view, kept[:, 2], "labels"))
+        pictures.append(draw_keypoints(fitted(view, EDGE), kept[:, 2], "labels"))
     height = max(picture.shape[0] for picture in pictures)
     padded = [
         cv2.copyMakeBorder(one, 0, height - len(one), 0, 8, cv2.BORDER_CONSTANT, value=(255,) * 3) for one in pictures
@@ -61,7 +61,11 @@ def match_picture(network: DenseNetwork, photographs: Photographs, held_out: np.
         colours = [INLIER if fine else OUTLIER for fine in right[order].tolist()]
         wrong = int((~right).sum())
         marks = ((INLIER, f"{len(right) - wrong} right to 3 px"), (OUTLIER, f"{wrong} wrong"))
-        pictures.append(draw_matches(view0, view1, colours, Legend("held out", "", marks=marks), faint=wrong))
+        pictures.append(
+            draw_matches(
+                fitted(view0, EDGE), fitted(view1, EDGE), colours, Legend("held out", "", marks=marks), faint=wrong
+            )
+        )
     return np.concatenate(pictures)
 
 

@@ -1,0 +1,94 @@
+"""The report of a run: its page, its curves, its TensorBoard events."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from sekd_cli.commands.train import train
+from sekd_cli.errors import InputFileError, UsageError
+from sekd_cli.training.curves import HEIGHT, WIDTH, Panel, draw_panels, smooth, ticks
+from sekd_cli.training.events import Events
+from sekd_cli.training.run_folder import RunFolder
+from sekd_cli.training.settings import TrainingSettings
+
+VALIDATION = {"repeatability": 0.5, "localisation_error": 1.25, "mma_1": 0.25, "mma_3": 0.5, "mma_5": 0.625}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    """A run of ten steps of half a second, a tenth of it waiting, and a validation."""
+    run = RunFolder(tmp_path / "run")
+    run.begin(TrainingSettings(rounds=1, minutes=2), ["photos"], tmp_path)
+    run.log({"action": "data", "photographs": 1200, "megabytes": 480.0})
+    for step in range(1, 11):
+        losses = {"descriptor": 10 / step, "learning_rate": 0.002, "waited": 0.05, "seconds": 0.5, "points": 3000.0}
+        run.log({"action": "update", "round": 0, "what": "both", "step": step, "run_step": step} | losses)
+    scores = {"homography_accuracy": 0.75, "matches": 100.0, "score": 0.5}
+    run.log({"action": "validation", "round": 0, "what": "both"} | VALIDATION | scores)
+    return run
+
+
+def test_the_report_tells_speed_waiting_validation_and_what_was_changed(run: RunFolder) -> None:
+    done = CliRunner().invoke(train, ["--report", str(run.path)], catch_exceptions=False)
+    assert done.stdout.strip() == str(run.path / "report.md")
+    report = (run.path / "report.md").read_text()
+    assert "| photographs | 1,200 (480 MB decoded) |" in report
+    assert "| time in steps | 0.1 minutes, 10.0 % of it waiting for data |" in report
+    assert "| speed | 16.0 image pairs a second |" in report  # 8 in half a second
+    assert "| round 0, both | 50.0 | 1.25 | 25.0 / 50.0 / 62.5 | 75.0 |" in report
+    assert "- `minutes = 2.0`" in report
+    assert "![Curves of losses, validation, learning rate and speed](curves.png)" in report
+    curves = cv2.imread(str(run.path / "curves.png"))
+    assert curves.shape == (2 * HEIGHT, 2 * WIDTH, 3)
+    for down in (0, 1):
+        for right in (0, 1):
+            panel = curves[down * HEIGHT : (down + 1) * HEIGHT, right * WIDTH : (right + 1) * WIDTH]
+            assert np.ptp(panel.astype(int), axis=2).max() > 100  # something coloured is in each
+
+
+def test_a_folder_without_a_run_has_no_report_and_a_begun_run_has_one(tmp_path: Path) -> None:
+    with pytest.raises(InputFileError, match=r"data\.json"):
+        CliRunner().invoke(train, ["--report", str(tmp_path)], catch_exceptions=False)
+    run = RunFolder(tmp_path / "run")
+    run.begin(TrainingSettings(), ["photos"], tmp_path)
+    CliRunner().invoke(train, ["--report", str(run.path)], catch_exceptions=False)
+    assert "0 of 8 pairs" in (run.path / "report.md").read_text()
+
+
+def test_what_a_run_is_made_of_is_not_changed_when_it_goes_on(run: RunFolder) -> None:
+    for change in (["--minutes", "3"], ["--seed", "0"], ["--set", "rounds=2"], ["--config", "paper"]):
+        with pytest.raises(UsageError, match="leave out"):
+            CliRunner().invoke(train, ["--resume", str(run.path), *change], catch_exceptions=False)
+    with pytest.raises(UsageError, match="--report RUN"):
+        CliRunner().invoke(train, ["--resume", "a", "--report", "b"], catch_exceptions=False)
+
+
+def test_axes_have_round_numbers_and_long_curves_are_averaged() -> None:
+    assert ticks(0, 10) == [0, 2, 4, 6, 8, 10]
+    assert ticks(0.13, 0.52) == pytest.approx([0.2, 0.3, 0.4, 0.5])
+    assert ticks(3, 3) == [3]
+    assert smooth([1, 2, 3], [4.0, float("nan"), 6.0]) == ([1, 3], [4, 6])
+    x, y = smooth([float(i) for i in range(1000)], [float(i % 2) for i in range(1000)])
+    assert len(x) == len(y) == 200
+    assert sorted({round(value, 6) for value in y}) == [0.4, 0.6]
+
+
+def test_a_curve_of_one_value_and_one_of_none_can_be_drawn() -> None:
+    panels = [Panel(title="one", x_label="step", curves={"a": ([1.0], [2.0]), "b": ([], [])})]
+    assert draw_panels(panels).shape == (HEIGHT, 2 * WIDTH, 3)
+
+
+def test_tensorboard_sees_each_step_once_after_a_kill(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for first in (1, 3):  # steps 3 and 4 are done twice
+        events = Events(tmp_path, first)
+        for step in range(first, 5):
+            events.add("step", {"descriptor": 10.0 * first + step}, step)
+        events.close()
+    found = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("step/descriptor")
+    assert [(event.step, event.value) for event in found] == [(1, 11), (2, 12), (3, 33), (4, 34)]
