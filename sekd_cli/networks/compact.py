@@ -33,11 +33,22 @@ def _convolution(
     return nn.Sequential(*layers, nn.ReLU(inplace=True)) if active else nn.Sequential(*layers)
 
 
-def _interleave(cells: Tensor) -> Tensor:
-    """`F.pixel_shuffle(cells, 2)[:, 0]`, (B, 4, h, w) -> (B, 2h, 2w), where channels lie together in memory."""
-    batch, _, height, width = cells.shape
-    pixels = cells.permute(0, 2, 3, 1).reshape(batch, height, width, 2, 2)
-    return pixels.transpose(2, 3).reshape(batch, 2 * height, 2 * width)
+class Enlarge(nn.Module):
+    """Bilinear enlargement by two."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, 2h, 2w)."""
+        return upsample(maps, 2)
+
+
+class Interleave(nn.Module):
+    """Four values a cell to pixels: `F.pixel_shuffle(cells, 2)[:, 0]` where channels lie together in memory."""
+
+    def forward(self, cells: Tensor) -> Tensor:
+        """(B, 4, h, w) -> (B, 2h, 2w)."""
+        batch, _, height, width = cells.shape
+        pixels = cells.permute(0, 2, 3, 1).reshape(batch, height, width, 2, 2)
+        return pixels.transpose(2, 3).reshape(batch, 2 * height, 2 * width)
 
 
 class ResidualPair(nn.Module):
@@ -81,8 +92,10 @@ class CompactNetwork(DenseNetwork):
         # scores: levels 8 and 4 brought to 1/2, then four scores a cell of 2x2 pixels
         self.context4 = nn.Conv2d(64, 8, 1)
         self.context2 = nn.Conv2d(32, 8, 1)
+        self.enlarge: nn.Module = Enlarge()
         self.surroundings = _convolution(8, 8)
         self.detector = nn.Conv2d(8, 4, 3, padding=1)
+        self.interleave: nn.Module = Interleave()
         nn.init.constant_(cast(Tensor, self.detector.bias), FIRST_LOGIT)
 
     def forward(self, image: Tensor, statistics: Tensor | None = None) -> DenseMaps:
@@ -101,8 +114,8 @@ class CompactNetwork(DenseNetwork):
         detail = self.detail(level4)  # (B, 16, H/4, W/4)
 
         context2 = self.context2(level4) + upsample(self.context4(level8), 2)  # (B, 8, H/4, W/4)
-        surroundings = self.surroundings(F.relu(level2 + upsample(context2, 2)))  # (B, 8, H/2, W/2)
+        surroundings = self.surroundings(F.relu(level2 + self.enlarge(context2)))  # (B, 8, H/2, W/2)
         with torch.autocast(image.device.type, enabled=False):  # bf16 scores tie, and lose the sub-pixel peak
             scores = self.detector(surroundings.float())  # (B, 4, H/2, W/2)
-        score_logits = _interleave(scores)  # (B, H, W)
+        score_logits = self.interleave(scores)  # (B, H, W)
         return DenseMaps(score_logits, (semantic, detail), level2)

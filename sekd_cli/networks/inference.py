@@ -4,7 +4,9 @@ import torch
 from torch import nn
 
 from sekd_cli.networks.base import DenseNetwork
+from sekd_cli.networks.compact import CompactNetwork
 from sekd_cli.networks.folding import fold_batch_norms
+from sekd_cli.networks.packing import pack_fine_levels
 
 
 def inference_network(network: DenseNetwork, precision: str, device: torch.device) -> DenseNetwork:
@@ -13,7 +15,10 @@ def inference_network(network: DenseNetwork, precision: str, device: torch.devic
     In bfloat16 the weights themselves are rounded, so that no cast is left in the way, but for the layers that the
     network wants in float32 (`DenseNetwork.float32_layers`) and for norms, whose few values cost nothing.
     """
-    ready = fold_batch_norms(network).to(device)
+    ready = fold_batch_norms(network)
+    if precision == "bfloat16" and device.type == "cpu" and isinstance(ready, CompactNetwork):
+        ready = pack_fine_levels(ready)
+    ready = ready.to(device)
     if precision == "bfloat16":
         ready.bfloat16()
         exact = [getattr(ready, name) for name in ready.float32_layers]
