@@ -1,0 +1,154 @@
+"""The compact network in other ways than ours: python benchmarks/runtimes.py [--rounds 20]. Needs sekd[onnx].
+
+Prints for each the CPU time of one 640x480 photograph, network only, one thread, median of rounds in which all take
+turns, and how many of float32's 1,000 best keypoints are the same to a pixel. int8 is ONNX Runtime's static
+quantization, calibrated on the example photographs (one of which is then measured), but for the detector's layer, which
+stays float32.
+"""
+
+import argparse
+import copy
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import cv2
+import numpy as np
+import onnxruntime
+import torch
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from torch import Tensor
+
+from sekd_cli.config import DetectionSettings
+from sekd_cli.device import keep_freed_memory
+from sekd_cli.export.onnx import export_onnx
+from sekd_cli.features import detect
+from sekd_cli.networks import DenseNetwork
+from sekd_cli.networks.folding import fold_batch_norms
+from sekd_cli.networks.inference import inference_network
+from sekd_cli.networks.weights_file import load_network, packaged_weights
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+CPU = torch.device("cpu")
+SETTINGS = DetectionSettings(max_keypoints=1000, nms_radius=2)
+
+Way = Callable[[], Tensor]
+"""Runs the network once; returns score logits (H, W)."""
+
+
+def photographs() -> list[np.ndarray]:
+    """The examples, grey, (1, 1, 480, 640) in [0, 1]."""
+    paths = sorted(path for path in EXAMPLES.iterdir() if path.suffix in {".jpg", ".png"})
+    greys = [cv2.resize(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE), (640, 480)) for path in paths]
+    return [grey.astype(np.float32)[None, None] / 255 for grey in greys]
+
+
+class Calibration(CalibrationDataReader):
+    """Feeds photographs to the quantization."""
+
+    def __init__(self, images: list[np.ndarray]) -> None:
+        self._images = iter(images)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        """The next one."""
+        image = next(self._images, None)
+        return None if image is None else {"image": image}
+
+
+def onnx_way(path: Path, image: np.ndarray) -> Way:
+    """ONNX Runtime on a model."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda: torch.from_numpy(session.run(None, {"image": image})[0][0]).logit(eps=1e-6)
+
+
+def torch_way(network: DenseNetwork, image: np.ndarray, *, autocast: bool = False) -> Way:
+    """Torch on a network."""
+    batch = torch.from_numpy(image).contiguous(memory_format=torch.channels_last)
+
+    def run() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            logits: Tensor = network(batch).score_logits[0]
+        return logits
+
+    return run
+
+
+def plain_bfloat16(network: DenseNetwork) -> DenseNetwork:
+    """bfloat16 weights, fine levels not packed."""
+    plain = copy.deepcopy(fold_batch_norms(network)).bfloat16()
+    plain.get_submodule("detector").float()
+    plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return plain
+
+
+def ways(folder: Path) -> dict[str, Way]:
+    """By name."""
+    network, images = load_network(packaged_weights()), photographs()
+    image = images[-1]
+    batch = torch.from_numpy(image).contiguous(memory_format=torch.channels_last)
+    plain = plain_bfloat16(network)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        frozen = torch.jit.freeze(torch.jit.trace(plain, batch).eval())  # fuses activations, orders weights beforehand
+    exact = inference_network(network, "float32", CPU)
+    model, prepared, quantized = (folder / f"{name}.onnx" for name in ("float32", "prepared", "int8"))
+    export_onnx(network, model, {})
+    quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
+    quantize_static(
+        str(prepared),
+        str(quantized),
+        Calibration(images),
+        op_types_to_quantize=["Conv", "Add", "Relu"],
+        per_channel=True,
+        activation_type=QuantType.QUInt8,  # signed ones take twice the time
+        weight_type=QuantType.QInt8,
+        nodes_to_exclude=["/network/detector/Conv"],
+    )
+    return {
+        "float32": torch_way(exact, image),
+        "bfloat16 (sekd)": torch_way(inference_network(network, "bfloat16", CPU), image),
+        "bfloat16, not packed": torch_way(plain, image),
+        "bfloat16, traced and frozen": lambda: frozen(batch)[0][0],
+        "bfloat16 by autocast": torch_way(exact, image, autocast=True),
+        "ONNX Runtime, float32": onnx_way(model, image),
+        "ONNX Runtime, int8": onnx_way(quantized, image),
+    }
+
+
+def same_keypoints(logits: Tensor, exact: Tensor) -> float:
+    """Share of the keypoints of `exact` that `logits` have within a pixel."""
+    one, other = (detect(values, SETTINGS, 0)[0] for values in (logits, exact))
+    return float((torch.cdist(other, one).amin(dim=1) < 1).float().mean())
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=20)
+    rounds = parser.parse_args().rounds
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        chosen = ways(Path(folder))
+        seconds: dict[str, list[float]] = {name: [] for name in chosen}
+        for turn in range(rounds + 1):
+            for name, run in chosen.items():
+                start = time.process_time()
+                run()
+                if turn:
+                    seconds[name].append(time.process_time() - start)
+        exact = chosen["float32"]()
+        for name, run in chosen.items():
+            ratio = median(one / other for one, other in zip(seconds[name], seconds["float32"], strict=True))
+            same = 100 * same_keypoints(run(), exact)
+            print(f"{name:28} {1e3 * median(seconds[name]):6.1f} ms  {ratio:5.2f}  {same:5.1f} % the same keypoints")
+
+
+if __name__ == "__main__":
+    main()
