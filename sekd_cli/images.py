@@ -1,9 +1,9 @@
 """Photographs from disk: finding them, reading any that a camera, scanner or program writes, turning them upright.
 
 The network sees a photograph upright, as its EXIF orientation says; keypoints are stored in the pixel grid of the file
-as it is, so they go back through `to_stored`. Grey is the same for every format: 8 bits a channel, then OpenCV's
-0.299 R + 0.587 G + 0.114 B, rounded. Where an image is transparent it is laid on mid-grey, which neither black nor
-white content vanishes on.
+as it is, so they go back through `to_stored`. Grey is the same for every format: 8 bits a channel, then OpenCV's 0.299
+R + 0.587 G + 0.114 B, rounded; a JPEG's is stored in it and taken from there. Where an image is transparent it is laid
+on mid-grey, which neither black nor white content vanishes on.
 """
 
 import stat
@@ -189,6 +189,8 @@ def _decode(image: Image.Image, path: Path, *, colour: bool) -> tuple[np.ndarray
     """All pixels in the grid of the file, (H, W) or (H, W, 3) uint8, and the EXIF orientation."""
     deep_colour = _has_deep_colour(image)  # asked first: reading EXIF may decode, and forget it
     orientation = _orientation(image)
+    if image.format in {"JPEG", "MPO"} and image.mode == "RGB" and not colour:
+        image.draft("L", None)  # its own luma, as OpenCV reads it: a third of the time and of the memory
     image.load()
     if deep_colour:
         pixels = _finish(_read_deep_colour(path), colour=colour)

@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -47,6 +48,13 @@ def encoded(pixels: np.ndarray, kind: str, *, mode: str | None = None, orientati
     turned = {"exif": exif} if kind in {"PNG", "TIFF", "WEBP", "JPEG"} else {}
     stream = io.BytesIO()
     image.save(stream, kind, **lossless, **turned)
+    return stream.getvalue()
+
+
+def encoded_with(pixels: np.ndarray, kind: str, **options: Any) -> bytes:
+    """A picture as a file of this kind, written with an encoder's own options."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, kind, **options)
     return stream.getvalue()
 
 
@@ -134,6 +142,16 @@ def whole_files() -> dict[str, bytes]:
         "is_jpeg.png": encoded(picture, "JPEG"),
         "UPPER.JPG": files["format.jpeg"],
     }
+    files |= {
+        "progressive.jpg": encoded_with(picture, "JPEG", progressive=True),
+        "lzw.tif": encoded_with(picture, "TIFF", compression="tiff_lzw"),
+        "jpeg.tif": encoded_with(picture, "TIFF", compression="jpeg"),
+        "pages.tif": encoded_with(picture, "TIFF", save_all=True, append_images=[Image.fromarray(grey)]),
+        "animated.gif": encoded_with(picture, "GIF", save_all=True, append_images=[Image.fromarray(picture[::-1])]),
+        "animated.webp": encoded_with(picture, "WEBP", save_all=True, append_images=[Image.fromarray(picture[::-1])]),
+        "stereo.mpo": encoded_with(picture, "MPO", save_all=True, append_images=[Image.fromarray(picture[::-1])]),
+        "trailing.jpg": encoded(picture, "JPEG") + bytes(999),
+    }
     files["even.png"] = encoded(np.full((64, 64), 77, dtype=np.uint8), "PNG")
     return files
 
@@ -141,12 +159,23 @@ def whole_files() -> dict[str, bytes]:
 def broken_files() -> dict[str, bytes]:
     """Files that hold no picture, or a damaged one, by name."""
     picture, random = drawn(), np.random.default_rng(0)
-    files = {"empty.jpg": b"", "text.png": b"not an image\n", "bomb.png": bomb(), "zeros.jpg": bytes(5000)}
+    files = {"empty.jpg": b"", "text.png": b"not an image\n", "zeros.jpg": bytes(5000)}
+    files |= {"bomb.png": bomb(), "long_bomb.png": bomb(2**31 - 1, 1), "even_larger_bomb.jpg": bomb(2**30, 2**30)}
+    files["bomb.gif"] = b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b"\x2c" + bytes(9)
+    files["bomb.bmp"] = b"BM" + struct.pack("<IIIIiiHHIIiiII", 200, 0, 54, 40, 2**30, 2**30, 1, 24, 0, 0, 0, 0, 0, 0)
+    files["bomb.ppm"] = b"P6 1000000 1000000 255\n" + bytes(100)
+    files |= {"pdf.png": b"%PDF-1.7\n", "script.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"}
+    files |= {"svg.png": b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>", "zip.jpg": b"PK\x03\x04"}
+    files["heic.heic"] = struct.pack(">I", 24) + b"ftypheic" + bytes(12)
+    files["hdf5.tif"] = b"\x89HDF\r\n\x1a\n" + bytes(200)
     for kind in ("PNG", "JPEG", "TIFF", "WEBP", "PPM", "BMP", "GIF"):
         content = encoded(picture, kind)
         for tenth in range(1, 10):
             files[f"cut_{tenth}.{kind.lower()}"] = content[: len(content) * tenth // 10]
         files[f"head_only.{kind.lower()}"] = content[:24]
+    whole = bytearray(encoded(picture, "PNG"))
+    whole[len(whole) // 2] ^= 255
+    files["flipped_bit.png"] = bytes(whole)
     for size in (1, 8, 100, 5000):
         files[f"random_{size}.jpg"] = random.bytes(size)
         for magic in (b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"II*\0", b"RIFF", b"P6 ", b"GIF89a", b"BM"):

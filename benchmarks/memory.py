@@ -1,0 +1,117 @@
+"""Peak memory of `sekd extract` and `sekd match`: python benchmarks/memory.py [--images 100 1000] [--skip-huge] [--json].
+
+Each row is a process of its own, started as a user would. The photographs are one, again and again under other names; so
+more of them may take more memory only where something is kept that shouldn't be. The largest has 600 megapixels.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from itertools import combinations, islice
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "china.jpg"
+HUGE = 30_000, 20_000  # width, height
+PAIRS = 1000, 10_000
+MATCHED_IMAGES = 150
+
+
+class Row(NamedTuple):
+    """One process."""
+
+    what: str
+    peak_megabytes: float
+    seconds: float
+
+
+def measure(what: str, arguments: Sequence[str | Path], stdin: str = "") -> Row:
+    """Run `sekd` and see how much memory it had at its peak (Linux counts in kB)."""
+    with tempfile.TemporaryFile("w+") as given:
+        given.write(stdin)
+        given.seek(0)
+        start = os.times().elapsed
+        command = [sys.executable, "-m", "sekd_cli", *map(str, arguments), "--quiet", "--device", "cpu"]
+        process = subprocess.Popen(command, stdin=given, stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}")
+    return Row(what, usage.ru_maxrss / 1024, os.times().elapsed - start)
+
+
+def photographs(folder: Path, count: int) -> Path:
+    """A folder of so many names for one photograph."""
+    folder.mkdir()
+    for number in range(count):
+        (folder / f"{number:05}.jpg").symlink_to(EXAMPLE)
+    return folder
+
+
+def huge_photograph(path: Path) -> Path:
+    """The example enlarged, with noise that gives every tile its keypoints."""
+    width, height = HUGE
+    pixels = cv2.resize(cv2.imread(str(EXAMPLE)), (width, height), interpolation=cv2.INTER_LINEAR)
+    noise = np.random.default_rng(0).integers(0, 40, (1000, width, 3), dtype=np.uint8)
+    for top in range(0, height, 1000):
+        pixels[top : top + 1000] //= 2
+        pixels[top : top + 1000] += noise
+    cv2.imwrite(str(path), pixels)
+    return path
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, nargs="+", default=[100, 1000])
+    parser.add_argument("--skip-huge", action="store_true", help="leave out the image of 600 megapixels")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for count in options.images:
+            images = photographs(folder / f"images{count}", count)
+            rows.append(measure(f"extract, {count} images", ["extract", images, "-o", folder / f"{count}.h5"]))
+        images = photographs(folder / "matched", MATCHED_IMAGES)
+        features = folder / "matched.h5"
+        measure("", ["extract", images, "-o", features])
+        pairs = list(combinations((f"{number:05}.jpg" for number in range(MATCHED_IMAGES)), 2))
+        for count in PAIRS:
+            listed = "".join(f"{one} {other}\n" for one, other in islice(pairs, count))
+            arguments = ["match", "-", "--features", features, "-o", folder / f"matches{count}.h5", "--cache", "0.05"]
+            rows.append(measure(f"match, {count} pairs, --cache 0.05", arguments, listed))
+        if not options.skip_huge:
+            child = os.fork()  # so that what making it takes is given back
+            if child == 0:
+                huge_photograph(folder / "huge.jpg")
+                os._exit(0)
+            os.waitpid(child, 0)
+            arguments = [
+                "extract",
+                folder / "huge.jpg",
+                "-o",
+                folder / "huge.h5",
+                "--max-size",
+                "0",
+                "--max-pixels",
+                "0",
+            ]
+            rows.append(measure("extract, one image of 30000x20000", arguments))
+    if options.json:
+        print(json.dumps([row._asdict() for row in rows], indent=2))
+        return
+    print(f"{'':36}{'peak':>10}{'time':>10}")
+    for row in rows:
+        print(f"{row.what:36}{row.peak_megabytes:7.0f} MB{row.seconds:8.0f} s")
+
+
+if __name__ == "__main__":
+    main()
