@@ -1,7 +1,9 @@
-"""Peak memory of `sekd extract` and `sekd match`: python benchmarks/memory.py [--images 100 1000] [--skip-huge] [--json].
+"""Peak memory of `sekd extract` and `sekd match`.
 
-Each row is a process of its own, started as a user would. The photographs are one, again and again under other names; so
-more of them may take more memory only where something is kept that shouldn't be. The largest has 600 megapixels.
+    python benchmarks/memory.py [--images 100 1000] [--skip-huge] [--json]
+
+Each row is a process of its own, started as a user would. The photographs are one, again and again under other names;
+so more of them may take more memory only where something is kept that shouldn't be. The largest has 600 megapixels.
 """
 
 import argparse

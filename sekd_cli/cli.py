@@ -28,7 +28,7 @@ COMMANDS = {
     "merge": "Join the files of shards.",
 }
 INTERRUPTED = 130  # what shells give for Ctrl-C
-BROKEN_PIPE = 1  # the reader of stdout went away; what click gives where it notices first
+BROKEN_PIPE = 141  # the reader of stdout went away; what shells give for that
 
 logger = logging.getLogger("sekd_cli")
 
@@ -132,6 +132,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it exits
         return BROKEN_PIPE
+    except SystemExit as leaving:
+        if isinstance(leaving.__context__, BrokenPipeError):  # which click noticed
+            return BROKEN_PIPE
+        raise
     return result if isinstance(result, int) else 0
 
 

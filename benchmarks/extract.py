@@ -1,0 +1,147 @@
+"""`sekd extract` end to end, beside the network alone, and where the rest goes.
+
+    python benchmarks/extract.py [PHOTOGRAPHS] [--images 60] [--threads 2] [--rounds 5] [--json]
+
+PHOTOGRAPHS is a folder; without it the example photographs are taken, again and again. In each round the pipeline goes
+from files to a feature file, and then the network alone runs on the same images, decoded and shrunk, with as many
+threads; what is told is the median of the rounds and of their ratios. Shares are of the processor time of the pipeline.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import cycle, islice
+from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest import mock
+
+import torch
+
+from sekd_cli import extraction_pipeline
+from sekd_cli.config import DetectionSettings
+from sekd_cli.device import available_cores, keep_freed_memory
+from sekd_cli.extraction import Extractor, PreparedImage
+from sekd_cli.extraction_pipeline import Job, PipelineSettings, extract_all
+from sekd_cli.feature_file import FeatureWriter, file_attributes
+from sekd_cli.images import ImageEntry, find_images, read_image
+from sekd_cli.networks.weights_file import load_network, packaged_weights
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+class Clock:
+    """Processor time by step, summed over threads; steps within steps count once."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+
+    def timed(self, step: str, function: Callable[..., Any], within: str | None = None) -> Callable[..., Any]:
+        """The function, its time added to `step` and taken off the step `within` which it is called."""
+
+        def run(*arguments: Any, **options: Any) -> Any:
+            start = time.thread_time()
+            try:
+                return function(*arguments, **options)
+            finally:
+                taken = time.thread_time() - start
+                self.seconds[step] += taken
+                if within is not None:
+                    self.seconds[within] -= taken
+
+        return run
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Count what the pipeline does in the block."""
+        run = self.timed("network", Extractor._run, within="post-processing")
+        extract = self.timed("post-processing", Extractor.extract)
+        with (
+            mock.patch.object(extraction_pipeline, "_load", self.timed("decoding", extraction_pipeline._load)),
+            mock.patch.object(Extractor, "_run", lambda *arguments: run(*arguments)),
+            mock.patch.object(Extractor, "extract", lambda *arguments: extract(*arguments)),
+            mock.patch.object(FeatureWriter, "write", self.timed("writing", FeatureWriter.write)),
+        ):
+            yield
+
+
+def pipeline(jobs: list[Job], extractor: Extractor, threads: int) -> float:
+    """Seconds from files to a feature file."""
+    settings = PipelineSettings(workers=max(2, threads), threads=threads)
+    attributes = file_attributes(network="any", weights_sha256="any", settings={})
+    with tempfile.TemporaryDirectory() as folder, FeatureWriter(Path(folder) / "feats.h5", attributes) as writer:
+        start = time.perf_counter()
+        failed = [outcome for outcome in extract_all(jobs, extractor, writer, settings) if outcome.failure]
+        taken = time.perf_counter() - start
+    if failed:
+        raise SystemExit(f"{failed[0].failure}")
+    return taken
+
+
+def network_alone(images: list[PreparedImage], extractor: Extractor, threads: int) -> float:
+    """Seconds that the network takes for images that are in memory."""
+
+    @torch.inference_mode()
+    def run(image: PreparedImage) -> None:
+        for level in image.levels:
+            extractor._run([level.grey], [level.statistics])
+
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        start = time.perf_counter()
+        list(pool.map(run, images))
+        return time.perf_counter() - start
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photographs", nargs="?", type=Path, default=EXAMPLES)
+    parser.add_argument("--images", type=int, default=60)
+    parser.add_argument("--threads", type=int, default=available_cores())
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    found = islice(cycle(find_images([options.photographs])), options.images)
+    jobs = [Job(ImageEntry(one.path, f"{number}/{one.name}")) for number, one in enumerate(found)]
+    extractor = Extractor(
+        load_network(packaged_weights()),
+        DetectionSettings(),
+        device=torch.device("cpu"),
+        precision=options.precision,
+    )
+    images = [extractor.prepare(read_image(job.entry.path)) for job in jobs]
+    clock, whole, alone = Clock(), list[float](), list[float]()
+    for round_number in range(options.rounds + 1):
+        if round_number == 1:  # the first warms up
+            clock.seconds.clear()
+        with clock.watching():
+            whole.append(pipeline(jobs, extractor, options.threads))
+        alone.append(network_alone(images, extractor, options.threads))
+    whole, alone = whole[1:], alone[1:]
+    total = sum(clock.seconds.values())
+    result = {
+        "images_per_second": len(jobs) / median(whole),
+        "network_alone_images_per_second": len(jobs) / median(alone),
+        "of_the_network_alone": median(one / other for one, other in zip(alone, whole, strict=True)),
+        "shares_of_processor_time": {step: seconds / total for step, seconds in clock.seconds.items()},
+    }
+    if options.json:
+        print(json.dumps(result, indent=2))
+        return
+    print(f"{len(jobs)} photographs of {options.photographs}, {options.threads} threads, {extractor.precision}")
+    print(f"pipeline       {result['images_per_second']:6.1f} images/s, {result['of_the_network_alone']:.0%} of")
+    print(f"network alone  {result['network_alone_images_per_second']:6.1f} images/s")
+    shares = (f"{step} {share:.0%}" for step, share in result["shares_of_processor_time"].items())
+    print(f"processor time: {', '.join(shares)}")
+
+
+if __name__ == "__main__":
+    main()
