@@ -1,8 +1,9 @@
 """`sekd extract` end to end, beside the network alone, and where the rest goes.
 
-    python benchmarks/extract.py [PHOTOGRAPHS] [--images 60] [--threads 2] [--rounds 5] [--json]
+    python benchmarks/extract.py [PHOTOGRAPHS] [--edge 1600] [--images 60] [--threads 2] [--rounds 5] [--json]
 
-PHOTOGRAPHS is a folder; without it the example photographs are taken, again and again. In each round the pipeline goes
+PHOTOGRAPHS is a folder; without it the example photographs are taken, again and again, as JPEGs that are enlarged to
+the longer edge given. In each round the pipeline goes
 from files to a feature file, and then the network alone runs on the same images, decoded and shrunk, with as many
 threads; what is told is the median of the rounds and of their ratios. Shares are of the processor time of the pipeline.
 """
@@ -21,6 +22,7 @@ from statistics import median
 from typing import Any
 from unittest import mock
 
+import cv2
 import torch
 
 from sekd_cli import extraction_pipeline
@@ -63,11 +65,21 @@ class Clock:
         extract = self.timed("post-processing", Extractor.extract)
         with (
             mock.patch.object(extraction_pipeline, "_load", self.timed("decoding", extraction_pipeline._load)),
-            mock.patch.object(Extractor, "_run", lambda *arguments: run(*arguments)),
-            mock.patch.object(Extractor, "extract", lambda *arguments: extract(*arguments)),
+            mock.patch.object(Extractor, "_run", run),
+            mock.patch.object(Extractor, "extract", extract),
             mock.patch.object(FeatureWriter, "write", self.timed("writing", FeatureWriter.write)),
         ):
             yield
+
+
+def enlarged(folder: Path, edge: int) -> Path:
+    """The example photographs as JPEGs whose longer edge is so long."""
+    for one in find_images([EXAMPLES]):
+        pixels = cv2.imread(str(one.path))
+        factor = edge / max(pixels.shape)
+        pixels = cv2.resize(pixels, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(folder / f"{one.path.stem}.jpg"), pixels)
+    return folder
 
 
 def pipeline(jobs: list[Job], extractor: Extractor, threads: int) -> float:
@@ -97,10 +109,36 @@ def network_alone(images: list[PreparedImage], extractor: Extractor, threads: in
         return time.perf_counter() - start
 
 
+def measure(jobs: list[Job], threads: int, rounds: int, precision: str) -> dict[str, Any]:
+    """Pipeline and network in turns."""
+    device = torch.device("cpu")
+    extractor = Extractor(load_network(packaged_weights()), DetectionSettings(), device=device, precision=precision)
+    images = [extractor.prepare(read_image(job.entry.path)) for job in jobs]
+    clock, whole, alone = Clock(), list[float](), list[float]()
+    for round_number in range(rounds + 1):
+        if round_number == 1:  # the first warms up
+            clock.seconds.clear()
+        with clock.watching():
+            whole.append(pipeline(jobs, extractor, threads))
+        alone.append(network_alone(images, extractor, threads))
+    whole, alone = whole[1:], alone[1:]
+    total = sum(clock.seconds.values())
+    return {
+        "photographs": len(jobs),
+        "threads": threads,
+        "precision": extractor.precision,
+        "images_per_second": len(jobs) / median(whole),
+        "network_alone_images_per_second": len(jobs) / median(alone),
+        "of_the_network_alone": median(one / other for one, other in zip(alone, whole, strict=True)),
+        "shares_of_processor_time": {step: seconds / total for step, seconds in clock.seconds.items()},
+    }
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("photographs", nargs="?", type=Path, default=EXAMPLES)
+    parser.add_argument("photographs", nargs="?", type=Path)
+    parser.add_argument("--edge", type=int, default=1600, help="of the example photographs")
     parser.add_argument("--images", type=int, default=60)
     parser.add_argument("--threads", type=int, default=available_cores())
     parser.add_argument("--rounds", type=int, default=5)
@@ -109,34 +147,16 @@ def main() -> None:
     options = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(1)
-    found = islice(cycle(find_images([options.photographs])), options.images)
-    jobs = [Job(ImageEntry(one.path, f"{number}/{one.name}")) for number, one in enumerate(found)]
-    extractor = Extractor(
-        load_network(packaged_weights()),
-        DetectionSettings(),
-        device=torch.device("cpu"),
-        precision=options.precision,
-    )
-    images = [extractor.prepare(read_image(job.entry.path)) for job in jobs]
-    clock, whole, alone = Clock(), list[float](), list[float]()
-    for round_number in range(options.rounds + 1):
-        if round_number == 1:  # the first warms up
-            clock.seconds.clear()
-        with clock.watching():
-            whole.append(pipeline(jobs, extractor, options.threads))
-        alone.append(network_alone(images, extractor, options.threads))
-    whole, alone = whole[1:], alone[1:]
-    total = sum(clock.seconds.values())
-    result = {
-        "images_per_second": len(jobs) / median(whole),
-        "network_alone_images_per_second": len(jobs) / median(alone),
-        "of_the_network_alone": median(one / other for one, other in zip(alone, whole, strict=True)),
-        "shares_of_processor_time": {step: seconds / total for step, seconds in clock.seconds.items()},
-    }
+    with tempfile.TemporaryDirectory() as folder:
+        photographs = options.photographs or enlarged(Path(folder), options.edge)
+        found = islice(cycle(find_images([photographs])), options.images)
+        jobs = [Job(ImageEntry(one.path, f"{number}/{one.name}")) for number, one in enumerate(found)]
+        result = measure(jobs, options.threads, options.rounds, options.precision)
     if options.json:
         print(json.dumps(result, indent=2))
         return
-    print(f"{len(jobs)} photographs of {options.photographs}, {options.threads} threads, {extractor.precision}")
+    size = f"in {options.photographs}" if options.photographs else f"of {options.edge} pixels"
+    print(f"{len(jobs)} photographs {size}, {options.threads} threads, {result['precision']}")
     print(f"pipeline       {result['images_per_second']:6.1f} images/s, {result['of_the_network_alone']:.0%} of")
     print(f"network alone  {result['network_alone_images_per_second']:6.1f} images/s")
     shares = (f"{step} {share:.0%}" for step, share in result["shares_of_processor_time"].items())

@@ -132,10 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it exits
         return BROKEN_PIPE
-    except SystemExit as leaving:
-        if isinstance(leaving.__context__, BrokenPipeError):  # which click noticed
-            return BROKEN_PIPE
-        raise
+    except SystemExit:  # so click leaves where it noticed that, and there alone
+        return BROKEN_PIPE
     return result if isinstance(result, int) else 0
 
 
