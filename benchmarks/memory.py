@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations, islice
 from pathlib import Path
 from typing import NamedTuple
@@ -22,8 +22,8 @@ import numpy as np
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "china.jpg"
 HUGE = 30_000, 20_000  # width, height
-PAIRS = 1000, 10_000
-MATCHED_IMAGES = 150
+PAIRS = 300, 3000
+MATCHED_IMAGES = 80
 
 
 class Row(NamedTuple):
@@ -69,6 +69,28 @@ def huge_photograph(path: Path) -> Path:
     return path
 
 
+def measured(folder: Path, images: Sequence[int], *, huge: bool) -> Iterator[Row]:
+    """Every row, one after the other."""
+    for count in images:
+        arguments = ["extract", photographs(folder / f"images{count}", count), "-o", folder / f"{count}.h5"]
+        yield measure(f"extract, {count} images", arguments)
+    if huge:
+        child = os.fork()  # so that what making it takes is given back
+        if child == 0:
+            huge_photograph(folder / "huge.jpg")
+            os._exit(0)
+        os.waitpid(child, 0)
+        arguments = ["extract", folder / "huge.jpg", "-o", folder / "huge.h5", "--max-size", "0", "--max-pixels", "0"]
+        yield measure("extract, one image of 30000x20000", arguments)
+    features = folder / "matched.h5"
+    measure("", ["extract", photographs(folder / "matched", MATCHED_IMAGES), "-o", features])
+    pairs = list(combinations((f"{number:05}.jpg" for number in range(MATCHED_IMAGES)), 2))
+    for count in PAIRS:
+        listed = "".join(f"{one} {other}\n" for one, other in islice(pairs, count))
+        arguments = ["match", "-", "--features", features, "-o", folder / f"matches{count}.h5", "--cache", "0.02"]
+        yield measure(f"match, {count} pairs, --cache 0.02", arguments, listed)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -77,42 +99,15 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     rows = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for count in options.images:
-            images = photographs(folder / f"images{count}", count)
-            rows.append(measure(f"extract, {count} images", ["extract", images, "-o", folder / f"{count}.h5"]))
-        images = photographs(folder / "matched", MATCHED_IMAGES)
-        features = folder / "matched.h5"
-        measure("", ["extract", images, "-o", features])
-        pairs = list(combinations((f"{number:05}.jpg" for number in range(MATCHED_IMAGES)), 2))
-        for count in PAIRS:
-            listed = "".join(f"{one} {other}\n" for one, other in islice(pairs, count))
-            arguments = ["match", "-", "--features", features, "-o", folder / f"matches{count}.h5", "--cache", "0.05"]
-            rows.append(measure(f"match, {count} pairs, --cache 0.05", arguments, listed))
-        if not options.skip_huge:
-            child = os.fork()  # so that what making it takes is given back
-            if child == 0:
-                huge_photograph(folder / "huge.jpg")
-                os._exit(0)
-            os.waitpid(child, 0)
-            arguments = [
-                "extract",
-                folder / "huge.jpg",
-                "-o",
-                folder / "huge.h5",
-                "--max-size",
-                "0",
-                "--max-pixels",
-                "0",
-            ]
-            rows.append(measure("extract, one image of 30000x20000", arguments))
+    if not options.json:
+        print(f"{'':36}{'peak':>10}{'time':>10}")
+    with tempfile.TemporaryDirectory() as folder:
+        for row in measured(Path(folder), options.images, huge=not options.skip_huge):
+            rows.append(row)
+            if not options.json:
+                print(f"{row.what:36}{row.peak_megabytes:7.0f} MB{row.seconds:8.0f} s", flush=True)
     if options.json:
         print(json.dumps([row._asdict() for row in rows], indent=2))
-        return
-    print(f"{'':36}{'peak':>10}{'time':>10}")
-    for row in rows:
-        print(f"{row.what:36}{row.peak_megabytes:7.0f} MB{row.seconds:8.0f} s")
 
 
 if __name__ == "__main__":
