@@ -1,5 +1,6 @@
 """A photograph at the sizes at which the network sees it, and the keypoints of all sizes joined."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -10,12 +11,10 @@ import torch
 from torch import Tensor
 
 from sekd_cli.config import ViewSettings
-from sekd_cli.images import Photograph
+from sekd_cli.images import DEFAULT_MAX_PIXELS, Photograph
 
 SMALLEST_SIDE = 128  # pixels; `auto` halves while both sides have so many
-SAME_POINT = (
-    0.5  # pixels of the larger of two levels; further apart it takes partners from photographs zoomed otherwise
-)
+SAME_POINT = 0.5  # pixels of the larger of two levels; more takes partners from photographs zoomed otherwise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +61,14 @@ def prepare(photograph: Photograph, settings: ViewSettings, mask: np.ndarray | N
 
 
 def level_sizes(width: int, height: int, settings: ViewSettings) -> list[tuple[int, int]]:
-    """Width, height of every level, each once, largest first: the scales of what `max_size` leaves of an image."""
+    """Width, height of every level, each once, largest first: the scales of what `max_size` leaves of an image.
+
+    None is enlarged beyond `max_size`, nor beyond the pixels that an image may have by default.
+    """
     longer = max(width, height)
-    most = settings.max_size / longer if settings.max_size else np.inf
+    most = settings.max_size / longer if settings.max_size else math.inf
     base = min(1.0, most)
+    most = min(most, max(base, (DEFAULT_MAX_PIXELS / (width * height)) ** 0.5))
     if isinstance(settings.scales, str):  # AUTO
         factors = [base]
         while min(width, height) * factors[-1] / 2 >= SMALLEST_SIDE:

@@ -55,6 +55,12 @@ def test_sizes_are_scales_of_what_the_limit_leaves_each_once(
     assert [one.grey.shape[::-1] for one in prepared.levels] == sizes
 
 
+def test_nothing_is_enlarged_beyond_the_pixels_that_an_image_may_have() -> None:
+    sizes = level_sizes(20_000, 10_000, ViewSettings(max_size=0, scales=(4.0, 1.0)))
+    assert sizes == [(22_361, 11_180), (20_000, 10_000)]  # 250 million pixels
+    assert level_sizes(30_000, 20_000, ViewSettings(max_size=0, scales=(2.0, 1.0))) == [(30_000, 20_000)]
+
+
 def test_scales_are_read_as_users_write_them() -> None:
     assert parse_scales("auto") == "auto"
     assert parse_scales("1, 0.5,0.25") == (1, 0.5, 0.25)
