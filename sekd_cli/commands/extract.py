@@ -20,7 +20,7 @@ import click
     default="1",
     show_default=True,
     metavar="S,S,...|auto",
-    help="Sizes at which to look for keypoints, of --max-size; auto halves it down to 128 pixels.",
+    help="Sizes at which to look for keypoints, relative to what --max-size leaves; auto: halved down to 128 pixels.",
 )
 @click.option(
     "--rotations/--upright",
