@@ -130,7 +130,10 @@ class PairDataset(Dataset[PairBatch]):
         keypoints = torch.stack([warp_points(labels, change) for change in view_from_photograph])
         keypoints = keypoints.nan_to_num(posinf=-1e4)
         points, matched = self._points(both_views, keypoints, sizes, generator)
-        mix, light = draw_mix(2 * count, generator), draw_light(2 * count, generator)
+        mix, light = (
+            draw_mix(2 * count, generator),
+            draw_light(2 * count, generator, exposed_share=settings.exposed_share),
+        )
 
         rank, ranks = self.share  # all is drawn for the whole batch, so that it is the same for any number of ranks
         own = torch.arange(count).chunk(ranks)[rank]

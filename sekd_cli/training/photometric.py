@@ -19,7 +19,6 @@ MOTION_SHARE = 0.1
 UNEVEN_SHARE = 0.3
 NOISE_SHARE = 0.5
 BLOCK_SHARE = 0.2
-EXPOSURE_SHARE = 0.3
 KERNEL = 9  # pixels: of the blurs
 LUMA = (0.299, 0.587, 0.114)
 
@@ -48,8 +47,11 @@ def draw_mix(count: int, generator: torch.Generator) -> Tensor:
     return mix / mix.sum(dim=1, keepdim=True) / 255.0
 
 
-def draw_light(count: int, generator: torch.Generator) -> Light:
-    """Light as of another hour, and the lens, sensor and file of another camera."""
+def draw_light(count: int, generator: torch.Generator, *, exposed_share: float = 0.0) -> Light:
+    """Light as of another hour, and the lens, sensor and file of another camera.
+
+    exposed_share: of the images, those that are exposed anew, up to twice or half, and lose what gets too bright.
+    """
 
     def only(share: float, values: Tensor) -> Tensor:
         chosen = uniform(0.0, 1.0, count, generator) < share
@@ -57,7 +59,7 @@ def draw_light(count: int, generator: torch.Generator) -> Light:
 
     uneven = (torch.rand(count, 1, 4, 4, generator=generator) * 2 - 1) * math.log(2.0)
     tone = (
-        only(EXPOSURE_SHARE, uniform(-0.7, 0.7, count, generator)).exp(),
+        only(exposed_share, uniform(-0.7, 0.7, count, generator)).exp(),
         log_uniform(0.6, 1.7, count, generator),
         log_uniform(0.5, 1.5, count, generator),
         uniform(-0.2, 0.2, count, generator),

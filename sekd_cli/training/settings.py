@@ -52,6 +52,7 @@ class TrainingSettings:
     stretch: float = 1.5  # largest, along any axis: a plane seen from the side
     shear: float = 20.0  # degrees, either way
     tilt: float = 0.25  # largest change of depth across half a view: perspective
+    exposed_share: float = 0.3  # of the views, exposed anew: what gets too bright is lost
 
     # affine adaptation (step A) and reliability (step C)
     adaptation_references: int = 5  # the paper takes 12 to 20

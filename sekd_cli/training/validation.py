@@ -19,7 +19,14 @@ from sekd_cli.training.settings import TrainingSettings
 
 # fixed: figures of runs with other settings stay comparable
 VALIDATION_VIEWS = TrainingSettings(
-    batch_size=2, rotation=50.0, any_rotation_share=0.12, zoom=1.8, stretch=1.5, shear=20.0, tilt=0.25
+    batch_size=2,
+    rotation=50.0,
+    any_rotation_share=0.12,
+    zoom=1.8,
+    stretch=1.5,
+    shear=20.0,
+    tilt=0.25,
+    exposed_share=0.0,
 )
 WIDE_VIEWS = replace(VALIDATION_VIEWS, any_rotation_share=0.25, zoom=2.5, stretch=2.0, tilt=0.4)
 VALIDATION_KEY = (20200609,)  # of the random views, the same for every run
