@@ -63,3 +63,12 @@ def keep_freed_memory() -> None:
         return
     mallopt(M_MMAP_THRESHOLD, OWN_MAPPING_BYTES)
     mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+
+
+def give_back_memory() -> None:
+    """Return free pages between the blocks in use to the system: kept ones are split by small blocks that stay."""
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return
+    trim(0)

@@ -18,6 +18,7 @@ from typing import NamedTuple, Self
 
 import torch
 
+from sekd_cli.device import give_back_memory
 from sekd_cli.errors import ImageError
 from sekd_cli.extraction import Extractor
 from sekd_cli.feature_file import FeatureWriter, Source, StoredFeatures, source_of
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 PREFETCH_PIXELS = 50_000_000  # larger images are decoded one at a time, when their turn comes
 LARGE_PIXELS = 4_000_000  # seen by the network: such an image has all threads, alone, as memory for several may lack
 DECODED_PER_WORKER = 2  # images that wait decoded, for each decoding thread
+GIVE_BACK_EVERY = 32  # batches: features of that many may lie about as free memory
 WAITING_TO_BE_WRITTEN = 8  # images whose features wait for the disk
 
 
@@ -77,7 +79,9 @@ def extract_all(
     with _BackgroundWriter(writer, settings.descriptor_dtype) as background:
         with network, ThreadPoolExecutor(settings.workers, "decode") as pool:
             loaded = _load_ahead(jobs, extractor, settings, pool)
-            for batch in _batches(loaded, extractor, settings.batch_size):
+            for number, batch in enumerate(_batches(loaded, extractor, settings.batch_size), start=1):
+                if number % GIVE_BACK_EVERY == 0:
+                    give_back_memory()
                 if isinstance(batch, Outcome):
                     yield batch
                 else:

@@ -27,6 +27,7 @@ CHECKED_METADATA = ("v108", "v108")
 the first made HDF5's C code go round in circles. The third marks files as open, so that a kill spoils them."""
 DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError)
 """What h5py raises on a damaged file, and what becomes of a file's content that is none of what it should be."""
+METADATA_BYTES = 1 << 20  # of a file being written, kept in memory
 CHECKSUM = "crc32"  # attribute of a group: of its arrays, which HDF5 doesn't check
 
 
@@ -150,6 +151,7 @@ class HDF5Writer:
             self._staged.close()
             message = f"{path}: {_reason(path, error)}, so nothing was written; give another output with -o"
             raise OutputError(message) from error
+        _bound_memory(self.file)
 
     def commit(self) -> None:
         """Make everything added so far part of the file. Raises OutputError, and leaves the file as it was before."""
@@ -187,6 +189,15 @@ class HDF5Writer:
             self._failed = True  # and the exception tells of it
             self._staged.abandon()
         self.close()
+
+
+def _bound_memory(file: h5py.File) -> None:
+    """Keep HDF5 from holding more of what was written than it needs: by itself it grows up to 32 MB."""
+    settings = file.id.get_mdc_config()
+    settings.max_size = settings.initial_size = METADATA_BYTES
+    settings.min_size = min(settings.min_size, METADATA_BYTES)
+    settings.set_initial_size = True
+    file.id.set_mdc_config(settings)
 
 
 def write_reason(error: BaseException) -> str:
