@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 PREFETCH_PIXELS = 50_000_000  # larger images are decoded one at a time, when their turn comes
 LARGE_PIXELS = 4_000_000  # seen by the network: such an image has all threads, alone, as memory for several may lack
 DECODED_PER_WORKER = 2  # images that wait decoded, for each decoding thread
-GIVE_BACK_EVERY = 32  # batches: features of that many may lie about as free memory
+GIVE_BACK_EVERY = 16  # batches: features of that many may lie about as free memory
 WAITING_TO_BE_WRITTEN = 8  # images whose features wait for the disk
 
 

@@ -27,7 +27,7 @@ CHECKED_METADATA = ("v108", "v108")
 the first made HDF5's C code go round in circles. The third marks files as open, so that a kill spoils them."""
 DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError)
 """What h5py raises on a damaged file, and what becomes of a file's content that is none of what it should be."""
-METADATA_BYTES = 1 << 20  # of a file being written, kept in memory
+METADATA_BYTES = 256 << 10  # of a file being written, kept in memory
 CHECKSUM = "crc32"  # attribute of a group: of its arrays, which HDF5 doesn't check
 
 

@@ -108,6 +108,32 @@ def test_the_paper_alternates_and_the_default_updates_both() -> None:
     assert sum(phase.steps for phase in phases_of(COMPACT)) == COMPACT.total_steps
 
 
+def test_a_paused_run_goes_on_to_the_same_end(photographs: Photographs, tmp_path: Path) -> None:
+    whole, _ = evolve(tmp_path / "whole", photographs, COMPACT)
+    folder = tmp_path / "paused"
+    folder.mkdir()
+    told = Told()
+    paused = SelfEvolution(folder, photographs, COMPACT, told, device=torch.device("cpu"), workers=0, pause=0.0)
+    assert not paused.run()  # in the first labelling
+    assert paused.learner.step == 0
+    assert load_network(folder / "model.safetensors").name == "compact"
+    resumed, _ = evolve(folder, photographs, COMPACT, resume=True)
+    assert resumed.learner.step == COMPACT.total_steps
+    for name, value in whole.learner.network.state_dict().items():
+        assert torch.equal(value, resumed.learner.network.state_dict()[name]), name
+
+
+def test_a_run_that_pauses_by_the_minute_is_resumed_by_the_minute(tmp_path: Path) -> None:
+    photos, run = draw_photographs(tmp_path / "photos", 4), tmp_path / "run"
+    changes = [f"--set={name}={value}" for name, value in (TINY | {"rounds": 1, "random_points": 8}).items()]
+    few = ["--workers", "0", "--threads", "1"]
+    started = ["--data", str(photos), "-o", str(run), *changes, *few, "--pause-after", "0.0001"]
+    assert CliRunner().invoke(train, started).exit_code == 0
+    assert not (run / "log.jsonl").exists() or '"update"' not in (run / "log.jsonl").read_text(encoding="utf-8")
+    assert CliRunner().invoke(train, ["--resume", str(run), *few, "--minutes", "5"]).exit_code == 0
+    assert '"validation"' in (run / "log.jsonl").read_text(encoding="utf-8")
+
+
 def test_without_self_evolution_later_rounds_go_on_with_the_first_labels(
     photographs: Photographs, tmp_path: Path
 ) -> None:

@@ -36,6 +36,9 @@ OF_A_NEW_RUN = ("config", "network", "rounds", "steps", "last_steps", "seed", "w
 @click.option("--without", type=click.Choice(PARTS), multiple=True, help="Switch a part of the method off.")
 @click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change any setting of config.toml.")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="End by then: fewer, shorter rounds.")
+@click.option(
+    "--pause-after", type=click.FloatRange(min=0, min_open=True), metavar="MINUTES", help="Then --resume RUN."
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
     "--workers", type=click.IntRange(0), default=None, help="Processes that prepare data.  [default: 1 to 4 cores]"
@@ -78,17 +81,25 @@ def train(data: tuple[str, ...], output: Path | None, resume: Path | None, repor
             wait()  # for the first rank to have decoded
             reporter = told if rank() == 0 else Reporter()
             evolution = SelfEvolution(
-                run.path, Photographs(cache), settings, reporter, device=device, workers=workers, started=started
+                run.path,
+                Photographs(cache),
+                settings,
+                reporter,
+                device=device,
+                workers=workers,
+                started=started,
+                pause=started + 60 * options["pause_after"] if options["pause_after"] else float("inf"),
             )
             if run.has_checkpoint:
                 evolution.resume()
             told.begin(evolution.learner.step)
-            evolution.run()
+            finished = evolution.run()
             wait()  # for the first rank to have written
     finally:
         leave()
     if rank() == 0:
-        logger.info("finished: %d steps in %.0f minutes", evolution.learner.step, evolution.seconds / 60)
+        done = "finished" if finished else f"paused; sekd train --resume {run.path} goes on"
+        logger.info("%s: %d steps in %.0f minutes", done, evolution.learner.step, evolution.seconds / 60)
         click.echo(run.path / "model.safetensors")
 
 
@@ -106,6 +117,8 @@ def _begun(
 
 def _resumed(run: "RunFolder", options: dict[str, Any]) -> tuple[tuple[str, ...], Path, "TrainingSettings"]:
     """What a run was made of, which can't be changed."""
+    if options["minutes"] and not run.settings().minutes:  # a run without an end in time: so many minutes more of it
+        options["pause_after"], options["minutes"] = options["minutes"], None
     for name in OF_A_NEW_RUN:
         if options[name] not in (None, ()) and not (name == "config" and options[name] == "default"):
             raise UsageError(f"--resume goes on with the run's own settings: leave out --{name.replace('_', '-')}")

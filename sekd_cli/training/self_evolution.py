@@ -75,8 +75,9 @@ class SelfEvolution:
         device: torch.device,
         workers: int = 1,
         started: float | None = None,
+        pause: float = float("inf"),
     ) -> None:
-        """`started` is the `time.monotonic()` from which the run's time counts; by default now."""
+        """`started`, by default now, and `pause`: `time.monotonic()` from which time counts, and to stop at."""
         check_shares(settings.batch_size)
         self.folder, self.photographs, self.settings, self.reporter = folder, photographs, settings, reporter
         self.device, self.workers = device, workers
@@ -88,14 +89,15 @@ class SelfEvolution:
         self.best = -1.0
         self.seconds = 0.0  # spent training, over all resumptions
         self.started = time.monotonic() if started is None else started
+        self.pause = pause
         self.budget = 60 * settings.minutes or float("inf")  # seconds of the run
         self.rounds = settings.rounds  # fewer where the time is short; chosen when a step's time is known
         self.measured = False
         self.held_out = held_out_photographs(photographs, settings)
         self.training = np.setdiff1d(np.arange(len(photographs)), self.held_out)
 
-    def run(self) -> None:
-        """Go through the phases that are left."""
+    def run(self) -> bool:
+        """Go through the phases that are left; false if the time to pause came first."""
         while self.phase_index < len(self._phases()):
             phase = self._phase()
             if self.phase_step == 0:
@@ -105,10 +107,15 @@ class SelfEvolution:
             else:
                 self._update()
                 phase = self._phase()  # which may have become the last
+            if self._pausing():  # the phase is taken up again, if only to find that nothing of it is left
+                self._save(note=f"paused at step {self.learner.step}")
+                return False
+            if phase.action == "update":
                 self._validate(phase)
             self.phase_index, self.phase_step = self.phase_index + 1, 0
             ended = self.phase_index == len(self._phases())
             self._save(note="finished" if ended else f"after round {phase.round}")
+        return True
 
     def resume(self) -> None:
         """Take up the state of the folder's checkpoint."""
@@ -121,6 +128,9 @@ class SelfEvolution:
         """Seconds of the run until now; where they decide anything, the same on all ranks."""
         seconds = self.seconds + time.monotonic() - self.started
         return agreed(seconds) if self.settings.minutes else seconds
+
+    def _pausing(self) -> bool:
+        return self.pause < float("inf") and agreed(time.monotonic() - self.pause) >= 0
 
     def _phases(self) -> list[Phase]:
         return phases_of(replace(self.settings, rounds=self.rounds))
@@ -153,7 +163,7 @@ class SelfEvolution:
             key=(self.settings.seed, self.phase_index),
             file=self._label_file(self.phase_index),
             progress=self.reporter.labelled,
-            stop=lambda: self.settings.minutes > 0 and self._elapsed() >= end,
+            stop=lambda: (self.settings.minutes > 0 and self._elapsed() >= end) or self._pausing(),
         )
 
     def labels(self) -> tuple[np.ndarray, np.ndarray]:
@@ -190,7 +200,7 @@ class SelfEvolution:
         batches = self._batches()
         saved = time.monotonic()
         durations: list[float] = []
-        while self.phase_step < phase.steps and (now := self._elapsed()) < end:
+        while self.phase_step < phase.steps and (now := self._elapsed()) < end and not self._pausing():
             start = time.monotonic()
             batch = next(batches)
             arrived = time.monotonic()
