@@ -23,7 +23,7 @@ from measuring import cost
 from torch.utils.flop_counter import FlopCounterMode
 
 from sekd_cli.config import DetectionSettings
-from sekd_cli.device import keep_freed_memory
+from sekd_cli.device import keep_freed_memory, set_threads
 from sekd_cli.evaluation.baselines import Orb, Sift
 from sekd_cli.evaluation.methods import ComputedMethod
 from sekd_cli.evaluation.own import Sekd
@@ -132,6 +132,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     keep_freed_memory()
+    set_threads(1)  # a process forked after several threads have computed would wait for them
     with tempfile.TemporaryDirectory() as folder:
         path = options.image or draw_image(Path(folder))
         grey = np.asarray(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))

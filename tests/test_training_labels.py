@@ -152,6 +152,17 @@ def test_each_change_of_light_is_what_its_numbers_say() -> None:
     assert (change_light(image, light(2, block_step=torch.full((2,), 0.05))) - image).abs().mean() > 0.01
 
 
+def test_compression_takes_images_of_any_size() -> None:
+    image = torch.rand(
+        2, 1, 20, 12, generator=torch.Generator().manual_seed(0)
+    )  # the published network's multiples of 4
+    coded = change_light(image, light(2, block_step=torch.full((2,), 0.05)))
+    assert coded.shape == image.shape
+    whole = change_light(image[..., :16, :8], light(2, block_step=torch.full((2,), 0.05)))
+    assert coded[..., :16, :8].allclose(whole, atol=1e-6)
+    assert (coded[..., 16:, 8:] - image[..., 16:, 8:]).abs().mean() < 0.2
+
+
 def test_a_blur_on_a_gpu_is_that_on_a_cpu() -> None:
     image = torch.rand(5, 1, 32, 40, generator=torch.Generator().manual_seed(0))
     kernels = draw_light(40, generator_of(0)).kernel

@@ -137,15 +137,17 @@ def _blocks(image: Tensor, light: Light) -> None:
     """What a strong JPEG compression does: the cosine transform of 8x8 blocks, rounded more coarsely where finer."""
     rows = _chosen(light.block_step[:, None])
     if rows:
-        batch, _, height, width = image[rows].shape
+        whole = F.pad(image[rows], (0, -image.shape[3] % 8, 0, -image.shape[2] % 8), mode="replicate")
+        batch, _, height, width = whole.shape
         k = torch.arange(8, dtype=torch.float32)
         basis = torch.cos(math.pi / 8 * (k[None] + 0.5) * k[:, None]) * math.sqrt(2 / 8)  # (frequency, pixel)
         basis[0] = math.sqrt(1 / 8)
         step = (1 + k[None] + k[:, None]) * light.block_step[rows][:, None, None, None, None]
         basis, step = (part.to(image.device, non_blocking=True) for part in (basis, step))
-        blocks = image[rows].reshape(batch, height // 8, 8, width // 8, 8).transpose(2, 3)
+        blocks = whole.reshape(batch, height // 8, 8, width // 8, 8).transpose(2, 3)
         coded = (basis @ blocks @ basis.T / step).round_() * step
-        image[rows] = (basis.T @ coded @ basis).transpose(2, 3).reshape(batch, 1, height, width)
+        decoded = (basis.T @ coded @ basis).transpose(2, 3).reshape(batch, 1, height, width)
+        image[rows] = decoded[..., : image.shape[2], : image.shape[3]]
 
 
 def _noise(image: Tensor, light: Light) -> None:
