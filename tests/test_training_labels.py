@@ -153,9 +153,7 @@ def test_each_change_of_light_is_what_its_numbers_say() -> None:
 
 
 def test_compression_takes_images_of_any_size() -> None:
-    image = torch.rand(
-        2, 1, 20, 12, generator=torch.Generator().manual_seed(0)
-    )  # the published network's multiples of 4
+    image = torch.rand(2, 1, 20, 12, generator=torch.Generator().manual_seed(0))  # as labelled
     coded = change_light(image, light(2, block_step=torch.full((2,), 0.05)))
     assert coded.shape == image.shape
     whole = change_light(image[..., :16, :8], light(2, block_step=torch.full((2,), 0.05)))
