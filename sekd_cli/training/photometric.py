@@ -20,6 +20,7 @@ UNEVEN_SHARE = 0.3
 NOISE_SHARE = 0.5
 BLOCK_SHARE = 0.2
 KERNEL = 9  # pixels: of the blurs
+SHRUNK = 1.2  # factor from which an image that is shrunk is blurred before
 LUMA = (0.299, 0.587, 0.114)
 
 
@@ -110,13 +111,28 @@ def _uneven(image: Tensor, light: Light) -> None:
 
 
 def _blur(image: Tensor, light: Light) -> None:
-    rows = _chosen(light.kernel)
+    _convolve_some(image, light.kernel)
+
+
+def blur_where_shrunk(image: Tensor, shrinks: Tensor) -> None:
+    """Blur images (B, 1, H, W), in place, that are about to be shrunk by a factor (B,), so that nothing aliases."""
+    sigma = 0.5 * (shrinks.cpu() ** 2 - 1).clamp(min=0).sqrt()
+    offsets = torch.arange(KERNEL, dtype=torch.float32) - KERNEL // 2
+    along = torch.exp(-(offsets**2) / (2 * sigma[:, None] ** 2).clamp(min=1e-3))
+    kernel = along[:, :, None] * along[:, None]
+    kernel /= kernel.sum(dim=(1, 2), keepdim=True)
+    _convolve_some(image, kernel * (shrinks.cpu() > SHRUNK)[:, None, None])
+
+
+def _convolve_some(image: Tensor, kernel: Tensor) -> None:
+    """Images, in place, by their kernels on the CPU (B, KERNEL, KERNEL), but for those whose kernel is 0."""
+    rows = _chosen(kernel)
     if image.device.type == "cpu":  # OpenCV takes half of torch's time
         for row in rows:
             pixels = image[row, 0].numpy()
-            pixels[:] = cv2.filter2D(pixels, -1, light.kernel[row].numpy(), borderType=cv2.BORDER_REPLICATE)
-    else:
-        image[rows] = convolve(image[rows], light.kernel[rows].to(image.device, non_blocking=True))
+            pixels[:] = cv2.filter2D(pixels, -1, kernel[row].numpy(), borderType=cv2.BORDER_REPLICATE)
+    elif rows:
+        image[rows] = convolve(image[rows], kernel[rows].to(image.device, non_blocking=True))
 
 
 def convolve(image: Tensor, kernel: Tensor) -> Tensor:

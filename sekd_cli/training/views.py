@@ -20,10 +20,10 @@ def _turn(count: int, settings: TrainingSettings, generator: torch.Generator) ->
     return torch.where(chosen, whole, usual).deg2rad()
 
 
-def random_change(count: int, settings: TrainingSettings, generator: torch.Generator) -> Tensor:
-    """Maps (count, 3, 3) about the origin from one view of a pair to the other: affine and perspective."""
+def random_change(zoom: Tensor, settings: TrainingSettings, generator: torch.Generator) -> Tensor:
+    """Maps (B, 3, 3) about the origin from one view of a pair to the other, zoomed (B,): affine and perspective."""
+    count = len(zoom)
     shear = uniform(-settings.shear, settings.shear, count, generator).deg2rad()
-    zoom = log_uniform(1 / settings.zoom, settings.zoom, count, generator)
     stretch = log_uniform(1 / settings.stretch, settings.stretch, count, generator)
     axis = uniform(-math.pi / 2, math.pi / 2, count, generator)  # of the stretch: any, so turn, stretch, turn back
     one, none = torch.ones(count), torch.zeros(count)
@@ -37,18 +37,20 @@ def random_change(count: int, settings: TrainingSettings, generator: torch.Gener
 def random_pairs(sizes: Tensor, settings: TrainingSettings, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Where the two views of each photograph look: `photograph_from_view`, two of (B, 3, 3).
 
-    sizes: (B, 2), widths and heights of the photographs. Either view may be the one that is changed more.
+    sizes: (B, 2), widths and heights of the photographs. Either view may be the one that is changed more; a zoom is
+    shared by both, so that the one doesn't look at a few blurred pixels, nor the other at much beyond the photograph.
     """
     count = len(sizes)
     centre = sizes * (0.5 + 0.3 * (torch.rand(count, 2, generator=generator) - 0.5))
     to_origin = translation(*torch.tensor([-(settings.width - 1) / 2, -(settings.height - 1) / 2]).expand(count, 2).T)
     to_centre = translation(centre[:, 0], centre[:, 1])
     first_turn = uniform(-FIRST_ROTATION, FIRST_ROTATION, count, generator).deg2rad()
-    zoom = log_uniform(*FIRST_ZOOM, count, generator)
+    first_zoom = log_uniform(*FIRST_ZOOM, count, generator)
+    zoom = log_uniform(1 / settings.zoom, settings.zoom, count, generator)
     one, none = torch.ones(count), torch.zeros(count)
-    first = affinity(first_turn, zoom, none, one)
+    first = affinity(first_turn, first_zoom / zoom.sqrt(), none, one)
     shift = uniform(-0.1, 0.1, 2 * count, generator).reshape(2, count) * settings.width
-    second = first @ translation(shift[0], shift[1]) @ random_change(count, settings, generator)
+    second = first @ translation(shift[0], shift[1]) @ random_change(zoom, settings, generator)
     photograph_from_first = to_centre @ first @ to_origin
     photograph_from_second = to_centre @ second @ to_origin
     swap = (uniform(0.0, 1.0, count, generator) < 0.5)[:, None, None]
@@ -56,6 +58,14 @@ def random_pairs(sizes: Tensor, settings: TrainingSettings, generator: torch.Gen
         torch.where(swap, photograph_from_second, photograph_from_first),
         torch.where(swap, photograph_from_first, photograph_from_second),
     )
+
+
+def pixels_per_pixel(photograph_from_view: Tensor, height: int, width: int) -> Tensor:
+    """Pixels of the photograph along an edge of a pixel in the middle of each view, (B,); (B, 3, 3) the maps."""
+    middle = photograph_from_view.new_tensor([(width - 1) / 2, (height - 1) / 2, 1.0])
+    depth = (photograph_from_view[:, 2] * middle).sum(dim=1).clamp(min=1e-6)
+    area: Tensor = torch.linalg.det(photograph_from_view).abs() / depth**3
+    return area.sqrt()
 
 
 def random_affinities(height: int, width: int, count: int, generator: torch.Generator) -> Tensor:
