@@ -1,10 +1,11 @@
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sekd_cli.geometry import pixel_grid, sample_map
 from sekd_cli.networks import NETWORKS, CompactNetwork, DenseMaps, DenseNetwork, PublishedNetwork
 from sekd_cli.networks.compact import image_statistics
+from sekd_cli.networks.published import Enlargement
 
 EVERY_NETWORK = pytest.mark.parametrize("kind", NETWORKS.values(), ids=NETWORKS.keys())
 
@@ -26,6 +27,15 @@ def maps_of(network: DenseNetwork, images: Tensor, statistics: Tensor | None = N
 
 def test_the_published_network_has_the_published_number_of_parameters() -> None:
     assert PublishedNetwork().count_parameters() == 661_762
+
+
+def test_an_enlargement_is_the_transposed_convolution_that_it_replaces() -> None:
+    torch.manual_seed(0)
+    shape = {"kernel_size": 3, "stride": 2, "padding": 1, "output_padding": 1, "groups": 4}
+    ours, theirs = Enlargement(16, 8, **shape), nn.ConvTranspose2d(16, 8, **shape)
+    theirs.load_state_dict(ours.state_dict())
+    maps = torch.randn(2, 16, 5, 7)
+    torch.testing.assert_close(ours(maps), theirs(maps))
 
 
 def test_the_compact_network_is_smaller_than_the_published_one() -> None:

@@ -17,9 +17,10 @@ from sekd_cli.training.checkpoint import load_checkpoint, save_checkpoint
 from sekd_cli.training.dataset import PairDataset, PlanDataset, generator_of, render
 from sekd_cli.training.labelling import grey_of, label_photographs
 from sekd_cli.training.photographs import Photographs, cache_photographs
-from sekd_cli.training.photometric import LUMA, Light, change_light, convolve, draw_light
+from sekd_cli.training.photometric import LUMA, Light, blur_where_shrunk, change_light, convolve, draw_light
 from sekd_cli.training.reliability import corner_strength, map_reliability
 from sekd_cli.training.settings import PRESETS, TrainingSettings, read_settings, settings_from
+from sekd_cli.training.views import FIRST_ZOOM, pixels_per_pixel, random_pairs
 
 SMALL = TrainingSettings(height=64, width=96, batch_size=3, detected_points=20, random_points=10)
 
@@ -46,6 +47,14 @@ def test_the_cache_keeps_the_photographs_and_is_used_again(photographs: Photogra
     again = cache_photographs(find_images([folder]), tmp_path / "cache", 640)
     assert (tmp_path / "cache" / "photographs.bin").stat().st_mtime_ns == written
     assert len(first) == len(again) == 2
+
+
+def test_a_cache_made_anew_leaves_a_run_that_uses_it_what_it_had(tmp_path: Path) -> None:
+    folder = draw_photographs(tmp_path / "in", 2)
+    used = cache_photographs(find_images([folder]), tmp_path / "cache", 640)
+    before = used[1]
+    assert cache_photographs(find_images([folder]), tmp_path / "cache", 100)[1].shape[2] == 100
+    assert torch.equal(used[1], before)
 
 
 def test_broken_and_tiny_photographs_are_left_out_and_none_at_all_is_an_error(tmp_path: Path) -> None:
@@ -159,6 +168,31 @@ def test_compression_takes_images_of_any_size() -> None:
     whole = change_light(image[..., :16, :8], light(2, block_step=torch.full((2,), 0.05)))
     assert coded[..., :16, :8].allclose(whole, atol=1e-6)
     assert (coded[..., 16:, 8:] - image[..., 16:, 8:]).abs().mean() < 0.2
+
+
+def test_what_is_shrunk_is_blurred_first_and_nothing_else() -> None:
+    stripes = (torch.arange(64) % 2).float().expand(3, 1, 64, 64).clone()
+    blurred = stripes.clone()
+    blur_where_shrunk(blurred, torch.tensor([0.5, 1.1, 3.0]))
+    assert torch.equal(blurred[:2], stripes[:2])
+    assert blurred[2, :, 8:-8, 8:-8].std() < 0.01  # away from the border, which repeats
+    assert abs(float(blurred[2].mean()) - 0.5) < 0.01
+
+
+def test_pixels_a_pixel_are_the_scale_in_the_middle_of_a_view() -> None:
+    shrinks = torch.diag(torch.tensor([4.0, 1.0, 1.0]))[None]
+    tilted = torch.tensor([[[1.0, 0, 0], [0, 1, 0], [0.01, 0, 1]]])
+    there = pixels_per_pixel(torch.cat((shrinks, tilted)), 64, 101)
+    torch.testing.assert_close(there, torch.tensor([2.0, 1.5**-1.5]))
+
+
+def test_the_views_of_a_pair_share_its_zoom() -> None:
+    settings = TrainingSettings(zoom=4.0, stretch=1.0, shear=0.0, tilt=0.0)
+    sizes = torch.tensor([[640.0, 480.0]]).repeat(500, 1)
+    first, second = random_pairs(sizes, settings, generator_of(0))
+    scale = [pixels_per_pixel(view, settings.height, settings.width) for view in (first, second)]
+    assert float((scale[0] / scale[1]).max()) > 3.5
+    assert all(FIRST_ZOOM[0] / 2 <= float(one.min()) and float(one.max()) <= FIRST_ZOOM[1] * 2 for one in scale)
 
 
 def test_a_blur_on_a_gpu_is_that_on_a_cpu() -> None:

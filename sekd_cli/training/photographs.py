@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sekd_cli.errors import ImageError, NothingToDoError
 from sekd_cli.images import ImageEntry, read_image
+from sekd_cli.new_file import new_file
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,8 @@ def cache_photographs(
 ) -> Photographs:
     """Decode photographs into `folder`, shrunk to `longest_edge` pixels; broken ones are reported once and left out.
 
-    A finished cache of the same files and size is used as it is. Raises NothingToDoError if none can be read.
+    A finished cache of the same files and size is used as it is; another one is replaced, but whoever has it open goes
+    on with what it held. Raises NothingToDoError if none can be read.
     """
     entries = list(entries)
     key = {"longest_edge": longest_edge, "files": [_identity(entry.path) for entry in entries]}
@@ -56,7 +58,8 @@ def cache_photographs(
     folder.mkdir(parents=True, exist_ok=True)
     key_file.unlink(missing_ok=True)
     offsets, sizes, end = [], [], 0
-    with (folder / "photographs.bin").open("wb") as stream:
+    bytes_file, index_file = folder / "photographs.bin", folder / "photographs.npz"
+    with new_file(bytes_file, overwrite=True) as new, new.open("wb") as stream:  # a run may have the old one mapped
         for entry in entries:
             try:
                 pixels = _colour(entry.path, longest_edge)
@@ -69,11 +72,12 @@ def cache_photographs(
             offsets.append(end)
             sizes.append((pixels.shape[2], pixels.shape[1]))
             end += pixels.size
-    if not offsets:
-        raise NothingToDoError("no photograph to learn from; give --data a folder of images")
-    np.savez(folder / "photographs.npz", offsets=np.array(offsets, np.int64), sizes=np.array(sizes, np.int64))
+        if not offsets:
+            raise NothingToDoError("no photograph to learn from; give --data a folder of images")
+    with new_file(index_file, overwrite=True) as new, new.open("wb") as stream:
+        np.savez(stream, offsets=np.array(offsets, np.int64), sizes=np.array(sizes, np.int64))
     key_file.write_text(json.dumps(key), encoding="utf-8")  # last: the cache is whole
-    log.info("%d photographs in %s, %.0f MB", len(offsets), folder / "photographs.bin", end / 1e6)
+    log.info("%d photographs in %s, %.0f MB", len(offsets), bytes_file, end / 1e6)
     return Photographs(folder)
 
 
