@@ -1,5 +1,6 @@
-"""The compact network in other ways than ours: python benchmarks/runtimes.py [--rounds 20]. Needs sekd[onnx].
+"""The compact network in other ways than ours: python benchmarks/runtimes.py [--rounds 20] [--compile].
 
+Needs sekd[onnx]; where openvino is installed it is among them, and with --compile, which wants a C++ compiler, torch's.
 Prints for each the CPU time of one 640x480 photograph, network only, one thread, median of rounds in which all take
 turns, and how many of float32's 1,000 best keypoints are the same to a pixel. int8 is ONNX Runtime's static
 quantization, calibrated on the example photographs (one of which is then measured), but for the detector's layer, which
@@ -8,6 +9,8 @@ stays float32.
 
 import argparse
 import copy
+import importlib
+import importlib.util
 import tempfile
 import time
 import warnings
@@ -79,6 +82,23 @@ def torch_way(network: DenseNetwork, image: np.ndarray, *, autocast: bool = Fals
     return run
 
 
+def openvino_way(model: Path, image: np.ndarray, precision: str) -> Way:
+    """OpenVINO on a model."""
+    openvino = importlib.import_module("openvino")
+    hints = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": precision}
+    request = openvino.Core().compile_model(str(model), "CPU", hints).create_infer_request()
+    return lambda: torch.from_numpy(np.array(request.infer({0: image})[0][0])).logit(eps=1e-6)
+
+
+def compiled_way(network: DenseNetwork, image: np.ndarray) -> Way:
+    """Torch's compiler on a network; says how long the first pass took."""
+    run = torch_way(torch.compile(network), image)  # type: ignore[arg-type]  # it returns what it is given
+    start = time.monotonic()
+    run()
+    print(f"torch.compile: {time.monotonic() - start:.0f} s for the first pass of a size", flush=True)
+    return run
+
+
 def plain_bfloat16(network: DenseNetwork) -> DenseNetwork:
     """bfloat16 weights, fine levels not packed."""
     plain = copy.deepcopy(fold_batch_norms(network)).bfloat16()
@@ -87,7 +107,7 @@ def plain_bfloat16(network: DenseNetwork) -> DenseNetwork:
     return plain
 
 
-def ways(folder: Path) -> dict[str, Way]:
+def ways(folder: Path, *, compiled: bool) -> dict[str, Way]:
     """By name."""
     network, images = load_network(packaged_weights()), photographs()
     image = images[-1]
@@ -110,9 +130,13 @@ def ways(folder: Path) -> dict[str, Way]:
         weight_type=QuantType.QInt8,
         nodes_to_exclude=["/network/detector/Conv"],
     )
-    return {
+    packed = inference_network(network, "bfloat16", CPU)
+    further: dict[str, Way] = {"bfloat16, torch.compile": compiled_way(packed, image)} if compiled else {}
+    if importlib.util.find_spec("openvino"):
+        further |= {f"OpenVINO, {kind}": openvino_way(model, image, kind) for kind in ("f32", "bf16")}
+    return further | {
         "float32": torch_way(exact, image),
-        "bfloat16 (sekd)": torch_way(inference_network(network, "bfloat16", CPU), image),
+        "bfloat16 (sekd)": torch_way(packed, image),
         "bfloat16, not packed": torch_way(plain, image),
         "bfloat16, traced and frozen": lambda: frozen(batch)[0][0],
         "bfloat16 by autocast": torch_way(exact, image, autocast=True),
@@ -131,13 +155,14 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--compile", action="store_true")
+    options = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        chosen = ways(Path(folder))
+        chosen = ways(Path(folder), compiled=options.compile)
         seconds: dict[str, list[float]] = {name: [] for name in chosen}
-        for turn in range(rounds + 1):
+        for turn in range(options.rounds + 1):
             for name, run in chosen.items():
                 start = time.process_time()
                 run()
