@@ -18,7 +18,8 @@ import h5py
 import numpy as np
 
 from sekd_cli.errors import InputFileError
-from sekd_cli.feature_file import FeatureReader, FeatureWriter, StoredFeatures, file_attributes
+from sekd_cli.feature_file import FeatureReader, FeatureWriter, file_attributes
+from sekd_cli.stored_features import StoredFeatures
 
 NAMES = ["a.jpg", "b/c.jpg", "b/d/e.jpg", *(f"many/{number}.jpg" for number in range(12))]
 ATTRIBUTES = file_attributes(network="compact", weights_sha256="ab" * 32, settings={"max_keypoints": 2048})

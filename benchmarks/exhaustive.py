@@ -18,10 +18,11 @@ import numpy as np
 import torch
 
 from sekd_cli.config import MatchingSettings
-from sekd_cli.feature_file import FeatureReader, FeatureWriter, StoredFeatures, file_attributes
+from sekd_cli.feature_file import FeatureReader, FeatureWriter, file_attributes
 from sekd_cli.match_file import MatchWriter, match_attributes
 from sekd_cli.match_pipeline import FeatureCache, PipelineSettings, match_all, plan
 from sekd_cli.pairs import exhaustive
+from sekd_cli.stored_features import StoredFeatures
 
 WIDTH = 64  # values of a descriptor
 

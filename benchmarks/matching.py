@@ -20,11 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sekd_cli.config import MatchingSettings
-from sekd_cli.feature_file import FeatureReader, FeatureWriter, StoredFeatures, file_attributes
+from sekd_cli.feature_file import FeatureReader, FeatureWriter, file_attributes
 from sekd_cli.match_file import MatchWriter, match_attributes
 from sekd_cli.match_pipeline import PipelineSettings, match_all, plan
 from sekd_cli.matching import match_descriptors
 from sekd_cli.pairs import exhaustive
+from sekd_cli.stored_features import StoredFeatures
 
 KEYPOINTS, WIDTH, LARGE = 2048, 64, 20_000
 ROUNDS = 30

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from sekd_cli.config import DetectionSettings, ViewSettings
 from sekd_cli.errors import ImageError, UsageError
-from sekd_cli.feature_file import StoredFeatures
 from sekd_cli.features import detect, sample_descriptors
 from sekd_cli.geometry import quarter_turn, rescale_points, warp_points
 from sekd_cli.images import Photograph, to_stored
@@ -26,6 +25,7 @@ from sekd_cli.networks import DenseMaps, DenseNetwork
 from sekd_cli.networks.inference import inference_network
 from sekd_cli.precision import resolve_precision
 from sekd_cli.pyramid import Level, LevelFeatures, PreparedImage, join_levels, prepare
+from sekd_cli.stored_features import StoredFeatures
 from sekd_cli.tiles import REACH, SMALLEST_TILE, Window, whole, windows
 
 TILE_PIXELS = {"compact": 4096, "published": 2048}  # edges for which a tile takes about 1 GB and 3 GB

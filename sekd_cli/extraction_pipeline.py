@@ -21,9 +21,10 @@ import torch
 from sekd_cli.device import give_back_memory
 from sekd_cli.errors import ImageError
 from sekd_cli.extraction import Extractor
-from sekd_cli.feature_file import FeatureWriter, Source, StoredFeatures, source_of
+from sekd_cli.feature_file import FeatureWriter
 from sekd_cli.images import DEFAULT_MAX_PIXELS, ImageEntry, read_image, read_image_size, read_mask
 from sekd_cli.pyramid import PreparedImage
+from sekd_cli.stored_features import Source, StoredFeatures, source_of
 
 logger = logging.getLogger(__name__)
 

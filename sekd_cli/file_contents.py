@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import h5py
 
 from sekd_cli.errors import InputFileError
-from sekd_cli.feature_file import is_image
 from sekd_cli.hdf5_file import DAMAGE, member, one_line
 from sekd_cli.new_file import error_number
+from sekd_cli.stored_features import is_image
 
 FEATURES, MATCHES, FLAT = "features", "matches", "flat"
 """Kinds of files: hloc's layout of features or matches; or one flat file of the IMC benchmark's layout, or the like."""

@@ -22,7 +22,7 @@ import numpy as np
 
 from sekd_cli import __version__
 from sekd_cli.errors import InputFileError, OutputError, UsageError
-from sekd_cli.feature_file import MAXIMUM_VALUES, SCHEMA, FeatureReader, StoredFeatures
+from sekd_cli.feature_file import SCHEMA, FeatureReader
 from sekd_cli.hdf5_file import (
     HDF5Writer,
     check_arrays,
@@ -34,6 +34,7 @@ from sekd_cli.hdf5_file import (
     write_arrays,
 )
 from sekd_cli.pairs import Pair
+from sekd_cli.stored_features import MAXIMUM_VALUES, StoredFeatures
 
 MODELS = ("homography", "fundamental", "essential")
 

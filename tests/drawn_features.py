@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sekd_cli.feature_file import FeatureWriter, StoredFeatures, file_attributes
+from sekd_cli.feature_file import FeatureWriter, file_attributes
+from sekd_cli.stored_features import StoredFeatures
 
 TURNED_ATTRIBUTES = file_attributes(
     network="compact", weights_sha256="ab" * 32, settings={"max_keypoints": 2048, "rotations": True}

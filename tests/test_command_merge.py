@@ -12,9 +12,10 @@ from drawn_features import drawn_features, write_views
 
 from sekd_cli import cli
 from sekd_cli.errors import InputFileError, UsageError
-from sekd_cli.feature_file import FeatureReader, FeatureWriter, Source, file_attributes
+from sekd_cli.feature_file import FeatureReader, FeatureWriter, file_attributes
 from sekd_cli.match_file import MatchReader
 from sekd_cli.merging import Merged, merge
+from sekd_cli.stored_features import Source
 
 NAMES = ["a.jpg", "b/b 1.jpg", "c.jpg", "d.jpg", "e.jpg"]
 WHOLE = Path("all.h5")

@@ -12,7 +12,8 @@ from PIL import Image
 
 from sekd_cli import cli
 from sekd_cli.drawing import INLIER, OUTLIER
-from sekd_cli.feature_file import FeatureReader, FeatureWriter, StoredFeatures, file_attributes
+from sekd_cli.feature_file import FeatureReader, FeatureWriter, file_attributes
+from sekd_cli.stored_features import StoredFeatures
 
 NAMES = ["a.jpg", "b/c 1.jpg"]
 SOME_FAILED, USAGE, NOTHING, BAD_INPUT, BAD_OUTPUT = 1, 2, 3, 4, 5  # exit codes

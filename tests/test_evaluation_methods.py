@@ -18,8 +18,9 @@ from sekd_cli.evaluation.images import read_evaluation_image
 from sekd_cli.evaluation.methods import ComputedMethod, LocalFeatures, match_mutually
 from sekd_cli.evaluation.own import Sekd
 from sekd_cli.evaluation.stored import Stored
-from sekd_cli.feature_file import FeatureWriter, StoredFeatures, file_attributes
+from sekd_cli.feature_file import FeatureWriter, file_attributes
 from sekd_cli.networks import CompactNetwork, DenseMaps
+from sekd_cli.stored_features import StoredFeatures
 
 CPU = torch.device("cpu")
 

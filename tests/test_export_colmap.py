@@ -13,8 +13,9 @@ from drawn_scene import COLMAP_PARAMETERS, VIEWS, camera_from_world, direction_e
 from sekd_cli import cli
 from sekd_cli.errors import InputFileError, MissingExtraError, NothingToDoError, OutputError, UsageError
 from sekd_cli.export.colmap import CameraSettings, ColmapExport, export_colmap
-from sekd_cli.feature_file import FeatureReader, FeatureWriter, StoredFeatures, file_attributes
+from sekd_cli.feature_file import FeatureReader, FeatureWriter, file_attributes
 from sekd_cli.match_file import MatchReader
+from sekd_cli.stored_features import StoredFeatures
 
 ATTRIBUTES = file_attributes(network="compact", weights_sha256="ab" * 32, settings={})
 NAMES = ["a 1.png", "b/ü.png", "c.png"]

@@ -15,7 +15,8 @@ import pytest
 from hostile_images import broken_files, drawn, encoded, whole_files, write_files
 
 from sekd_cli import cli
-from sekd_cli.feature_file import FeatureReader, FeatureWriter, StoredFeatures
+from sekd_cli.feature_file import FeatureReader, FeatureWriter
+from sekd_cli.stored_features import StoredFeatures
 
 Extract = Callable[..., int]
 

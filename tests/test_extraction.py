@@ -11,9 +11,9 @@ from hostile_images import drawn, encoded
 from sekd_cli.config import DetectionSettings, ViewSettings
 from sekd_cli.errors import ImageError, UsageError
 from sekd_cli.extraction import TILE_PIXELS, Extractor
-from sekd_cli.feature_file import StoredFeatures
 from sekd_cli.images import Photograph, read_image
 from sekd_cli.networks import NETWORKS, CompactNetwork, DenseMaps, DenseNetwork
+from sekd_cli.stored_features import StoredFeatures
 from sekd_cli.tiles import REACH
 
 CPU = torch.device("cpu")

@@ -9,15 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sekd_cli.errors import ImageError, InputFileError, OutputError
-from sekd_cli.feature_file import (
-    ChangedImageError,
-    FeatureReader,
-    FeatureWriter,
-    Source,
-    StoredFeatures,
-    file_attributes,
-    source_of,
-)
+from sekd_cli.feature_file import ChangedImageError, FeatureReader, FeatureWriter, file_attributes
+from sekd_cli.stored_features import Source, StoredFeatures, source_of
 
 ATTRIBUTES = file_attributes(network="compact", weights_sha256="ab" * 32, settings={"max_keypoints": 2048})
 

@@ -11,11 +11,11 @@ import numpy as np
 
 from sekd_cli.errors import InputFileError, UsageError
 from sekd_cli.export.layouts import FEATURE_FILES, PairMatches, key_of
-from sekd_cli.feature_file import StoredFeatures
 from sekd_cli.hdf5_file import open_for_reading, watching_for_damage
 from sekd_cli.image_search import find_images
 from sekd_cli.images import read_image_size
 from sekd_cli.pairs import Pair
+from sekd_cli.stored_features import StoredFeatures
 
 
 class FlatFolder:

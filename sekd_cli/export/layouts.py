@@ -15,11 +15,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from sekd_cli.errors import UsageError
-from sekd_cli.feature_file import StoredFeatures
 from sekd_cli.hdf5_file import create_hdf5
 from sekd_cli.match_file import MatchReader, check_flat_names, flat_name
 from sekd_cli.new_file import new_file
 from sekd_cli.pairs import Pair
+from sekd_cli.stored_features import StoredFeatures
 
 logger = logging.getLogger(__name__)
 

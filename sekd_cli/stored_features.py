@@ -1,0 +1,136 @@
+"""One image's features and the HDF5 group that keeps them, in hloc's layout.
+
+A group holds `keypoints` (N, 2) float32, `scores` (N,) float32, `descriptors` (D, N) float32 or float16, `image_size`
+(2,) int64 (width, height) and `scales` (N,) float32. Only one whose attribute `complete` is true counts as done: it is
+written last. Groups of other tools that hold `keypoints` and `descriptors` are read as well.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+
+from sekd_cli.errors import InputFileError
+from sekd_cli.hdf5_file import check_arrays, member, write_arrays
+
+DATASETS = ("keypoints", "scores", "descriptors", "image_size", "scales")
+TURNED = "descriptors_turned"  # (3, D, N): of the upright image turned counter-clockwise by 1, 2 and 3 quarters
+TURNED_CHECKSUM = "crc32_turned"  # of its own, as most readers leave them
+MAXIMUM_VALUES = 2**31  # in one dataset; a larger claim is damage, not features
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredFeatures:
+    """The features of one image as a file keeps them, best first."""
+
+    keypoints: np.ndarray  # (N, 2) float32, x and y in pixels of the stored image
+    scores: np.ndarray  # (N,) float32, descending; ones where the file has none
+    descriptors: np.ndarray  # (N, D) float32; rows
+    image_size: tuple[int, int]  # width, height; where the file has none, the smallest that holds all keypoints
+    scales: np.ndarray | None = None  # (N,) float32, pixels of the stored image per pixel that the network saw
+    turned: np.ndarray | None = None  # (3, N, D) float32, descriptors of the image turned by 1, 2, 3 quarters
+
+    def __len__(self) -> int:
+        return len(self.keypoints)
+
+
+class Source(NamedTuple):
+    """By what a changed image (or its mask) is noticed: sizes in bytes, times in nanoseconds."""
+
+    size: int
+    modified: int
+    mask_size: int = -1  # -1: no mask
+    mask_modified: int = -1
+
+
+def source_of(path: Path, mask: Path | None = None) -> Source:
+    """The state of an image file and of its mask. Raises OSError."""
+    image = path.stat()
+    if mask is None:
+        return Source(image.st_size, image.st_mtime_ns)
+    status = mask.stat()
+    return Source(image.st_size, image.st_mtime_ns, status.st_size, status.st_mtime_ns)
+
+
+def is_image(group: h5py.Group, *, own: bool) -> bool:
+    """Whether a group holds an image's complete features; in a file of another tool (`own` false) all that do."""
+    if own:
+        return bool(group.attrs.get("complete", False))
+    return all(isinstance(member(group, name), h5py.Dataset) for name in ("keypoints", "descriptors"))
+
+
+def write_group(group: h5py.Group, features: StoredFeatures, source: Source | None, descriptor_dtype: str) -> None:
+    """Put the features of an image into its group, empty until then; `complete` last."""
+    arrays = {
+        "keypoints": np.asarray(features.keypoints, dtype=np.float32),
+        "scores": np.asarray(features.scores, dtype=np.float32),
+        "descriptors": np.ascontiguousarray(features.descriptors.T, dtype=descriptor_dtype),
+        "image_size": np.asarray(features.image_size, dtype=np.int64),
+    }
+    if features.scales is not None:
+        arrays["scales"] = np.asarray(features.scales, dtype=np.float32)
+    write_arrays(group, arrays)
+    if features.scales is not None:
+        group["keypoints"].attrs["uncertainty"] = float(np.mean(features.scales)) if len(features.scales) else 1.0
+    if features.turned is not None:
+        turned = np.ascontiguousarray(features.turned.swapaxes(1, 2), dtype=descriptor_dtype)
+        write_arrays(group, {TURNED: turned}, TURNED_CHECKSUM)
+    if source is not None:
+        group.attrs["source"] = np.asarray(source, dtype=np.int64)
+    group.attrs["complete"] = True
+
+
+def read_group(group: h5py.Group, where: str, *, turned: bool) -> StoredFeatures:
+    """The features in an image's group; `turned`: at other turns too. Raises InputFileError if they are damaged."""
+    arrays = {name: _read_array(group, name, where) for name in DATASETS if name in group}
+    check_arrays(group, arrays)
+    with np.errstate(over="ignore"):  # found below
+        floats = {name: values.astype(np.float32, copy=False) for name, values in arrays.items()}
+    keypoints, descriptors = floats["keypoints"], floats["descriptors"]
+    if keypoints.ndim != 2 or keypoints.shape[1] != 2 or descriptors.ndim != 2:
+        raise InputFileError(
+            f"{where}: keypoints {keypoints.shape} and descriptors {descriptors.shape}, not (N, 2), (D, N)"
+        )
+    if not np.isfinite(keypoints).all():
+        raise InputFileError(f"{where}: keypoints that are no numbers; extract it again")
+    count = len(keypoints)
+    scores, scales = floats.get("scores", np.ones(count, dtype=np.float32)), floats.get("scales")
+    if descriptors.shape[1] != count or scores.shape != (count,) or (scales is not None and scales.shape != (count,)):
+        raise InputFileError(f"{where}: not as many descriptors or scores as its {count} keypoints; extract it again")
+    others = _read_turned(group, where, descriptors.shape) if turned and TURNED in group else None
+    return StoredFeatures(
+        keypoints=keypoints,
+        scores=scores,
+        descriptors=np.ascontiguousarray(descriptors.T),
+        image_size=_image_size(arrays.get("image_size"), keypoints, where),
+        scales=scales,
+        turned=others,
+    )
+
+
+def _read_turned(group: h5py.Group, where: str, shape: tuple[int, ...]) -> np.ndarray:
+    """(3, N, D) beside descriptors of `shape` (D, N)."""
+    turned = _read_array(group, TURNED, where)
+    check_arrays(group, {TURNED: turned}, TURNED_CHECKSUM)
+    if turned.shape != (3, *shape):
+        raise InputFileError(f"{where}: {TURNED} {turned.shape} beside descriptors {shape}; extract it again")
+    return np.ascontiguousarray(turned.swapaxes(1, 2), dtype=np.float32)
+
+
+def _image_size(stored: np.ndarray | None, keypoints: np.ndarray, where: str) -> tuple[int, int]:
+    if stored is None:
+        corner = keypoints.max(axis=0) + 0.5 if len(keypoints) else np.zeros(2)
+        width, height = np.ceil(corner.clip(0, MAXIMUM_VALUES)).astype(int)
+        return int(width), int(height)
+    if stored.shape != (2,):
+        raise InputFileError(f"{where}: image_size is {stored.shape}, not width and height; extract it again")
+    return int(stored[0]), int(stored[1])
+
+
+def _read_array(group: h5py.Group, name: str, where: str) -> np.ndarray:
+    dataset = group[name]
+    if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "iuf" or dataset.size > MAXIMUM_VALUES:
+        raise InputFileError(f"{where}: {name} is no array of numbers; give a feature file")
+    return np.asarray(dataset[()])
