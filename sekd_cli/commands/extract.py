@@ -5,6 +5,8 @@ from typing import Any
 
 import click
 
+from sekd_cli.commands import options
+
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
@@ -41,24 +43,18 @@ import click
     help="Folder of masks named as COLMAP does, photo.jpg.png; black is ignored.",
 )
 @click.option("--root", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Names are relative to it.")
-@click.option(
-    "--layout",
-    type=click.Choice(("hloc", "imc", "kaggle")),
-    default="hloc",
-    show_default=True,
-    help="imc, kaggle: when all is done, write a folder of that name beside the output too.",
-)
-@click.option("--overwrite", is_flag=True, help="Start afresh; without it, go on where the file ends.")
+@options.layout
+@options.overwrite
 @click.option("--update", is_flag=True, help="Extract images again that changed since.")
-@click.option("--shard", metavar="I/N", help="Do the I-th of N parts, counted from 1.")
+@options.shard
 @click.option("--failures", type=click.Path(dir_okay=False, path_type=Path), help="List failed images here, as JSONL.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps.")
+@options.device
 @click.option("--precision", default="auto", show_default=True, help="auto (the fastest here), float32 or bfloat16.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images at a time; default: 1 on a CPU, 8 on a GPU.")
 @click.option("--threads", type=click.IntRange(min=1), help="Of the CPU; default: all cores.")
 @click.option("--max-pixels", default=250_000_000, show_default=True, help="Refuse larger images; 0 for no limit.")
 @click.option("--tile", type=int, help="Edge in pixels above which images are done in tiles; 0 for never.")
-def extract(**options: Any) -> int:
+def extract(**given: Any) -> int:
     """Find and describe keypoints in photographs: files, folders, patterns, or - for a list of paths on stdin.
 
     \b
@@ -69,4 +65,4 @@ def extract(**options: Any) -> int:
     """  # noqa: D301 - click's mark for lines that stay as they are
     from sekd_cli.commands.extract_run import ExtractOptions, run  # noqa: PLC0415 - loads torch, which --help needs not
 
-    return run(ExtractOptions(**options))
+    return run(ExtractOptions(**given))

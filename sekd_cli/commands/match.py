@@ -5,6 +5,8 @@ from typing import Any
 
 import click
 
+from sekd_cli.commands import options
+
 MODELS = ("homography", "fundamental", "essential")
 
 
@@ -34,21 +36,15 @@ MODELS = ("homography", "fundamental", "essential")
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Image folder; focal lengths for essential come from EXIF.",
 )
-@click.option(
-    "--layout",
-    type=click.Choice(("hloc", "imc", "kaggle")),
-    default="hloc",
-    show_default=True,
-    help="imc, kaggle: when all is done, write a folder of that name beside the output too.",
-)
-@click.option("--overwrite", is_flag=True, help="Start afresh; without it, go on where the file ends.")
+@options.layout
+@options.overwrite
 @click.option("--update", is_flag=True, help="Match pairs again whose features changed since.")
-@click.option("--shard", metavar="I/N", help="Do the I-th of N parts, counted from 1.")
+@options.shard
 @click.option("--failures", type=click.Path(dir_okay=False, path_type=Path), help="List failed pairs here, as JSONL.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps.")
+@options.device
 @click.option("--threads", type=click.IntRange(min=1), help="Pairs matched at once; default: all cores.")
 @click.option("--cache", type=click.FloatRange(min=0), default=1.0, show_default=True, help="GB of features in memory.")
-def match(**options: Any) -> int:
+def match(**given: Any) -> int:
     """Match the keypoints of pairs of images: mutual nearest neighbours of their descriptors.
 
     \b
@@ -60,4 +56,4 @@ def match(**options: Any) -> int:
     """  # noqa: D301 - click's mark for lines that stay as they are
     from sekd_cli.commands.match_run import MatchOptions, run  # noqa: PLC0415 - loads torch, which --help needs not
 
-    return run(MatchOptions(**options))
+    return run(MatchOptions(**given))
