@@ -10,8 +10,8 @@ data=$(realpath "$data")
 pictures=docs/results
 mkdir -p "$pictures"
 
-features=()
-for weights in weights/*.safetensors; do features+=(--weights "$weights"); done
+features=(--weights weights/sekd.safetensors)  # the first row is what times are ratios to
+for weights in weights/sekd-*.safetensors; do features+=(--weights "$weights"); done
 features+=(--method sekd --method sift --method rootsift --method orb)
 
 # table TITLE ARGUMENT...: what `sekd evaluate ARGUMENT...` prints, and the command
