@@ -47,7 +47,7 @@ def _stage(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
 class Enlargement(nn.ConvTranspose2d):
     """A 3x3 transposed convolution with stride 2, its four pixels a cell computed by one 2x2 convolution.
 
-    For narrow groups oneDNN has no kernel in bfloat16: this multiplies the zeros between groups as well, and takes a
+    For narrow groups oneDNN is slow in bfloat16: this multiplies the zeros between groups as well, and takes a
     twentieth of the time.
     """
 
