@@ -9,7 +9,7 @@ from sekd_cli.precision import mixed_precision
 from sekd_cli.training.dataset import PairBatch
 from sekd_cli.training.descriptor_update import dual_softmax_loss, hardest_in_batch_loss
 from sekd_cli.training.detector_update import draw_targets, focal_loss
-from sekd_cli.training.ranking import OwnKeypoints, own_keypoints, position_loss, ranking_loss
+from sekd_cli.training.ranking import OwnKeypoints, matching_loss, own_keypoints, position_loss, ranking_loss
 from sekd_cli.training.repeatability import (
     detector_repeatability,
     frozen_descriptor_loss,
@@ -37,7 +37,12 @@ def descriptor_losses(
         )
     else:
         loss = hardest_in_batch_loss(first, second, batch.matched, settings.triplet_ratio)
-    return {"descriptor": loss}
+    losses = {"descriptor": loss}
+    if own is not None and settings.matching_weight > 0:
+        losses["matching"] = settings.matching_weight * matching_loss(
+            own, batch.second_from_first, settings.matching_scale
+        )
+    return losses
 
 
 def detector_losses(

@@ -62,6 +62,23 @@ def right_matches(own: OwnKeypoints, second_from_first: Tensor) -> Tensor:
     return torch.cat((right, back))
 
 
+def matching_loss(own: OwnKeypoints, second_from_first: Tensor, scale: float) -> Tensor:
+    """Wrong matches to be expected among the keypoints of two views less right ones, a keypoint that can be matched.
+
+    A match is as probable as that both its keypoints choose each other by a softmax over all of the other view. So
+    keypoints without a counterpart, whose mutual neighbours are most of all wrong matches, learn to be nobody's choice.
+    """
+    (first_xy, second_xy), (first, second) = own.xy.chunk(2), own.descriptors.chunk(2)
+    present = [part.to(first.dtype) for part in own.present.chunk(2)]
+    odds = (scale * (first @ second.transpose(1, 2) - 1)).exp() * present[0][:, :, None] * present[1][:, None]
+    mutual = odds.square() / (odds.sum(dim=2, keepdim=True) * odds.sum(dim=1, keepdim=True)).clamp(min=1e-30)
+    with torch.no_grad():
+        there = warp_points(first_xy, second_from_first)
+        right = torch.cdist(there, second_xy, compute_mode="donot_use_mm_for_euclid_dist") < RIGHT  # (B, K, K)
+        possible = (right & own.present.chunk(2)[0][:, :, None] & own.present.chunk(2)[1][:, None]).any(dim=2)
+    return (mutual * torch.where(right, -1.0, 1.0)).sum() / total(possible.sum()).clamp(min=1)
+
+
 def ranking_loss(own: OwnKeypoints, second_from_first: Tensor, height: int, width: int) -> Tensor:
     """Cross entropy between a keypoint's score and whether it was matched right, where the other view looks."""
     there = torch.cat((second_from_first, torch.linalg.inv(second_from_first)))

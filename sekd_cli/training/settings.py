@@ -52,6 +52,7 @@ class TrainingSettings:
     stretch: float = 1.5  # largest, along any axis: a plane seen from the side
     shear: float = 20.0  # degrees, either way
     tilt: float = 0.25  # largest change of depth across half a view: perspective
+    graded: bool = False  # each pair is changed by a random share of these ranges: many are mild, few are extreme
     exposed_share: float = 0.3  # of the views, exposed anew: what gets too bright is lost
 
     # affine adaptation (step A) and reliability (step C)
@@ -77,6 +78,8 @@ class TrainingSettings:
     own_keypoints: int = 0  # a view, found as the step goes: rivals in the dual softmax, and what is ranked
     ranking_weight: float = 0.0  # of the scores' order by what will be matched
     position_weight: float = 0.0  # of the distance between the same keypoint in two views
+    matching_weight: float = 0.0  # of the wrong matches expected among them, less the right ones
+    matching_scale: float = 40.0  # inverse temperature of these matches
     similarity_scale: float = 20.0  # inverse temperature of the dual softmax
     safe_radius: float = 6.0  # pixels; nearer points are neither the same nor different
     triplet_ratio: float = 0.85  # only points with d+ / d- above it count
@@ -109,8 +112,8 @@ class TrainingSettings:
             (min(self.adaptation_references, self.reliability_references) >= 1, "references: give 1 or more"),
             (self.own_keypoints >= 0, "own_keypoints: give a number, 0 for none"),
             (
-                self.own_keypoints > 0 or not (self.ranking_weight or self.position_weight),
-                "ranking_weight, position_weight: these need own_keypoints",
+                self.own_keypoints > 0 or not (self.ranking_weight or self.position_weight or self.matching_weight),
+                "ranking_weight, position_weight, matching_weight: these need own_keypoints",
             ),
             (self.labels_per_photograph >= 1, "labels_per_photograph: give 1 or more"),
             (self.descriptor_repeatability or self.descriptor_distinctness, "without both, reliability is nothing"),

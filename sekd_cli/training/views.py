@@ -12,24 +12,28 @@ FIRST_ZOOM = (0.6, 1.1)  # photograph pixels a view pixel: small photographs are
 FIRST_ROTATION = 15.0  # degrees; photographs are mostly taken upright
 
 
-def _turn(count: int, settings: TrainingSettings, generator: torch.Generator) -> Tensor:
-    """Rotations in radians: mostly within the range, some by any angle."""
-    usual = uniform(-settings.rotation, settings.rotation, count, generator)
+def _turn(share: Tensor, settings: TrainingSettings, generator: torch.Generator) -> Tensor:
+    """Rotations in radians: mostly within a share (B,) of the range, some by any angle."""
+    count = len(share)
+    usual = share * uniform(-settings.rotation, settings.rotation, count, generator)
     whole = uniform(-180.0, 180.0, count, generator)
     chosen = uniform(0.0, 1.0, count, generator) < settings.any_rotation_share
     return torch.where(chosen, whole, usual).deg2rad()
 
 
-def random_change(zoom: Tensor, settings: TrainingSettings, generator: torch.Generator) -> Tensor:
-    """Maps (B, 3, 3) about the origin from one view of a pair to the other, zoomed (B,): affine and perspective."""
+def random_change(zoom: Tensor, share: Tensor, settings: TrainingSettings, generator: torch.Generator) -> Tensor:
+    """Maps (B, 3, 3) about the origin from one view of a pair to the other, zoomed (B,): affine and perspective.
+
+    share: (B,), how much of the settings' ranges a pair uses.
+    """
     count = len(zoom)
-    shear = uniform(-settings.shear, settings.shear, count, generator).deg2rad()
-    stretch = log_uniform(1 / settings.stretch, settings.stretch, count, generator)
+    shear = share * uniform(-settings.shear, settings.shear, count, generator).deg2rad()
+    stretch = log_uniform(1 / settings.stretch, settings.stretch, count, generator) ** share
     axis = uniform(-math.pi / 2, math.pi / 2, count, generator)  # of the stretch: any, so turn, stretch, turn back
     one, none = torch.ones(count), torch.zeros(count)
     turned = affinity(axis, one, none, one)
-    change = affinity(_turn(count, settings, generator) - axis, zoom, shear, stretch) @ turned
-    depth = uniform(0.0, settings.tilt, count, generator) / (settings.width / 2)
+    change = affinity(_turn(share, settings, generator) - axis, zoom, shear, stretch) @ turned
+    depth = share * uniform(0.0, settings.tilt, count, generator) / (settings.width / 2)
     towards = uniform(-math.pi, math.pi, count, generator)
     return change @ tilt(depth * towards.cos(), depth * towards.sin())
 
@@ -46,11 +50,12 @@ def random_pairs(sizes: Tensor, settings: TrainingSettings, generator: torch.Gen
     to_centre = translation(centre[:, 0], centre[:, 1])
     first_turn = uniform(-FIRST_ROTATION, FIRST_ROTATION, count, generator).deg2rad()
     first_zoom = log_uniform(*FIRST_ZOOM, count, generator)
-    zoom = log_uniform(1 / settings.zoom, settings.zoom, count, generator)
+    share = uniform(0.0, 1.0, count, generator) if settings.graded else torch.ones(count)
+    zoom = log_uniform(1 / settings.zoom, settings.zoom, count, generator) ** share
     one, none = torch.ones(count), torch.zeros(count)
     first = affinity(first_turn, first_zoom / zoom.sqrt(), none, one)
     shift = uniform(-0.1, 0.1, 2 * count, generator).reshape(2, count) * settings.width
-    second = first @ translation(shift[0], shift[1]) @ random_change(zoom, settings, generator)
+    second = first @ translation(shift[0], shift[1]) @ random_change(zoom, share, settings, generator)
     photograph_from_first = to_centre @ first @ to_origin
     photograph_from_second = to_centre @ second @ to_origin
     swap = (uniform(0.0, 1.0, count, generator) < 0.5)[:, None, None]
