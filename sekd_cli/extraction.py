@@ -23,6 +23,7 @@ from sekd_cli.geometry import quarter_turn, rescale_points, warp_points
 from sekd_cli.images import Photograph, to_stored
 from sekd_cli.networks import DenseMaps, DenseNetwork
 from sekd_cli.networks.inference import inference_network
+from sekd_cli.networks.tracing import DenseFunction, traced
 from sekd_cli.precision import resolve_precision
 from sekd_cli.pyramid import Level, LevelFeatures, PreparedImage, join_levels, prepare
 from sekd_cli.stored_features import StoredFeatures
@@ -60,7 +61,8 @@ class Extractor:
         self.tile = tile
         self.precision = resolve_precision(precision, device)
         self._turns = range(4 if self.views.rotations else 1)
-        self._network = inference_network(network, self.precision, device)
+        ready = inference_network(network, self.precision, device)
+        self._network: DenseFunction = traced(ready) if device.type == "cpu" and ready.traceable else ready
 
     def prepare(self, photograph: Photograph, mask: np.ndarray | None = None) -> PreparedImage:
         """See `prepare`; at this extractor's sizes."""
@@ -150,10 +152,9 @@ class Extractor:
         """The maps of grey uint8 images (H, W) that are padded to the same multiple of the stride."""
         padded = np.stack([self._pad(one) for one in pixels])
         batch = torch.from_numpy(padded).to(self.device)[:, None].float().div_(255)
-        maps: DenseMaps = self._network(
+        return self._network(
             batch.contiguous(memory_format=torch.channels_last), torch.tensor(statistics, device=self.device)
         )
-        return maps
 
     def _pad(self, pixels: np.ndarray) -> np.ndarray:
         height, width = pixels.shape

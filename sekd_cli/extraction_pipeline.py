@@ -8,6 +8,7 @@ memory of ten.
 import logging
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,8 +32,9 @@ logger = logging.getLogger(__name__)
 PREFETCH_PIXELS = 50_000_000  # larger images are decoded one at a time, when their turn comes
 LARGE_PIXELS = 4_000_000  # seen by the network: such an image has all threads, alone, as memory for several may lack
 DECODED_PER_WORKER = 2  # images that wait decoded, for each decoding thread
-GIVE_BACK_EVERY = 16  # batches: features of that many may lie about as free memory
+GIVE_BACK_EVERY = 64  # batches: features of that many may lie about as free memory
 WAITING_TO_BE_WRITTEN = 8  # images whose features wait for the disk
+COMMIT_IMAGES, COMMIT_SECONDS = 16, 0.1  # features are made durable, and reported, after so many or so long
 
 
 class Job(NamedTuple):
@@ -204,13 +206,15 @@ def _failed(job: Job, reason: str) -> Outcome:
 
 
 class _BackgroundWriter:
-    """Writes in a thread of its own; an error comes up at the next call."""
+    """Writes in a thread of its own, durable every so many images; an error comes up at the next call."""
 
     def __init__(self, writer: FeatureWriter, descriptor_dtype: str) -> None:
         self._writer = writer
         self._descriptor_dtype = descriptor_dtype
         self._queue: queue.Queue[tuple[Job, StoredFeatures, Source] | None] = queue.Queue(WAITING_TO_BE_WRITTEN)
         self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        self._written: list[Outcome] = []  # in the file, but not yet durable
+        self._due = 0.0  # when they should be, by the monotonic clock
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._work, name="write", daemon=True)
 
@@ -248,14 +252,42 @@ class _BackgroundWriter:
             raise self._error
 
     def _work(self) -> None:
-        while (item := self._queue.get()) is not None:
-            if self._error is not None:
-                continue  # nothing can be written any more; let the caller come and see
-            job, features, source = item
+        while True:
+            wait = self._due - time.monotonic() if self._written else None
+            if wait is not None and (wait <= 0 or len(self._written) >= COMMIT_IMAGES):
+                self._commit()
+                continue
             try:
-                self._writer.write(job.entry.name, features, source=source, descriptor_dtype=self._descriptor_dtype)
-                self._outcomes.put(Outcome(job.entry, len(features)))
-            except ImageError as error:
-                self._outcomes.put(_failed(job, str(error)))
-            except Exception as error:  # raised again in the caller's thread
-                self._error = error
+                item = self._queue.get(timeout=wait)
+            except queue.Empty:
+                continue
+            if item is None:
+                break
+            if self._error is None:  # else nothing can be written any more; let the caller come and see
+                self._write(*item)
+        self._commit()
+
+    def _write(self, job: Job, features: StoredFeatures, source: Source) -> None:
+        try:
+            self._writer.write(job.entry.name, features, source=source, descriptor_dtype=self._descriptor_dtype)
+        except ImageError as error:
+            self._outcomes.put(_failed(job, str(error)))
+        except Exception as error:  # raised again in the caller's thread
+            self._error = error
+        else:
+            if not self._written:
+                self._due = time.monotonic() + COMMIT_SECONDS
+            self._written.append(Outcome(job.entry, len(features)))
+
+    def _commit(self) -> None:
+        """Make durable what was written, and tell of it."""
+        done, self._written = self._written, []
+        if self._error is not None or not done:
+            return
+        try:
+            self._writer.commit()
+        except Exception as error:  # raised again in the caller's thread
+            self._error = error
+            return
+        for outcome in done:
+            self._outcomes.put(outcome)

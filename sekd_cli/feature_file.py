@@ -99,7 +99,7 @@ class FeatureReader:
 
 
 class FeatureWriter:
-    """Adds features to a file image by image, each durable on return; one writer a file. Goes on where one stopped."""
+    """Adds the features of images to a file; durable after `commit`. One writer a file. Goes on where one stopped."""
 
     def __init__(self, path: Path, attributes: Mapping[str, Any], *, overwrite: bool = False) -> None:
         """Open `path` to go on with it, or create it with the root `attributes` (see `file_attributes`).
@@ -147,7 +147,7 @@ class FeatureWriter:
         source: Source | None = None,
         descriptor_dtype: str = "float32",
     ) -> None:
-        """Add the features of one image, in place of any that are there, and make them durable.
+        """Add the features of one image, in place of any that are there.
 
         Raises ImageError for a name that can't be used, OutputError if the file can't be written.
         """
@@ -162,10 +162,13 @@ class FeatureWriter:
             write_group(self._writer.file.create_group(name), features, source, descriptor_dtype)
         except (OSError, RuntimeError, ValueError, KeyError) as error:
             raise self._writer.failure(error) from error
+
+    def commit(self) -> None:
+        """Make everything written so far durable. Raises OutputError if the file can't be written."""
         self._writer.commit()
 
     def close(self) -> None:
-        """Close the file and let other writers in."""
+        """Make everything durable, close the file and let other writers in."""
         self._writer.close()
 
     def __enter__(self) -> Self:

@@ -27,6 +27,7 @@ class Peaks(DenseNetwork):
     descriptor_dim = 3
     default_threshold = 0.5
     default_nms_radius = 4
+    traceable = False  # for those below, which listen and fail
 
     def forward(self, image: torch.Tensor, statistics: torch.Tensor | None = None) -> DenseMaps:
         assert statistics is not None

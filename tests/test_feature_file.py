@@ -293,10 +293,11 @@ def test_any_name_is_kept_or_refused(tmp_path: Path, names: list[str]) -> None:
             assert_equal(reader.read(name), features(1))
 
 
-def test_a_copy_taken_while_it_is_written_has_all_that_was_written(path: Path, tmp_path: Path) -> None:
+def test_a_copy_taken_while_it_is_written_has_all_that_was_committed(path: Path, tmp_path: Path) -> None:
     with FeatureWriter(path, ATTRIBUTES) as writer:
         for index in range(20):
             writer.write(f"{index}.jpg", features(seed=index))
+            writer.commit()
             copy = shutil.copyfile(path, tmp_path / "copy.h5")
             with FeatureReader(copy) as reader:
                 assert len(reader.names()) == index + 1

@@ -10,6 +10,7 @@ from sekd_cli import Sekd, precision
 from sekd_cli.errors import UsageError
 from sekd_cli.networks import NETWORKS, DenseMaps
 from sekd_cli.networks.inference import inference_network
+from sekd_cli.networks.tracing import traced
 from sekd_cli.precision import PRECISIONS, resolve_precision
 
 CPU = torch.device("cpu")
@@ -85,3 +86,19 @@ def test_a_lower_precision_finds_and_describes_the_same_keypoints(chosen: str, e
     assert distance[found].median() < 0.05
     assert likeness.quantile(0.05) > 0.99
     torch.testing.assert_close(rounded.descriptors.norm(dim=1), torch.ones(len(rounded)))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("chosen", PRECISIONS[1:])
+def test_traced_networks_say_the_same_to_the_bit_whatever_the_size(name: str, chosen: str, photograph: Tensor) -> None:
+    torch.manual_seed(0)
+    network = inference_network(NETWORKS[name](), chosen, CPU)
+    graph = traced(network)
+    for batch, height, width in ((1, 128, 160), (2, 64, 64), (1, 32, 192)):
+        images = photograph[..., :height, :width].expand(batch, -1, -1, -1)
+        images = images.contiguous(memory_format=torch.channels_last)
+        statistics = torch.tensor([[0.4, 0.2]]).expand(batch, -1)
+        with torch.inference_mode():
+            maps, expected = graph(images, statistics), network(images, statistics)
+        assert torch.equal(maps.score_logits, expected.score_logits)
+        assert all(map(torch.equal, maps.descriptor_maps, expected.descriptor_maps))

@@ -42,6 +42,8 @@ class DenseNetwork(nn.Module, ABC):
     default_threshold: ClassVar[float]  # keypoint probability below which its keypoints seldom match
     float32_layers: ClassVar[tuple[str, ...]] = ("detector",)  # at any precision: rounded scores tie, and lose the peak
 
+    traceable: ClassVar[bool] = True  # whether its layers are the same for every image
+
     @abstractmethod
     def forward(self, image: Tensor, statistics: Tensor | None = None) -> DenseMaps:
         """The maps of a batch (B, 1, H, W).

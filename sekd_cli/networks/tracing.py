@@ -1,0 +1,30 @@
+"""A network recorded as a graph, which runs from end to end without Python.
+
+Python runs one thread at a time, and asks for its turn after every layer: beside threads that decode and write, that
+costs a network of fifty quick layers a fifth of its time. The numbers are the same to the bit.
+"""
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sekd_cli.networks.base import DenseMaps, DenseNetwork
+
+DenseFunction = Callable[[Tensor, Tensor], DenseMaps]
+
+
+@torch.inference_mode()
+def traced(network: DenseNetwork) -> DenseFunction:
+    """What a network on the CPU, in evaluation mode, says of images (B, 1, H, W) and their statistics (B, 2)."""
+    image = torch.rand(1, 1, 2 * network.stride, 3 * network.stride)
+    example = (image.contiguous(memory_format=torch.channels_last), torch.tensor([[0.5, 0.25]]))
+    with warnings.catch_warnings():  # deprecated for torch.compile, which takes a C++ compiler and 40 s a size
+        warnings.simplefilter("ignore")
+        graph = torch.jit.freeze(torch.jit.trace(network, example, check_trace=False))
+
+    def run(image: Tensor, statistics: Tensor) -> DenseMaps:
+        return DenseMaps(*graph(image, statistics))
+
+    return run
