@@ -1,12 +1,15 @@
-"""What suppression, refinement and precision do on held-out photographs: python benchmarks/validation.py RUN [WEIGHTS].
+"""What weights do on held-out photographs, and what suppression, refinement and precision do to that.
 
-RUN is a folder of `sekd train`; WEIGHTS are by default the model in it. Prints a line for each way to read keypoints
-off its scores (under mixed precision, as in training), one for views turned, zoomed and slanted more, one for each
-precision of `sekd extract`, and one for RootSIFT on the same views: repeatability, localisation error in pixels, share
-of matches right to 1, 3 and 5 pixels, homography accuracy.
+    python benchmarks/validation.py RUN [WEIGHTS...] [--views usual,wide,mild,slanted,steep] [--ways]
+
+RUN is a folder of `sekd train`; WEIGHTS are by default the model in it. Prints a line for each of the weights and each
+kind of views (mild ones are upright and of nearly one size, slanted and steep ones are seen from the side):
+repeatability, localisation error in pixels, share of matches right to 1, 3 and 5 pixels, homography accuracy. `--ways`
+adds, on usual views, other ways to read keypoints off the scores (under mixed precision, as in training), each
+precision of `sekd extract`, and RootSIFT.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import cv2
@@ -83,24 +86,35 @@ def show(name: str, figures: dict[str, float]) -> None:
     """One line."""
     percent = {key: f"{100 * value:.1f}" for key, value in figures.items()}
     accuracy = " / ".join(percent[f"mma_{pixels}"] for pixels in (1, 3, 5))
-    print(f"{name:24} {percent['repeatability']:>5} {figures['localisation_error']:5.2f}   {accuracy}", end="")
+    print(f"{name:32} {percent['repeatability']:>5} {figures['localisation_error']:5.2f}   {accuracy}", end="")
     print(f"   {percent['homography_accuracy']}", flush=True)
 
 
 def main() -> None:
     """Print the table."""
-    run = RunFolder(Path(sys.argv[1]))
-    weights = Path(sys.argv[2]) if len(sys.argv) > 2 else run.path / "model.safetensors"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("weights", type=Path, nargs="*")
+    parser.add_argument("--views", default=",".join(validation.ALL_VIEWS))
+    parser.add_argument("--ways", action="store_true")
+    options = parser.parse_args()
+    run = RunFolder(options.run)
     photographs = Photographs(Path(run.data()["cache"]))
     held_out = held_out_photographs(photographs, run.settings())
-    network = load_network(weights)
-    for name, detection in WAYS.items():
-        show(name, validation.validate(network, photographs, held_out, detection))
-    show("radius 2, wide views", validation.validate(network, photographs, held_out, EXTRACTED, validation.WIDE_VIEWS))
-    for precision in PRECISIONS[1:]:
-        ready = AtPrecision(network, precision)
-        show(f"radius 2, {precision}", validation.validate(ready, photographs, held_out, EXTRACTED))
-    show("RootSIFT", rootsift_figures(photographs, held_out))
+    for path in options.weights or [run.path / "model.safetensors"]:
+        network = load_network(path)
+        for kind in options.views.split(","):
+            views = validation.ALL_VIEWS[kind]
+            show(f"{path.stem}, {kind}", validation.validate(network, photographs, held_out, EXTRACTED, views))
+        if not options.ways:
+            continue
+        for name, detection in WAYS.items():
+            show(name, validation.validate(network, photographs, held_out, detection))
+        for precision in PRECISIONS[1:]:
+            ready = AtPrecision(network, precision)
+            show(f"radius 2, {precision}", validation.validate(ready, photographs, held_out, EXTRACTED))
+    if options.ways:
+        show("RootSIFT", rootsift_figures(photographs, held_out))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def traced(network: DenseNetwork) -> DenseFunction:
     example = (image.contiguous(memory_format=torch.channels_last), torch.tensor([[0.5, 0.25]]))
     with warnings.catch_warnings():  # deprecated for torch.compile, which takes a C++ compiler and 40 s a size
         warnings.simplefilter("ignore")
-        graph = torch.jit.freeze(torch.jit.trace(network, example, check_trace=False))
+        graph = torch.jit.freeze(torch.jit.trace(network, example, check_trace=False))  # type: ignore[no-untyped-call]
 
     def run(image: Tensor, statistics: Tensor) -> DenseMaps:
         return DenseMaps(*graph(image, statistics))

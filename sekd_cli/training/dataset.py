@@ -14,7 +14,7 @@ from sekd_cli.geometry import inside, look_through, warp_points
 from sekd_cli.training.photographs import Photographs
 from sekd_cli.training.photometric import Light, blur_where_shrunk, change_light, draw_light, draw_mix
 from sekd_cli.training.settings import TrainingSettings
-from sekd_cli.training.views import pixels_per_pixel, random_pairs
+from sekd_cli.training.views import footprints, random_pairs
 
 VIEW_BORDER = 2.0  # pixels of a photograph; interpolation at its very edge is no evidence
 
@@ -66,7 +66,7 @@ def look(
     flat = photographs.flatten(2).to(mix.dtype)  # (B, 3, h w); grey first: then one channel is sampled, not three
     grey = (mix.transpose(0, 1) @ flat).transpose(0, 1).reshape(views * batch, 1, *photographs.shape[2:])
     maps = photograph_from_view.flatten(0, 1)
-    blur_where_shrunk(grey, pixels_per_pixel(maps, height, width))
+    blur_where_shrunk(grey, footprints(maps, height, width))
     image, seen = look_through(grey, sizes.repeat(views, 1), maps, height, width, border=VIEW_BORDER)
     return image.reshape(views, batch, height, width), seen.reshape(views, batch, height, width)
 

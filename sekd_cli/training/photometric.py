@@ -114,14 +114,19 @@ def _blur(image: Tensor, light: Light) -> None:
     _convolve_some(image, light.kernel)
 
 
-def blur_where_shrunk(image: Tensor, shrinks: Tensor) -> None:
-    """Blur images (B, 1, H, W), in place, that are about to be shrunk by a factor (B,), so that nothing aliases."""
-    sigma = 0.5 * (shrinks.cpu() ** 2 - 1).clamp(min=0).sqrt()
+def blur_where_shrunk(image: Tensor, footprints: Tensor) -> None:
+    """Blur images (B, 1, H, W), in place, that are about to be shrunk, in what direction they are; nothing aliases.
+
+    footprints: (B, 2, 2), what a pixel will cover, of which a pixel is taken off: that much is blurred already.
+    """
+    axes, covers, _ = torch.linalg.svd(footprints.cpu())  # covers: (B, 2) pixels along the axes
+    variance = 0.25 * (covers**2 - 1).clamp(min=1e-3)
     offsets = torch.arange(KERNEL, dtype=torch.float32) - KERNEL // 2
-    along = torch.exp(-(offsets**2) / (2 * sigma[:, None] ** 2).clamp(min=1e-3))
-    kernel = along[:, :, None] * along[:, None]
+    place = torch.stack(torch.meshgrid(offsets, offsets, indexing="xy"), dim=-1)  # (KERNEL, KERNEL, 2): x, y
+    along = place @ axes[:, None]  # (B, KERNEL, KERNEL, 2)
+    kernel = torch.exp(-(along**2 / (2 * variance[:, None, None])).sum(dim=-1))
     kernel /= kernel.sum(dim=(1, 2), keepdim=True)
-    _convolve_some(image, kernel * (shrinks.cpu() > SHRUNK)[:, None, None])
+    _convolve_some(image, kernel * (covers.amax(dim=1) > SHRUNK)[:, None, None])
 
 
 def _convolve_some(image: Tensor, kernel: Tensor) -> None:

@@ -29,6 +29,18 @@ VALIDATION_VIEWS = TrainingSettings(
     exposed_share=0.0,
 )
 WIDE_VIEWS = replace(VALIDATION_VIEWS, any_rotation_share=0.25, zoom=2.5, stretch=2.0, tilt=0.4)
+MILD_VIEWS = replace(
+    VALIDATION_VIEWS, rotation=10.0, any_rotation_share=0.0, zoom=1.25, stretch=1.3, shear=8.0, tilt=0.15
+)
+SLANTED_VIEWS = replace(MILD_VIEWS, stretch=2.2, tilt=0.4)
+STEEP_VIEWS = replace(MILD_VIEWS, rotation=40.0, zoom=1.5, stretch=4.0, shear=0.0, tilt=0.5)
+ALL_VIEWS = {
+    "usual": VALIDATION_VIEWS,
+    "wide": WIDE_VIEWS,
+    "mild": MILD_VIEWS,
+    "slanted": SLANTED_VIEWS,
+    "steep": STEEP_VIEWS,
+}
 VALIDATION_KEY = (20200609,)  # of the random views, the same for every run
 KEYPOINTS = 300  # a view of 320x256, as dense as the paper's 500 at 640x480 and a bit
 DETECTION = DetectionSettings(max_keypoints=KEYPOINTS, nms_radius=4)  # for all networks, so that their figures compare

@@ -65,12 +65,14 @@ def random_pairs(sizes: Tensor, settings: TrainingSettings, generator: torch.Gen
     )
 
 
-def pixels_per_pixel(photograph_from_view: Tensor, height: int, width: int) -> Tensor:
-    """Pixels of the photograph along an edge of a pixel in the middle of each view, (B,); (B, 3, 3) the maps."""
+def footprints(photograph_from_view: Tensor, height: int, width: int) -> Tensor:
+    """What a pixel in the middle of each view covers of the photograph: Jacobians (B, 2, 2) of the maps (B, 3, 3)."""
     middle = photograph_from_view.new_tensor([(width - 1) / 2, (height - 1) / 2, 1.0])
-    depth = (photograph_from_view[:, 2] * middle).sum(dim=1).clamp(min=1e-6)
-    area: Tensor = torch.linalg.det(photograph_from_view).abs() / depth**3
-    return area.sqrt()
+    x, y, depth = (photograph_from_view @ middle).unbind(1)
+    depth = depth.clamp(min=1e-6)[:, None, None]
+    there = torch.stack((x, y), dim=1)[:, :, None] / depth
+    jacobian: Tensor = (photograph_from_view[:, :2, :2] - there * photograph_from_view[:, 2:, :2]) / depth
+    return jacobian
 
 
 def random_affinities(height: int, width: int, count: int, generator: torch.Generator) -> Tensor:
