@@ -1,7 +1,8 @@
 """What every network here is: grey image batch -> score map and descriptor map."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from collections.abc import Collection
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,12 @@ class DenseNetwork(nn.Module, ABC):
         statistics: (B, 2), mean and standard deviation of the whole photograph, where the batch holds tiles of it;
         networks that don't normalise their input ignore them.
         """
+
+    @classmethod
+    def holding(cls, names: Collection[str]) -> Self:
+        """A network for weights with these names, where there are several shapes of it."""
+        del names
+        return cls()
 
     @property
     def dtype(self) -> torch.dtype:

@@ -1,6 +1,8 @@
 """The compact network: the default. Nothing wide at high resolution, everything a CPU does well."""
 
-from typing import ClassVar, cast
+from collections.abc import Collection, Sequence
+from itertools import count
+from typing import ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from sekd_cli.networks.base import DenseMaps, DenseNetwork
 
 DETAIL_DIM = 16  # descriptor dimensions read at 1/4, where neighbouring keypoints differ; the rest is context at 1/8
 FIRST_LOGIT = -4.0  # few pixels are keypoints: an untrained detector says so
+DEPTH = (2, 3, 2)  # residual pairs at 1/8, 1/16 and 1/32
 MINIMUM_DEVIATION = 0.01  # an even image stays even: noise is not blown up to contrast
 
 
@@ -52,15 +55,23 @@ class Interleave(nn.Module):
 
 
 class ResidualPair(nn.Module):
-    """Two 3x3 convolutions added to their input."""
+    """Two 3x3 convolutions added to their input; nothing is added until something is learned."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(_convolution(channels, channels), _convolution(channels, channels, active=False))
+        last = _convolution(channels, channels, active=False)
+        nn.init.zeros_(cast(Tensor, last[1].weight))
+        self.body = nn.Sequential(_convolution(channels, channels), last)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         return F.relu(x + self.body(x), inplace=True)
+
+
+def _level(in_channels: int, out_channels: int, depth: int) -> nn.Sequential:
+    """Half the resolution, then so many residual pairs."""
+    pairs = (ResidualPair(out_channels) for _ in range(depth))
+    return nn.Sequential(_convolution(in_channels, out_channels, stride=2), *pairs)
 
 
 class CompactNetwork(DenseNetwork):
@@ -76,14 +87,14 @@ class CompactNetwork(DenseNetwork):
     default_nms_radius: ClassVar[int] = 2
     default_threshold: ClassVar[float] = 0.05
 
-    def __init__(self) -> None:
+    def __init__(self, depth: Sequence[int] = DEPTH) -> None:
         super().__init__()
         # encoder: 8 channels at 1/2, 32 at 1/4, 64 at 1/8, 96 at 1/16 and 1/32
         self.level2 = nn.Sequential(_convolution(1, 8, kernel=4, stride=2), _convolution(8, 8))
         self.level4 = nn.Sequential(_convolution(8, 32, stride=2), _convolution(32, 32))
-        self.level8 = nn.Sequential(_convolution(32, 64, stride=2), ResidualPair(64))
-        self.level16 = nn.Sequential(_convolution(64, 96, stride=2), ResidualPair(96))
-        self.level32 = nn.Sequential(_convolution(96, 96, stride=2), ResidualPair(96))
+        self.level8 = _level(32, 64, depth[0])
+        self.level16 = _level(64, 96, depth[1])
+        self.level32 = _level(96, 96, depth[2])
         # descriptor: levels 32 and 16 brought to 1/8 and mixed, beside the fine detail of 1/4
         self.context16 = nn.Conv2d(96, 96, 1)
         self.context8 = nn.Conv2d(96, 64, 1)
@@ -97,6 +108,12 @@ class CompactNetwork(DenseNetwork):
         self.detector = nn.Conv2d(8, 4, 3, padding=1)
         self.interleave: nn.Module = Interleave()
         nn.init.constant_(cast(Tensor, self.detector.bias), FIRST_LOGIT)
+
+    @classmethod
+    def holding(cls, names: Collection[str]) -> Self:
+        """As deep as the weights with these names are."""
+        levels = ("level8", "level16", "level32")
+        return cls([next(n for n in count() if f"{level}.{n + 1}.body.0.0.weight" not in names) for level in levels])
 
     def forward(self, image: Tensor, statistics: Tensor | None = None) -> DenseMaps:
         """See `DenseNetwork.forward`; the input is normalised by `statistics`, by default those of each image."""

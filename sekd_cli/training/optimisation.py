@@ -18,12 +18,14 @@ MOST_SKIPPED = 20  # steps in a row without a finite loss: the run is lost
 
 
 def _first_network(settings: TrainingSettings) -> DenseNetwork:
-    """A random network, or that of an earlier run."""
+    """A random network, or that of an earlier run, whose missing residual pairs add nothing yet."""
+    network = NETWORKS[settings.network]()
     if not settings.start:
-        return NETWORKS[settings.network]()
-    network = load_network(Path(settings.start))
-    if network.name != settings.network:
-        raise UsageError(f"{settings.start}: weights of the {network.name} network, not of {settings.network}")
+        return network
+    start = load_network(Path(settings.start))
+    if start.name != settings.network:
+        raise UsageError(f"{settings.start}: weights of the {start.name} network, not of {settings.network}")
+    network.load_state_dict(start.state_dict(), strict=False)
     return network
 
 
