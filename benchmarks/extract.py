@@ -1,11 +1,12 @@
-"""`sekd extract` end to end, beside the network alone, and where the rest goes.
+"""`sekd extract` end to end, beside extraction and the network alone, and where the rest goes.
 
-    python benchmarks/extract.py [PHOTOGRAPHS] [--edge 1600] [--images 60] [--threads 2] [--rounds 5] [--json]
+    python benchmarks/extract.py [PHOTOGRAPHS] [--edge 1600] [--images 60] [--threads 1 2] [--rounds 5] [--json]
 
 PHOTOGRAPHS is a folder; without it the example photographs are taken, again and again, as JPEGs that are enlarged to
 the longer edge given. In each round the pipeline goes
-from files to a feature file, and then the network alone runs on the same images, decoded and shrunk, with as many
-threads; what is told is the median of the rounds and of their ratios. Shares are of the processor time of the pipeline.
+from files to a feature file, and then extraction alone (network and post-processing), and the network alone, run on the
+same images, decoded and shrunk, with as many threads; what is told is the median of the rounds and of their ratios.
+Shares are of the processor time of the pipeline.
 """
 
 import argparse
@@ -95,42 +96,47 @@ def pipeline(jobs: list[Job], extractor: Extractor, threads: int) -> float:
     return taken
 
 
-def network_alone(images: list[PreparedImage], extractor: Extractor, threads: int) -> float:
-    """Seconds that the network takes for images that are in memory."""
-
-    @torch.inference_mode()
-    def run(image: PreparedImage) -> None:
-        for level in image.levels:
-            extractor._run([level.grey], [level.statistics])
-
+def alone(work: Callable[[PreparedImage], Any], images: list[PreparedImage], threads: int) -> float:
+    """Seconds that a part of the pipeline takes for images that are in memory."""
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         start = time.perf_counter()
-        list(pool.map(run, images))
+        list(pool.map(work, images))
         return time.perf_counter() - start
 
 
-def measure(jobs: list[Job], threads: int, rounds: int, precision: str) -> dict[str, Any]:
-    """Pipeline and network in turns."""
-    device = torch.device("cpu")
-    extractor = Extractor(load_network(packaged_weights()), DetectionSettings(), device=device, precision=precision)
+def measure(jobs: list[Job], extractor: Extractor, threads: int, rounds: int) -> dict[str, Any]:
+    """Pipeline, extraction and network in turns."""
     images = [extractor.prepare(read_image(job.entry.path)) for job in jobs]
-    clock, whole, alone = Clock(), list[float](), list[float]()
+
+    @torch.inference_mode()
+    def network(image: PreparedImage) -> None:
+        for level in image.levels:
+            extractor._run([level.grey], [level.statistics])
+
+    def extraction(image: PreparedImage) -> None:
+        extractor.extract([image])
+
+    clock = Clock()
+    seconds: dict[str, list[float]] = {"pipeline": [], "extraction": [], "network": []}
     for round_number in range(rounds + 1):
         if round_number == 1:  # the first warms up
             clock.seconds.clear()
+            seconds = {name: [] for name in seconds}
         with clock.watching():
-            whole.append(pipeline(jobs, extractor, threads))
-        alone.append(network_alone(images, extractor, threads))
-    whole, alone = whole[1:], alone[1:]
+            seconds["pipeline"].append(pipeline(jobs, extractor, threads))
+        seconds["extraction"].append(alone(extraction, images, threads))
+        seconds["network"].append(alone(network, images, threads))
     total = sum(clock.seconds.values())
     return {
         "photographs": len(jobs),
         "threads": threads,
         "precision": extractor.precision,
-        "images_per_second": len(jobs) / median(whole),
-        "network_alone_images_per_second": len(jobs) / median(alone),
-        "of_the_network_alone": median(one / other for one, other in zip(alone, whole, strict=True)),
-        "shares_of_processor_time": {step: seconds / total for step, seconds in clock.seconds.items()},
+        "images_per_second": {name: len(jobs) / median(taken) for name, taken in seconds.items()},
+        "pipeline_of": {
+            name: median(one / whole for one, whole in zip(seconds[name], seconds["pipeline"], strict=True))
+            for name in ("extraction", "network")
+        },
+        "shares_of_processor_time": {step: taken / total for step, taken in clock.seconds.items()},
     }
 
 
@@ -140,7 +146,7 @@ def main() -> None:
     parser.add_argument("photographs", nargs="?", type=Path)
     parser.add_argument("--edge", type=int, default=1600, help="of the example photographs")
     parser.add_argument("--images", type=int, default=60)
-    parser.add_argument("--threads", type=int, default=available_cores())
+    parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, available_cores()}))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--json", action="store_true")
@@ -151,16 +157,23 @@ def main() -> None:
         photographs = options.photographs or enlarged(Path(folder), options.edge)
         found = islice(cycle(find_images([photographs])), options.images)
         jobs = [Job(ImageEntry(one.path, f"{number}/{one.name}")) for number, one in enumerate(found)]
-        result = measure(jobs, options.threads, options.rounds, options.precision)
+        network = load_network(packaged_weights())
+        device = torch.device("cpu")
+        extractor = Extractor(network, DetectionSettings(), device=device, precision=options.precision)
+        results = [measure(jobs, extractor, threads, options.rounds) for threads in options.threads]
     if options.json:
-        print(json.dumps(result, indent=2))
+        print(json.dumps(results, indent=2))
         return
     size = f"in {options.photographs}" if options.photographs else f"of {options.edge} pixels"
-    print(f"{len(jobs)} photographs {size}, {options.threads} threads, {result['precision']}")
-    print(f"pipeline       {result['images_per_second']:6.1f} images/s, {result['of_the_network_alone']:.0%} of")
-    print(f"network alone  {result['network_alone_images_per_second']:6.1f} images/s")
-    shares = (f"{step} {share:.0%}" for step, share in result["shares_of_processor_time"].items())
-    print(f"processor time: {', '.join(shares)}")
+    print(f"{len(jobs)} photographs {size}, {extractor.precision}")
+    for result in results:
+        print(f"{result['threads']} threads")
+        for name, speed in result["images_per_second"].items():
+            share = result["pipeline_of"].get(name)
+            told = "" if share is None else f"; the pipeline has {share:.0%} of it"
+            print(f"  {name:10} {speed:6.1f} images/s{told}")
+        shares = (f"{step} {share:.0%}" for step, share in result["shares_of_processor_time"].items())
+        print(f"  processor time: {', '.join(shares)}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from sekd_cli.geometry import pixel_grid, sample_map
 from sekd_cli.networks import NETWORKS, CompactNetwork, DenseMaps, DenseNetwork, PublishedNetwork
@@ -38,8 +39,20 @@ def test_an_enlargement_is_the_transposed_convolution_that_it_replaces() -> None
     torch.testing.assert_close(ours(maps), theirs(maps))
 
 
-def test_the_compact_network_is_smaller_than_the_published_one() -> None:
-    assert CompactNetwork().count_parameters() < 661_762
+def test_the_compact_network_computes_a_tenth_of_the_published_one() -> None:
+    flops = []
+    for kind in (CompactNetwork, PublishedNetwork):
+        with FlopCounterMode(display=False) as counter:
+            maps_of(untrained(kind), image(1, 64, 96))
+        flops.append(counter.get_total_flops())
+    assert 0 < flops[0] < flops[1] / 10
+
+
+def test_residual_pairs_add_nothing_until_they_learn() -> None:
+    shallow, deep = CompactNetwork((1, 1, 0)).eval(), CompactNetwork((2, 3, 1)).eval()
+    deep.load_state_dict(shallow.state_dict(), strict=False)
+    for one, other in zip(*(maps_of(each, image(1, 64, 96)).descriptor_maps for each in (shallow, deep)), strict=True):
+        assert torch.equal(one, other)
 
 
 @EVERY_NETWORK

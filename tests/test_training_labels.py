@@ -1,5 +1,6 @@
 """Affine adaptation, reliability and labelling."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -199,6 +200,18 @@ def test_the_views_of_a_pair_share_its_zoom() -> None:
     scale = [torch.linalg.det(footprints(view, settings.height, settings.width)).sqrt() for view in (first, second)]
     assert float((scale[0] / scale[1]).max()) > 3.5
     assert all(FIRST_ZOOM[0] / 2 <= float(one.min()) and float(one.max()) <= FIRST_ZOOM[1] * 2 for one in scale)
+
+
+def test_graded_views_are_mostly_milder_and_stay_within_the_ranges() -> None:
+    settings = TrainingSettings(zoom=4.0, stretch=1.0, shear=0.0, tilt=0.0, any_rotation_share=0.0)
+    sizes = torch.tensor([[640.0, 480.0]]).repeat(500, 1)
+    zooms = []
+    for graded in (False, True):
+        views = random_pairs(sizes, replace(settings, graded=graded), generator_of(0))
+        areas = [torch.linalg.det(footprints(view, settings.height, settings.width)) for view in views]
+        zooms.append((areas[0] / areas[1]).log().abs() / 2)
+    assert float(zooms[1].max()) <= math.log(4.0) + 1e-4
+    assert float(zooms[1].median()) < 0.6 * float(zooms[0].median())
 
 
 def test_a_blur_on_a_gpu_is_that_on_a_cpu() -> None:

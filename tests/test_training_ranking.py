@@ -5,7 +5,14 @@ import torch
 
 from sekd_cli.networks import DenseMaps
 from sekd_cli.training.descriptor_update import rival_odds
-from sekd_cli.training.ranking import OwnKeypoints, own_keypoints, position_loss, ranking_loss, right_matches
+from sekd_cli.training.ranking import (
+    OwnKeypoints,
+    matching_loss,
+    own_keypoints,
+    position_loss,
+    ranking_loss,
+    right_matches,
+)
 
 SAME_VIEW = torch.eye(3)[None]
 
@@ -104,3 +111,28 @@ def test_rivals_count_only_beyond_the_safe_radius() -> None:
     rivals = own([[(6.0, 5.0), (15.0, 5.0)]] * 2, torch.tensor([[[1.0, 0.0], [0.0, 1.0]]] * 2), torch.zeros(2, 2))
     odds = rival_odds(descriptors, point, rivals, scale=2.0, safe_radius=6.0)
     assert odds.flatten().tolist() == pytest.approx([torch.tensor(-2.0).exp().item()] * 2)
+
+
+def test_matching_loss_counts_wrong_matches_less_right_ones() -> None:
+    east, north, west = torch.eye(3)
+    descriptors = torch.stack((torch.stack((east, north, west)), torch.stack((north, east, west))))
+    xy = [[(2.0, 2.0), (9.0, 9.0), (5.0, 5.0)], [(9.0, 10.0), (2.0, 2.0), (12.0, 5.0)]]  # the third moved by 7 px
+    loss = matching_loss(own(xy, descriptors, torch.zeros(2, 3)), SAME_VIEW, 40.0)
+    assert float(loss) == pytest.approx((1 - 2) / 2, abs=1e-4)  # of two that can be matched
+
+
+def test_matching_loss_drives_apart_the_descriptors_of_a_wrong_match() -> None:
+    descriptors = torch.nn.functional.normalize(torch.randn(2, 4, 8, generator=torch.manual_seed(0)), dim=2)
+    descriptors[:, 3] = torch.nn.functional.normalize(torch.ones(8), dim=0)  # alike, at places far apart
+    descriptors = descriptors.requires_grad_()
+    xy = [[(2.0, 2.0), (9.0, 9.0), (5.0, 5.0), (2.0, 12.0)], [(2.0, 2.0), (9.0, 9.0), (5.0, 5.0), (14.0, 2.0)]]
+    some = own(xy, descriptors, torch.zeros(2, 4))
+    (slope,) = torch.autograd.grad(matching_loss(some, SAME_VIEW, 5.0), descriptors)
+    assert float((slope[0, 3] * descriptors[1, 3].detach()).sum()) > 0.01  # down the gradient is away
+
+
+def test_absent_keypoints_are_in_no_expected_match() -> None:
+    descriptors = torch.eye(2).expand(2, 2, 2)
+    xy = [[(2.0, 2.0), (9.0, 9.0)]] * 2
+    some = own(xy, descriptors, torch.zeros(2, 2))._replace(present=torch.tensor([[True, False], [True, True]]))
+    assert float(matching_loss(some, SAME_VIEW, 40.0)) == pytest.approx(-1, abs=1e-4)
