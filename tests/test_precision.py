@@ -102,3 +102,9 @@ def test_traced_networks_say_the_same_to_the_bit_whatever_the_size(name: str, ch
             maps, expected = graph(images, statistics), network(images, statistics)
         assert torch.equal(maps.score_logits, expected.score_logits)
         assert all(map(torch.equal, maps.descriptor_maps, expected.descriptor_maps))
+
+
+def test_without_tracing_the_network_runs_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.jit, "trace")
+    network = NETWORKS["compact"]()
+    assert traced(network) is network
