@@ -20,6 +20,7 @@ COMMANDS = {
     "match": "Match the keypoints of pairs of photographs.",
     "pairs": "List which photographs to match with which.",
     "train": "Train a network on a folder of photographs.",
+    "average": "Make one of several trained networks.",
     "evaluate": "Measure features: homographies, poses, mapping, speed.",
     "show": "Draw keypoints or matches.",
     "info": "Say what a feature or match file holds.",

@@ -59,9 +59,14 @@ class ResidualPair(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        last = _convolution(channels, channels, active=False)
-        nn.init.zeros_(cast(Tensor, last[1].weight))
-        self.body = nn.Sequential(_convolution(channels, channels), last)
+        self.body = nn.Sequential(_convolution(channels, channels), _convolution(channels, channels, active=False))
+        self.silence()
+
+    def silence(self) -> None:
+        """Let it add nothing, whatever its convolutions compute."""
+        norm = cast(nn.BatchNorm2d, cast(nn.Sequential, self.body[1])[1])
+        nn.init.zeros_(norm.weight)
+        nn.init.zeros_(norm.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""

@@ -1,0 +1,46 @@
+"""`sekd average`: the mean of several weights."""
+
+import logging
+import os
+from pathlib import Path
+
+import click
+
+from sekd_cli.errors import OutputError, UsageError
+
+logger = logging.getLogger(__name__)
+
+
+@click.command()
+@click.argument("weights", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="WEIGHTS...")
+@click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), required=True, help="A new file.")
+@click.option("--share", "shares", type=click.FloatRange(min=0), multiple=True, help="Of each; by default the same.")
+@click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
+def average(weights: tuple[Path, ...], output: Path, shares: tuple[float, ...], overwrite: bool) -> None:
+    """Write the mean of weights that training took on from the same ones.
+
+    It keeps most of what each has learned, at the cost of one.
+
+    \b
+    sekd average upright.safetensors turned.safetensors -o both.safetensors
+    sekd average old.safetensors new.safetensors --share 1 --share 3 -o mostly-new.safetensors
+
+    Prints the path of the output.
+    """  # noqa: D301 - click's mark for lines that stay as they are
+    from sekd_cli.networks.averaging import average_networks  # noqa: PLC0415 - loads torch, which --help needs not
+    from sekd_cli.networks.weights_file import load_network, save_network, weights_digest  # noqa: PLC0415
+
+    shares = shares or (1.0,) * len(weights)
+    if len(shares) != len(weights) or sum(shares) <= 0:
+        raise UsageError(f"{len(weights)} weights and {len(shares)} --share; give one for each, not all of them 0")
+    if output.exists() and not overwrite:
+        raise OutputError(f"{output}: exists; give --overwrite to replace it, or another output with -o")
+    parts = [share / sum(shares) for share in shares]
+    mean = average_networks([load_network(path) for path in weights], parts)
+    made_of = [[weights_digest(path), part] for path, part in zip(weights, parts, strict=True)]
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        save_network(output, mean, {"mean_of": made_of})
+    except OSError as error:
+        raise OutputError(f"{output}: can't be written ({error.strerror}); give another output with -o") from error
+    click.echo(os.fsencode(output))

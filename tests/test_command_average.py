@@ -1,0 +1,72 @@
+"""`sekd average` as a user types it, and what it refuses."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sekd_cli import cli
+from sekd_cli.networks import CompactNetwork, DenseNetwork, PublishedNetwork
+from sekd_cli.networks.averaging import average_networks
+from sekd_cli.networks.weights_file import load_network, save_network
+
+IMAGE = torch.rand(1, 1, 64, 96, generator=torch.Generator().manual_seed(0))
+USAGE, BAD_INPUT, BAD_OUTPUT = 2, 4, 5  # exit codes
+
+
+def network(seed: int, depth: tuple[int, int, int] = (1, 1, 1)) -> DenseNetwork:
+    torch.manual_seed(seed)
+    made = CompactNetwork(depth).eval()
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return made
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / "0.safetensors", tmp_path / "1.safetensors"]
+    for seed, path in enumerate(paths):
+        save_network(path, network(seed), {})
+    return paths
+
+
+def test_the_mean_of_two_networks_is_between_them(two: list[Path], capfd: pytest.CaptureFixture[str]) -> None:
+    output = two[0].parent / "new" / "mean.safetensors"
+    assert cli.main(["average", *map(str, two), "-o", str(output), "--share", "1", "--share", "3"]) == 0
+    assert capfd.readouterr().out == f"{output}\n"
+    mean, *parts = (load_network(path).state_dict() for path in (output, *two))
+    for name, value in mean.items():
+        torch.testing.assert_close(value, (parts[0][name] + 3 * parts[1][name]) / 4, check_dtype=False)
+
+
+@torch.no_grad()
+def test_a_shallow_network_counts_as_a_deep_one_whose_other_pairs_add_nothing() -> None:
+    shallow, deep = network(0), network(1, (2, 3, 1))
+    mean = average_networks([shallow, deep], [1.0, 0.0])
+    assert mean.state_dict().keys() == deep.state_dict().keys()
+    for one, other in zip(mean(IMAGE).descriptor_maps, shallow(IMAGE).descriptor_maps, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_what_has_no_mean_is_refused(two: list[Path], capfd: pytest.CaptureFixture[str]) -> None:
+    published, output = two[0].with_name("p.safetensors"), str(two[0].with_name("mean.safetensors"))
+    save_network(published, PublishedNetwork(), {})
+    first = str(two[0])
+    for arguments, code, words in (
+        ([first, str(published)], USAGE, "different networks (compact, published)"),
+        ([first, str(two[1]), "--share", "1"], USAGE, "2 weights and 1 --share"),
+        ([first, "--share", "0"], USAGE, "not all of them 0"),
+        ([first, str(two[0].with_name("none.safetensors"))], BAD_INPUT, "none.safetensors: no such weights file"),
+    ):
+        assert cli.main(["average", *arguments, "-o", output]) == code
+        assert words in capfd.readouterr().err
+    assert not Path(output).exists()
+
+
+def test_a_file_that_is_there_stays_unless_told_otherwise(two: list[Path], capfd: pytest.CaptureFixture[str]) -> None:
+    before = two[1].read_bytes()
+    assert cli.main(["average", *map(str, two), "-o", str(two[1])]) == BAD_OUTPUT
+    assert "--overwrite" in capfd.readouterr().err
+    assert two[1].read_bytes() == before
+    assert cli.main(["average", *map(str, two), "-o", str(two[1]), "--overwrite"]) == 0
+    assert two[1].read_bytes() != before
