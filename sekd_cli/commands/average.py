@@ -37,7 +37,7 @@ def average(weights: tuple[Path, ...], output: Path, shares: tuple[float, ...], 
         raise OutputError(f"{output}: exists; give --overwrite to replace it, or another output with -o")
     parts = [share / sum(shares) for share in shares]
     mean = average_networks([load_network(path) for path in weights], parts)
-    made_of = [[weights_digest(path), part] for path, part in zip(weights, parts, strict=True)]
+    made_of = ", ".join(f"{part:.3g} of {weights_digest(path)}" for path, part in zip(weights, parts, strict=True))
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         save_network(output, mean, {"mean_of": made_of})

@@ -41,7 +41,7 @@ def _mean(values: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
 
 
 def _as_deep_as(deepest: DenseNetwork, network: DenseNetwork) -> dict[str, Tensor]:
-    """The weights of a network in the shape of the deepest; the residual pairs that it lacks are there, but add nothing."""
+    """The weights of a network in the shape of the deepest: the residual pairs that it lacks add nothing."""
     own = network.state_dict()
     deep = copy.deepcopy(deepest)
     for name, module in deep.named_modules():
