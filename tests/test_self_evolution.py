@@ -13,7 +13,9 @@ from drawn import draw_photographs
 from sekd_cli.commands.train import train
 from sekd_cli.errors import OutputError, SekdError
 from sekd_cli.images import find_images
-from sekd_cli.networks.weights_file import load_network
+from sekd_cli.networks import CompactNetwork
+from sekd_cli.networks.compact import DEPTH
+from sekd_cli.networks.weights_file import load_network, save_network
 from sekd_cli.training.optimisation import MOST_SKIPPED, Learner
 from sekd_cli.training.photographs import Photographs, cache_photographs
 from sekd_cli.training.run_folder import RunFolder
@@ -259,3 +261,13 @@ def test_the_command_trains_and_the_same_command_again_goes_on(tmp_path: Path) -
     again = CliRunner().invoke(train, command, catch_exceptions=False)
     assert again.exit_code == 0
     assert len((run / "log.jsonl").read_text().splitlines()) == 5  # the data; nothing was left to do
+
+
+@pytest.mark.parametrize(("deepen", "depth"), [(True, DEPTH), (False, (1, 0, 1))])
+def test_a_shallower_start_gets_the_pairs_that_it_lacks_unless_told_otherwise(
+    tmp_path: Path, deepen: bool, depth: tuple[int, int, int]
+) -> None:
+    start = tmp_path / "start.safetensors"
+    save_network(start, CompactNetwork((1, 0, 1)), {})
+    learner = Learner(replace(COMPACT, start=str(start), deepen=deepen), torch.device("cpu"))
+    assert learner.network.state_dict().keys() == CompactNetwork(depth).state_dict().keys()

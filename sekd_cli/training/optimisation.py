@@ -18,13 +18,15 @@ MOST_SKIPPED = 20  # steps in a row without a finite loss: the run is lost
 
 
 def _first_network(settings: TrainingSettings) -> DenseNetwork:
-    """A random network, or that of an earlier run, whose missing residual pairs add nothing yet."""
+    """A random network, or that of an earlier run; residual pairs that it lacks are there, but add nothing yet."""
     network = NETWORKS[settings.network]()
     if not settings.start:
         return network
     start = load_network(Path(settings.start))
     if start.name != settings.network:
         raise UsageError(f"{settings.start}: weights of the {start.name} network, not of {settings.network}")
+    if not settings.deepen:
+        return start
     network.load_state_dict(start.state_dict(), strict=False)
     return network
 

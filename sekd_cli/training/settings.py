@@ -19,6 +19,7 @@ class TrainingSettings:
     network: str = "compact"
     seed: int = 0
     start: str = ""  # weights of an earlier run, from which this one goes on; none: random ones
+    deepen: bool = True  # whether a start that is shallower than the network gets the residual pairs that it lacks
 
     # schedule: rounds of labelling and updating (paper Sec. 3.1)
     rounds: int = 5
