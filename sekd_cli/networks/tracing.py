@@ -23,7 +23,7 @@ def traced(network: DenseNetwork) -> DenseFunction:
     """
     if not hasattr(torch.jit, "trace"):
         return network
-    image = torch.rand(1, 1, 2 * network.stride, 3 * network.stride)
+    image = torch.zeros(1, 1, 2 * network.stride, 3 * network.stride)
     example = (image.contiguous(memory_format=torch.channels_last), torch.tensor([[0.5, 0.25]]))
     with warnings.catch_warnings():  # deprecated for torch.compile, which takes a C++ compiler and 40 s a size
         warnings.simplefilter("ignore")
