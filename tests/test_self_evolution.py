@@ -11,10 +11,10 @@ from click.testing import CliRunner
 from drawn import draw_photographs
 
 from sekd_cli.commands.train import train
-from sekd_cli.errors import OutputError, SekdError
+from sekd_cli.errors import OutputError, SekdError, UsageError
 from sekd_cli.images import find_images
 from sekd_cli.networks import CompactNetwork
-from sekd_cli.networks.compact import DEPTH
+from sekd_cli.networks.compact import DEPTH, SHALLOW
 from sekd_cli.networks.weights_file import load_network, save_network
 from sekd_cli.training.optimisation import MOST_SKIPPED, Learner
 from sekd_cli.training.photographs import Photographs, cache_photographs
@@ -263,11 +263,16 @@ def test_the_command_trains_and_the_same_command_again_goes_on(tmp_path: Path) -
     assert len((run / "log.jsonl").read_text().splitlines()) == 5  # the data; nothing was left to do
 
 
-@pytest.mark.parametrize(("deepen", "depth"), [(True, DEPTH), (False, (1, 0, 1))])
-def test_a_shallower_start_gets_the_pairs_that_it_lacks_unless_told_otherwise(
-    tmp_path: Path, deepen: bool, depth: tuple[int, int, int]
-) -> None:
+def test_a_shallow_start_gets_the_pairs_that_a_deep_network_has(tmp_path: Path) -> None:
     start = tmp_path / "start.safetensors"
-    save_network(start, CompactNetwork((1, 0, 1)), {})
-    learner = Learner(replace(COMPACT, start=str(start), deepen=deepen), torch.device("cpu"))
-    assert learner.network.state_dict().keys() == CompactNetwork(depth).state_dict().keys()
+    save_network(start, CompactNetwork(SHALLOW), {})
+    for shallow, depth in ((False, DEPTH), (True, SHALLOW)):
+        learner = Learner(replace(COMPACT, start=str(start), shallow=shallow), torch.device("cpu"))
+        assert learner.network.state_dict().keys() == CompactNetwork(depth).state_dict().keys()
+
+
+def test_a_start_that_is_too_deep_is_refused(tmp_path: Path) -> None:
+    start = tmp_path / "start.safetensors"
+    save_network(start, CompactNetwork(), {})
+    with pytest.raises(UsageError, match="deeper than the network"):
+        Learner(replace(COMPACT, start=str(start), shallow=True), torch.device("cpu"))

@@ -13,7 +13,7 @@ from sekd_cli.networks.base import DenseMaps, DenseNetwork
 
 DETAIL_DIM = 16  # descriptor dimensions read at 1/4, where neighbouring keypoints differ; the rest is context at 1/8
 FIRST_LOGIT = -4.0  # few pixels are keypoints: an untrained detector says so
-DEPTH = (2, 3, 2)  # residual pairs at 1/8, 1/16 and 1/32
+DEPTH, SHALLOW = (2, 3, 2), (1, 1, 1)  # residual pairs at 1/8, 1/16 and 1/32
 MINIMUM_DEVIATION = 0.01  # an even image stays even: noise is not blown up to contrast
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from sekd_cli.errors import SekdError, UsageError
-from sekd_cli.networks import NETWORKS, DenseNetwork
+from sekd_cli.networks import NETWORKS, CompactNetwork, DenseNetwork
+from sekd_cli.networks.compact import SHALLOW
 from sekd_cli.networks.weights_file import load_network
 from sekd_cli.training.ranks import ranks, shared
 from sekd_cli.training.settings import TrainingSettings
@@ -19,15 +20,14 @@ MOST_SKIPPED = 20  # steps in a row without a finite loss: the run is lost
 
 def _first_network(settings: TrainingSettings) -> DenseNetwork:
     """A random network, or that of an earlier run; residual pairs that it lacks are there, but add nothing yet."""
-    network = NETWORKS[settings.network]()
+    network = CompactNetwork(SHALLOW) if settings.shallow else NETWORKS[settings.network]()
     if not settings.start:
         return network
     start = load_network(Path(settings.start))
     if start.name != settings.network:
         raise UsageError(f"{settings.start}: weights of the {start.name} network, not of {settings.network}")
-    if not settings.deepen:
-        return start
-    network.load_state_dict(start.state_dict(), strict=False)
+    if network.load_state_dict(start.state_dict(), strict=False).unexpected_keys:
+        raise UsageError(f"{settings.start}: deeper than the network that is to be trained; leave out shallow")
     return network
 
 

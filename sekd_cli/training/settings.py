@@ -19,7 +19,7 @@ class TrainingSettings:
     network: str = "compact"
     seed: int = 0
     start: str = ""  # weights of an earlier run, from which this one goes on; none: random ones
-    deepen: bool = True  # whether a start that is shallower than the network gets the residual pairs that it lacks
+    shallow: bool = False  # the compact network with one residual pair a level; a shallow start may become deep later
 
     # schedule: rounds of labelling and updating (paper Sec. 3.1)
     rounds: int = 5
@@ -96,6 +96,7 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         checks = (
             (self.network in ("compact", "published"), "network: give compact or published"),
+            (not self.shallow or self.network == "compact", "shallow: only the compact network can be"),
             (self.first_labels in FIRST_LABELS, f"first_labels: give one of {', '.join(FIRST_LABELS)}"),
             (self.descriptor_loss in DESCRIPTOR_LOSSES, f"descriptor_loss: give one of {', '.join(DESCRIPTOR_LOSSES)}"),
             (self.detector_target in DETECTOR_TARGETS, f"detector_target: give one of {', '.join(DETECTOR_TARGETS)}"),
