@@ -1,11 +1,12 @@
 """What weights do on held-out photographs, and what suppression, refinement and precision do to that.
 
-    python benchmarks/validation.py RUN [WEIGHTS...] [--views usual,wide,mild,slanted,steep] [--ways]
+    python benchmarks/validation.py RUN [WEIGHTS...] [--views usual,mild,...] [--keypoints 300] [--ways]
 
 RUN is a folder of `sekd train`; WEIGHTS are by default the model in it. Prints a line for each of the weights and each
-kind of views (mild ones are upright and of nearly one size, slanted and steep ones are seen from the side):
-repeatability, localisation error in pixels, share of matches right to 1, 3 and 5 pixels, homography accuracy. `--ways`
-adds, on usual views, other ways to read keypoints off the scores (under mixed precision, as in training), each
+kind of views (mild ones are upright and of nearly one size, slanted and steep ones are seen from the side, smooth ones
+closely too): repeatability, localisation error in pixels, share of matches right to 1, 3 and 5 pixels, homography
+accuracy, of `--keypoints` a view (300 are many for 320x256 pixels; 100 is what 500 are to a photograph). `--ways` adds,
+on usual views, other ways to read keypoints off the scores (under mixed precision, as in training), each
 precision of `sekd extract`, and RootSIFT.
 """
 
@@ -36,7 +37,6 @@ WAYS = {
     "radius 6": DetectionSettings(max_keypoints=validation.KEYPOINTS, nms_radius=6),
     "radius 4, whole pixels": DetectionSettings(max_keypoints=validation.KEYPOINTS, nms_radius=4, subpixel=False),
 }
-EXTRACTED = DetectionSettings(max_keypoints=validation.KEYPOINTS, nms_radius=2)
 CONTRAST = 0.005  # SIFT's threshold, low enough to find its budget of keypoints in dim views
 
 
@@ -96,8 +96,10 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("weights", type=Path, nargs="*")
     parser.add_argument("--views", default=",".join(validation.ALL_VIEWS))
+    parser.add_argument("--keypoints", type=int, default=validation.KEYPOINTS)
     parser.add_argument("--ways", action="store_true")
     options = parser.parse_args()
+    extracted = DetectionSettings(max_keypoints=options.keypoints, nms_radius=2)
     run = RunFolder(options.run)
     photographs = Photographs(Path(run.data()["cache"]))
     held_out = held_out_photographs(photographs, run.settings())
@@ -105,14 +107,14 @@ def main() -> None:
         network = load_network(path)
         for kind in options.views.split(","):
             views = validation.ALL_VIEWS[kind]
-            show(f"{path.stem}, {kind}", validation.validate(network, photographs, held_out, EXTRACTED, views))
+            show(f"{path.stem}, {kind}", validation.validate(network, photographs, held_out, extracted, views))
         if not options.ways:
             continue
         for name, detection in WAYS.items():
             show(name, validation.validate(network, photographs, held_out, detection))
         for precision in PRECISIONS[1:]:
             ready = AtPrecision(network, precision)
-            show(f"radius 2, {precision}", validation.validate(ready, photographs, held_out, EXTRACTED))
+            show(f"radius 2, {precision}", validation.validate(ready, photographs, held_out, extracted))
     if options.ways:
         show("RootSIFT", rootsift_figures(photographs, held_out))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sekd_cli.errors import UsageError
 from sekd_cli.networks.base import DenseNetwork
-from sekd_cli.networks.compact import ResidualPair
+from sekd_cli.networks.compact import AddedContext, ResidualPair
 
 
 def average_networks(networks: Sequence[DenseNetwork], shares: Sequence[float]) -> DenseNetwork:
@@ -41,11 +41,11 @@ def _mean(values: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
 
 
 def _as_deep_as(deepest: DenseNetwork, network: DenseNetwork) -> dict[str, Tensor]:
-    """The weights of a network in the shape of the deepest: the residual pairs that it lacks add nothing."""
+    """The weights of a network in the shape of the deepest: what it lacks adds nothing."""
     own = network.state_dict()
     deep = copy.deepcopy(deepest)
     for name, module in deep.named_modules():
-        if isinstance(module, ResidualPair) and not any(key.startswith(f"{name}.") for key in own):
+        if isinstance(module, ResidualPair | AddedContext) and not any(key.startswith(f"{name}.") for key in own):
             module.silence()
     deep.load_state_dict(own, strict=False)
     return deep.state_dict()

@@ -13,7 +13,7 @@ from sekd_cli.networks.base import DenseMaps, DenseNetwork
 
 DETAIL_DIM = 16  # descriptor dimensions read at 1/4, where neighbouring keypoints differ; the rest is context at 1/8
 FIRST_LOGIT = -4.0  # few pixels are keypoints: an untrained detector says so
-DEPTH, SHALLOW = (2, 3, 2), (1, 1, 1)  # residual pairs at 1/8, 1/16 and 1/32
+DEPTH, SHALLOW = (1, 1, 1, 1), (0, 1, 1, 1)  # residual pairs of the fine descriptor and at 1/8, 1/16 and 1/32
 MINIMUM_DEVIATION = 0.01  # an even image stays even: noise is not blown up to contrast
 
 
@@ -73,6 +73,19 @@ class ResidualPair(nn.Module):
         return F.relu(x + self.body(x), inplace=True)
 
 
+class AddedContext(nn.Conv2d):
+    """A 1x1 convolution of coarse maps that is added to a finer one; nothing is added until something is learned."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 1)
+        self.silence()
+
+    def silence(self) -> None:
+        """Let it add nothing."""
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(cast(Tensor, self.bias))
+
+
 def _level(in_channels: int, out_channels: int, depth: int) -> nn.Sequential:
     """Half the resolution, then so many residual pairs."""
     pairs = (ResidualPair(out_channels) for _ in range(depth))
@@ -97,13 +110,15 @@ class CompactNetwork(DenseNetwork):
         # encoder: 8 channels at 1/2, 32 at 1/4, 64 at 1/8, 96 at 1/16 and 1/32
         self.level2 = nn.Sequential(_convolution(1, 8, kernel=4, stride=2), _convolution(8, 8))
         self.level4 = nn.Sequential(_convolution(8, 32, stride=2), _convolution(32, 32))
-        self.level8 = _level(32, 64, depth[0])
-        self.level16 = _level(64, 96, depth[1])
-        self.level32 = _level(96, 96, depth[2])
+        self.level8 = _level(32, 64, depth[1])
+        self.level16 = _level(64, 96, depth[2])
+        self.level32 = _level(96, 96, depth[3])
         # descriptor: levels 32 and 16 brought to 1/8 and mixed, beside the fine detail of 1/4
         self.context16 = nn.Conv2d(96, 96, 1)
         self.context8 = nn.Conv2d(96, 64, 1)
         self.semantic = nn.Sequential(_convolution(64, 64), nn.Conv2d(64, self.descriptor_dim - DETAIL_DIM, 1))
+        self.context_detail = AddedContext(64, 32) if depth[0] else None
+        self.blend = nn.Sequential(*(ResidualPair(32) for _ in range(depth[0])))
         self.detail = nn.Conv2d(32, DETAIL_DIM, 1)
         # scores: levels 8 and 4 brought to 1/2, then four scores a cell of 2x2 pixels
         self.context4 = nn.Conv2d(64, 8, 1)
@@ -117,8 +132,8 @@ class CompactNetwork(DenseNetwork):
     @classmethod
     def holding(cls, names: Collection[str]) -> Self:
         """As deep as the weights with these names are."""
-        levels = ("level8", "level16", "level32")
-        return cls([next(n for n in count() if f"{level}.{n + 1}.body.0.0.weight" not in names) for level in levels])
+        levels = (("blend", 0), ("level8", 1), ("level16", 1), ("level32", 1))
+        return cls([next(n for n in count() if f"{level}.{n + f}.body.0.0.weight" not in names) for level, f in levels])
 
     def forward(self, image: Tensor, statistics: Tensor | None = None) -> DenseMaps:
         """See `DenseNetwork.forward`; the input is normalised by `statistics`, by default those of each image."""
@@ -132,10 +147,13 @@ class CompactNetwork(DenseNetwork):
         level32 = self.level32(level16)  # (B, 96, H/32, W/32)
 
         context16 = F.relu(level16 + upsample(self.context16(level32), 2))
-        semantic = self.semantic(F.relu(level8 + upsample(self.context8(context16), 2)))  # (B, 48, H/8, W/8)
-        detail = self.detail(level4)  # (B, 16, H/4, W/4)
+        mixed = F.relu(level8 + upsample(self.context8(context16), 2))
+        semantic = self.semantic(mixed)  # (B, 48, H/8, W/8)
+        fine = level4 if self.context_detail is None else F.relu(level4 + upsample(self.context_detail(mixed), 2))
+        fine = self.blend(fine)  # (B, 32, H/4, W/4)
+        detail = self.detail(fine)  # (B, 16, H/4, W/4)
 
-        context2 = self.context2(level4) + upsample(self.context4(level8), 2)  # (B, 8, H/4, W/4)
+        context2 = self.context2(fine) + upsample(self.context4(level8), 2)  # (B, 8, H/4, W/4)
         surroundings = self.surroundings(F.relu(level2 + self.enlarge(context2)))  # (B, 8, H/2, W/2)
         with torch.autocast(image.device.type, enabled=False):  # bf16 scores tie, and lose the sub-pixel peak
             scores = self.detector(surroundings.float())  # (B, 4, H/2, W/2)

@@ -9,7 +9,14 @@ from sekd_cli.precision import mixed_precision
 from sekd_cli.training.dataset import PairBatch
 from sekd_cli.training.descriptor_update import dual_softmax_loss, hardest_in_batch_loss
 from sekd_cli.training.detector_update import draw_targets, focal_loss
-from sekd_cli.training.ranking import OwnKeypoints, matching_loss, own_keypoints, position_loss, ranking_loss
+from sekd_cli.training.ranking import (
+    OwnKeypoints,
+    matching_loss,
+    own_keypoints,
+    position_loss,
+    ranking_loss,
+    selection_loss,
+)
 from sekd_cli.training.repeatability import (
     detector_repeatability,
     frozen_descriptor_loss,
@@ -63,6 +70,10 @@ def detector_losses(
         )
     if own is not None and settings.ranking_weight > 0:
         losses["ranking"] = settings.ranking_weight * ranking_loss(own, batch.second_from_first, height, width)
+    if own is not None and settings.selection_weight > 0:
+        losses["selection"] = settings.selection_weight * selection_loss(
+            own, batch.second_from_first, settings.matching_scale
+        )
     if own is not None and settings.position_weight > 0:
         losses["position"] = settings.position_weight * position_loss(maps.score_logits, own, batch.second_from_first)
     return losses

@@ -17,6 +17,8 @@ from sekd_cli.networks import DenseMaps
 from sekd_cli.training.ranks import total
 
 RIGHT = 3.0  # pixels within which a match is right
+SOFTNESS = 0.2  # of the selection of the best keypoints, in logits
+BUDGETS = (2, 4, 8)  # parts of the own keypoints that are selected
 SAME = 2.0  # pixels within which two peaks are the same point, found inexactly
 
 
@@ -62,21 +64,59 @@ def right_matches(own: OwnKeypoints, second_from_first: Tensor) -> Tensor:
     return torch.cat((right, back))
 
 
+def _match_probabilities(own: OwnKeypoints, shares: Tensor, scale: float) -> Tensor:
+    """How probable each match is, (B, K, K): both keypoints are there, and choose each other by softmax over the rest.
+
+    shares: (2 B, K) in [0, 1], how much each keypoint is there.
+    """
+    (first, second), (first_share, second_share) = own.descriptors.chunk(2), shares.chunk(2)
+    odds = (scale * (first @ second.transpose(1, 2) - 1)).exp() * first_share[:, :, None] * second_share[:, None]
+    mutual = odds.square() / (odds.sum(dim=2, keepdim=True) * odds.sum(dim=1, keepdim=True)).clamp(min=1e-30)
+    return mutual * first_share[:, :, None] * second_share[:, None]
+
+
+@torch.no_grad()
+def _same_points(own: OwnKeypoints, second_from_first: Tensor) -> Tensor:
+    """Which keypoints of the two views are within `RIGHT` pixels of each other, (B, K, K) bool."""
+    (first, second), (first_there, second_there) = own.xy.chunk(2), own.present.chunk(2)
+    apart = torch.cdist(warp_points(first, second_from_first), second, compute_mode="donot_use_mm_for_euclid_dist")
+    return (apart < RIGHT) & first_there[:, :, None] & second_there[:, None]
+
+
 def matching_loss(own: OwnKeypoints, second_from_first: Tensor, scale: float) -> Tensor:
     """Wrong matches to be expected among the keypoints of two views less right ones, a keypoint that can be matched.
 
-    A match is as probable as that both its keypoints choose each other by a softmax over all of the other view. So
-    keypoints without a counterpart, whose mutual neighbours are most of all wrong matches, learn to be nobody's choice.
+    So keypoints without a counterpart, whose mutual neighbours are most of all wrong matches, learn to be nobody's
+    choice.
     """
-    (first_xy, second_xy), (first, second) = own.xy.chunk(2), own.descriptors.chunk(2)
-    present = [part.to(first.dtype) for part in own.present.chunk(2)]
-    odds = (scale * (first @ second.transpose(1, 2) - 1)).exp() * present[0][:, :, None] * present[1][:, None]
-    mutual = odds.square() / (odds.sum(dim=2, keepdim=True) * odds.sum(dim=1, keepdim=True)).clamp(min=1e-30)
-    with torch.no_grad():
-        there = warp_points(first_xy, second_from_first)
-        right = torch.cdist(there, second_xy, compute_mode="donot_use_mm_for_euclid_dist") < RIGHT  # (B, K, K)
-        possible = (right & own.present.chunk(2)[0][:, :, None] & own.present.chunk(2)[1][:, None]).any(dim=2)
-    return (mutual * torch.where(right, -1.0, 1.0)).sum() / total(possible.sum()).clamp(min=1)
+    mutual = _match_probabilities(own, own.present.to(own.descriptors.dtype), scale)
+    right = _same_points(own, second_from_first)
+    return (mutual * torch.where(right, -1.0, 1.0)).sum() / total(right.any(dim=2).sum()).clamp(min=1)
+
+
+def _selected(own: OwnKeypoints, count: int) -> Tensor:
+    """How much each keypoint is among the best `count` of its view, (2 B, K) in [0, 1]: what one gains others lose."""
+    logits = own.logits.masked_fill(~own.present, -1e4)
+    cut = logits.detach().topk(count, dim=1).values[:, -1:]
+    slope = ((logits.detach() - cut) / SOFTNESS).sigmoid()
+    slope = slope * (1 - slope)
+    moved = (slope * (logits - logits.detach())).sum(dim=1, keepdim=True) / slope.sum(dim=1, keepdim=True)
+    return ((logits - cut - moved) / SOFTNESS).sigmoid() * own.present
+
+
+def selection_loss(own: OwnKeypoints, second_from_first: Tensor, scale: float) -> Tensor:
+    """Wrong matches less right ones to be expected of the best keypoints, a keypoint; the mean over several budgets.
+
+    Scores that are alike in both views put a point among the best in both; those of points that are found in one view
+    alone make room for others.
+    """
+    right = _same_points(own, second_from_first)
+    views, most = own.logits.shape
+    losses = []
+    for count in (most // share for share in BUDGETS):
+        mutual = _match_probabilities(own, _selected(own, count), scale)
+        losses.append((mutual * torch.where(right, -1.0, 1.0)).sum() / (count * total(torch.tensor(views / 2))))
+    return torch.stack(losses).mean()
 
 
 def ranking_loss(own: OwnKeypoints, second_from_first: Tensor, height: int, width: int) -> Tensor:

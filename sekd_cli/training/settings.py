@@ -46,7 +46,8 @@ class TrainingSettings:
     gradient_norm: float = 5.0  # largest; the rare batch of blank photographs must not undo a minute's work
     average_decay: float = 0.998  # of the running mean of the weights, which labels, is validated and shipped
 
-    # views: the second of a pair relative to the first (paper Sec. 4.1: affine)
+    # views; from rotation on: the second of a pair relative to the first (paper Sec. 4.1: affine)
+    closest: float = 0.6  # photograph pixels a view pixel where photographs are looked at most closely
     rotation: float = 50.0  # degrees, either way
     any_rotation_share: float = 0.12  # of the pairs, turned by any angle
     zoom: float = 1.8  # largest, in or out
@@ -80,6 +81,7 @@ class TrainingSettings:
     ranking_weight: float = 0.0  # of the scores' order by what will be matched
     position_weight: float = 0.0  # of the distance between the same keypoint in two views
     matching_weight: float = 0.0  # of the wrong matches expected among them, less the right ones
+    selection_weight: float = 0.0  # of the wrong matches, less right ones, expected of the best of them
     matching_scale: float = 40.0  # inverse temperature of these matches
     similarity_scale: float = 20.0  # inverse temperature of the dual softmax
     safe_radius: float = 6.0  # pixels; nearer points are neither the same nor different
@@ -108,6 +110,7 @@ class TrainingSettings:
             (min(self.height, self.width) >= 64, "height, width: give 64 or more"),
             (0 < self.photographs_per_round <= 1, "photographs_per_round: give a share, more than 0, at most 1"),
             (0 <= self.validation_share < 0.5, "validation_share: give a share from 0 up to 0.5"),
+            (0.1 <= self.closest <= 1, "closest: give 0.1 up to 1"),
             (self.zoom >= 1 and self.stretch >= 1, "zoom, stretch: give 1 (none) or more"),
             (0 <= self.tilt < 0.8, "tilt: give 0 (none) up to 0.8"),
             (self.reliability_window % 2 == 1, "reliability_window: give an odd number"),
