@@ -3,11 +3,11 @@
     python benchmarks/validation.py RUN [WEIGHTS...] [--views usual,mild,...] [--keypoints 300] [--ways]
 
 RUN is a folder of `sekd train`; WEIGHTS are by default the model in it. Prints a line for each of the weights and each
-kind of views (mild ones are upright and of nearly one size, slanted and steep ones are seen from the side, smooth ones
-closely too): repeatability, localisation error in pixels, share of matches right to 1, 3 and 5 pixels, homography
-accuracy, of `--keypoints` a view (300 are many for 320x256 pixels; 100 is what 500 are to a photograph). `--ways` adds,
-on usual views, other ways to read keypoints off the scores (under mixed precision, as in training), each
-precision of `sekd extract`, and RootSIFT.
+kind of views (mild ones are upright and of nearly one size, slanted and steep ones are seen from the side):
+repeatability, localisation error in pixels, share of matches right to 1, 3 and 5 pixels, homography accuracy, of
+`--keypoints` a view (300 are many for 320x256 pixels; 100 is what 500 are to a photograph). `--ways` adds, on usual
+views, other ways to read keypoints off the scores (under mixed precision, as in training), each precision of `sekd
+extract`, and RootSIFT.
 """
 
 import argparse

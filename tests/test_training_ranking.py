@@ -7,7 +7,7 @@ from sekd_cli.networks import DenseMaps
 from sekd_cli.training.descriptor_update import rival_odds
 from sekd_cli.training.ranking import (
     OwnKeypoints,
-    matching_loss,
+    matching_losses,
     own_keypoints,
     position_loss,
     ranking_loss,
@@ -117,7 +117,7 @@ def test_matching_loss_counts_wrong_matches_less_right_ones() -> None:
     east, north, west = torch.eye(3)
     descriptors = torch.stack((torch.stack((east, north, west)), torch.stack((north, east, west))))
     xy = [[(2.0, 2.0), (9.0, 9.0), (5.0, 5.0)], [(9.0, 10.0), (2.0, 2.0), (12.0, 5.0)]]  # the third moved by 7 px
-    loss = matching_loss(own(xy, descriptors, torch.zeros(2, 3)), SAME_VIEW, 40.0)
+    loss = matching_losses(own(xy, descriptors, torch.zeros(2, 3)), SAME_VIEW, 40.0)[0]
     assert float(loss) == pytest.approx((1 - 2) / 2, abs=1e-4)  # of two that can be matched
 
 
@@ -127,7 +127,7 @@ def test_matching_loss_drives_apart_the_descriptors_of_a_wrong_match() -> None:
     descriptors = descriptors.requires_grad_()
     xy = [[(2.0, 2.0), (9.0, 9.0), (5.0, 5.0), (2.0, 12.0)], [(2.0, 2.0), (9.0, 9.0), (5.0, 5.0), (14.0, 2.0)]]
     some = own(xy, descriptors, torch.zeros(2, 4))
-    (slope,) = torch.autograd.grad(matching_loss(some, SAME_VIEW, 5.0), descriptors)
+    (slope,) = torch.autograd.grad(matching_losses(some, SAME_VIEW, 5.0)[0], descriptors)
     assert float((slope[0, 3] * descriptors[1, 3].detach()).sum()) > 0.01  # down the gradient is away
 
 
@@ -135,4 +135,27 @@ def test_absent_keypoints_are_in_no_expected_match() -> None:
     descriptors = torch.eye(2).expand(2, 2, 2)
     xy = [[(2.0, 2.0), (9.0, 9.0)]] * 2
     some = own(xy, descriptors, torch.zeros(2, 2))._replace(present=torch.tensor([[True, False], [True, True]]))
-    assert float(matching_loss(some, SAME_VIEW, 40.0)) == pytest.approx(-1, abs=1e-4)
+    assert float(matching_losses(some, SAME_VIEW, 40.0)[0]) == pytest.approx(-1, abs=1e-4)
+
+
+def test_selection_lifts_points_of_both_views_over_those_of_one() -> None:
+    xy = [[(2.0, 2.0), (30.0, 30.0), (9.0, 9.0), (50.0, 2.0)], [(2.0, 2.0), (2.0, 50.0), (9.0, 9.0), (60.0, 60.0)]]
+    alike = torch.nn.functional.normalize(torch.eye(4) + 0.5, dim=1)  # alone points are each other's choice
+    logits = torch.tensor([[1.0, 0.9, 0.8, -1.0]] * 2).requires_grad_()
+    loss = matching_losses(own(xy, alike.expand(2, 4, 4), logits), SAME_VIEW, 40.0)[1]
+    (slope,) = torch.autograd.grad(loss, logits)
+    assert (slope[:, 1] > 0).all()  # found in one view alone: sinks
+    assert (slope[:, 2] < 0).all()  # just below the cut, in both views: rises
+    assert slope.sum(dim=1).abs().max() < 1e-5  # places are shared out, not added
+
+
+def test_selection_counts_right_matches_of_the_best_keypoints() -> None:
+    xy = [[(8.0 * i, 0.0) for i in range(16)]] * 2
+    logits = torch.linspace(60, -60, 16).expand(2, 16)  # far apart: each is selected or not
+    descriptors = torch.eye(16).expand(2, 16, 16)
+    right = matching_losses(own(xy, descriptors, logits), SAME_VIEW, 40.0)[1]
+    moved = SAME_VIEW + torch.tensor([[0, 0, 4.0], [0, 0, 0], [0, 0, 0]])
+    wrong = matching_losses(own(xy, descriptors, logits), moved, 40.0)[1]
+    # the last of a selection lies on its cut and is half there: 7.25 of 8, 3.25 of 4 and 1.25 of 2 matches
+    assert -float(right) == pytest.approx((7.25 / 8 + 3.25 / 4 + 1.25 / 2) / 3, abs=0.01)
+    assert float(wrong) == pytest.approx(-float(right), abs=0.01)

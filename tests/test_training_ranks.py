@@ -33,7 +33,14 @@ SMALL = {
     "photographs_per_round": 1.0,
     "warmup_steps": 50,  # small steps: what differs is rounding, and it grows with every step
 }
-OWN = {"own_keypoints": 20, "ranking_weight": 0.1, "position_weight": 0.1, "random_points": 8}
+OWN = {
+    "own_keypoints": 20,
+    "ranking_weight": 0.1,
+    "position_weight": 0.1,
+    "matching_weight": 0.1,
+    "selection_weight": 0.1,
+    "random_points": 8,
+}
 SETTINGS = {
     "compact": settings_from(SMALL | OWN, PRESETS["default"], "test"),
     "published": settings_from(

@@ -11,11 +11,10 @@ from sekd_cli.training.descriptor_update import dual_softmax_loss, hardest_in_ba
 from sekd_cli.training.detector_update import draw_targets, focal_loss
 from sekd_cli.training.ranking import (
     OwnKeypoints,
-    matching_loss,
+    matching_losses,
     own_keypoints,
     position_loss,
     ranking_loss,
-    selection_loss,
 )
 from sekd_cli.training.repeatability import (
     detector_repeatability,
@@ -44,12 +43,7 @@ def descriptor_losses(
         )
     else:
         loss = hardest_in_batch_loss(first, second, batch.matched, settings.triplet_ratio)
-    losses = {"descriptor": loss}
-    if own is not None and settings.matching_weight > 0:
-        losses["matching"] = settings.matching_weight * matching_loss(
-            own, batch.second_from_first, settings.matching_scale
-        )
-    return losses
+    return {"descriptor": loss}
 
 
 def detector_losses(
@@ -70,10 +64,6 @@ def detector_losses(
         )
     if own is not None and settings.ranking_weight > 0:
         losses["ranking"] = settings.ranking_weight * ranking_loss(own, batch.second_from_first, height, width)
-    if own is not None and settings.selection_weight > 0:
-        losses["selection"] = settings.selection_weight * selection_loss(
-            own, batch.second_from_first, settings.matching_scale
-        )
     if own is not None and settings.position_weight > 0:
         losses["position"] = settings.position_weight * position_loss(maps.score_logits, own, batch.second_from_first)
     return losses
@@ -100,6 +90,9 @@ def losses_of(
         losses |= descriptor_losses(maps, batch, own, settings)
     if part in ("both", "detector"):
         losses |= detector_losses(maps, batch, own, settings)
+    if own is not None and (settings.matching_weight > 0 or settings.selection_weight > 0):
+        of_all, of_best = matching_losses(own, batch.second_from_first, settings.matching_scale)
+        losses |= {"matching": settings.matching_weight * of_all, "selection": settings.selection_weight * of_best}
     if held is not None and part == "descriptor":
         losses["held"] = settings.frozen_detector_weight * frozen_detector_loss(maps.score_logits, held.score_logits)
     if held is not None and part == "detector":

@@ -19,6 +19,7 @@ from sekd_cli.training.ranks import total
 RIGHT = 3.0  # pixels within which a match is right
 SOFTNESS = 0.2  # of the selection of the best keypoints, in logits
 BUDGETS = (2, 4, 8)  # parts of the own keypoints that are selected
+TINY = 1e-30  # odds of keypoints that are not there
 SAME = 2.0  # pixels within which two peaks are the same point, found inexactly
 
 
@@ -64,36 +65,6 @@ def right_matches(own: OwnKeypoints, second_from_first: Tensor) -> Tensor:
     return torch.cat((right, back))
 
 
-def _match_probabilities(own: OwnKeypoints, shares: Tensor, scale: float) -> Tensor:
-    """How probable each match is, (B, K, K): both keypoints are there, and choose each other by softmax over the rest.
-
-    shares: (2 B, K) in [0, 1], how much each keypoint is there.
-    """
-    (first, second), (first_share, second_share) = own.descriptors.chunk(2), shares.chunk(2)
-    odds = (scale * (first @ second.transpose(1, 2) - 1)).exp() * first_share[:, :, None] * second_share[:, None]
-    mutual = odds.square() / (odds.sum(dim=2, keepdim=True) * odds.sum(dim=1, keepdim=True)).clamp(min=1e-30)
-    return mutual * first_share[:, :, None] * second_share[:, None]
-
-
-@torch.no_grad()
-def _same_points(own: OwnKeypoints, second_from_first: Tensor) -> Tensor:
-    """Which keypoints of the two views are within `RIGHT` pixels of each other, (B, K, K) bool."""
-    (first, second), (first_there, second_there) = own.xy.chunk(2), own.present.chunk(2)
-    apart = torch.cdist(warp_points(first, second_from_first), second, compute_mode="donot_use_mm_for_euclid_dist")
-    return (apart < RIGHT) & first_there[:, :, None] & second_there[:, None]
-
-
-def matching_loss(own: OwnKeypoints, second_from_first: Tensor, scale: float) -> Tensor:
-    """Wrong matches to be expected among the keypoints of two views less right ones, a keypoint that can be matched.
-
-    So keypoints without a counterpart, whose mutual neighbours are most of all wrong matches, learn to be nobody's
-    choice.
-    """
-    mutual = _match_probabilities(own, own.present.to(own.descriptors.dtype), scale)
-    right = _same_points(own, second_from_first)
-    return (mutual * torch.where(right, -1.0, 1.0)).sum() / total(right.any(dim=2).sum()).clamp(min=1)
-
-
 def _selected(own: OwnKeypoints, count: int) -> Tensor:
     """How much each keypoint is among the best `count` of its view, (2 B, K) in [0, 1]: what one gains others lose."""
     logits = own.logits.masked_fill(~own.present, -1e4)
@@ -104,19 +75,33 @@ def _selected(own: OwnKeypoints, count: int) -> Tensor:
     return ((logits - cut - moved) / SOFTNESS).sigmoid() * own.present
 
 
-def selection_loss(own: OwnKeypoints, second_from_first: Tensor, scale: float) -> Tensor:
-    """Wrong matches less right ones to be expected of the best keypoints, a keypoint; the mean over several budgets.
+def matching_losses(own: OwnKeypoints, second_from_first: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Wrong matches less right ones to be expected of two views: of all keypoints, and of the best.
 
-    Scores that are alike in both views put a point among the best in both; those of points that are found in one view
-    alone make room for others.
+    A match is as probable as that both its keypoints choose each other by softmax, of this scale, over all of the other
+    view. The first, for each keypoint that can be matched, teaches keypoints without a counterpart, whose mutual
+    neighbours are most of all wrong matches, to be nobody's choice. The second, a keypoint selected, is the mean over
+    `BUDGETS` and teaches the scores: of a place among the best, points that are found in both views are to have more
+    and those of one view less.
     """
-    right = _same_points(own, second_from_first)
+    first_xy, second_xy = own.xy.chunk(2)
+    first, second = own.descriptors.chunk(2)
+    here, there = own.present.chunk(2)
+    with torch.no_grad():
+        warped = warp_points(first_xy, second_from_first)
+        right = torch.cdist(warped, second_xy, compute_mode="donot_use_mm_for_euclid_dist") < RIGHT
+        right &= here[:, :, None] & there[:, None]  # (B, K, K)
+        sign = torch.where(right, -1.0, 1.0)
     views, most = own.logits.shape
-    losses = []
-    for count in (most // share for share in BUDGETS):
-        mutual = _match_probabilities(own, _selected(own, count), scale)
-        losses.append((mutual * torch.where(right, -1.0, 1.0)).sum() / (count * total(torch.tensor(views / 2))))
-    return torch.stack(losses).mean()
+    counts = [max(1, most // part) for part in BUDGETS]
+    shares = torch.stack([own.present.to(first.dtype), *(_selected(own, count) for count in counts)], dim=-1)
+    first_share, second_share = shares.chunk(2)  # (B, K, n): how much each keypoint is there, in n cases
+    odds = (scale * (first @ second.transpose(1, 2)) - scale).exp()
+    forward = first_share.square() / (odds @ second_share).clamp(min=TINY)
+    backward = second_share.square() / (odds.transpose(1, 2) @ first_share).clamp(min=TINY)
+    expected = (forward * ((odds.square() * sign) @ backward)).sum((0, 1))  # (n,)
+    best = (expected[1:] / expected.new_tensor(counts)).mean() / total(expected.new_tensor(views / 2))
+    return expected[0] / total(right.any(dim=2).sum()).clamp(min=1), best
 
 
 def ranking_loss(own: OwnKeypoints, second_from_first: Tensor, height: int, width: int) -> Tensor:

@@ -9,6 +9,7 @@ from sekd_cli.errors import InputFileError, UsageError
 
 FIRST_LABELS = ("corners", "reliability", "adaptation-reliability")
 DESCRIPTOR_LOSSES = ("dual-softmax", "hardest-in-batch")
+OWN_LESSONS = ("ranking_weight", "position_weight", "matching_weight", "selection_weight")
 DETECTOR_TARGETS = ("gaussian", "pixel")
 
 
@@ -46,8 +47,7 @@ class TrainingSettings:
     gradient_norm: float = 5.0  # largest; the rare batch of blank photographs must not undo a minute's work
     average_decay: float = 0.998  # of the running mean of the weights, which labels, is validated and shipped
 
-    # views; from rotation on: the second of a pair relative to the first (paper Sec. 4.1: affine)
-    closest: float = 0.6  # photograph pixels a view pixel where photographs are looked at most closely
+    # views: the second of a pair relative to the first (paper Sec. 4.1: affine)
     rotation: float = 50.0  # degrees, either way
     any_rotation_share: float = 0.12  # of the pairs, turned by any angle
     zoom: float = 1.8  # largest, in or out
@@ -110,15 +110,14 @@ class TrainingSettings:
             (min(self.height, self.width) >= 64, "height, width: give 64 or more"),
             (0 < self.photographs_per_round <= 1, "photographs_per_round: give a share, more than 0, at most 1"),
             (0 <= self.validation_share < 0.5, "validation_share: give a share from 0 up to 0.5"),
-            (0.1 <= self.closest <= 1, "closest: give 0.1 up to 1"),
             (self.zoom >= 1 and self.stretch >= 1, "zoom, stretch: give 1 (none) or more"),
             (0 <= self.tilt < 0.8, "tilt: give 0 (none) up to 0.8"),
             (self.reliability_window % 2 == 1, "reliability_window: give an odd number"),
             (min(self.adaptation_references, self.reliability_references) >= 1, "references: give 1 or more"),
             (self.own_keypoints >= 0, "own_keypoints: give a number, 0 for none"),
             (
-                self.own_keypoints > 0 or not (self.ranking_weight or self.position_weight or self.matching_weight),
-                "ranking_weight, position_weight, matching_weight: these need own_keypoints",
+                self.own_keypoints > 0 or not any(getattr(self, name) for name in OWN_LESSONS),
+                f"{', '.join(OWN_LESSONS)}: these need own_keypoints",
             ),
             (self.labels_per_photograph >= 1, "labels_per_photograph: give 1 or more"),
             (self.descriptor_repeatability or self.descriptor_distinctness, "without both, reliability is nothing"),

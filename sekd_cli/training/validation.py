@@ -34,14 +34,12 @@ MILD_VIEWS = replace(
 )
 SLANTED_VIEWS = replace(MILD_VIEWS, stretch=2.2, tilt=0.4)
 STEEP_VIEWS = replace(MILD_VIEWS, rotation=40.0, zoom=1.5, stretch=4.0, shear=0.0, tilt=0.5)
-SMOOTH_VIEWS = replace(SLANTED_VIEWS, closest=0.3)
 ALL_VIEWS = {
     "usual": VALIDATION_VIEWS,
     "wide": WIDE_VIEWS,
     "mild": MILD_VIEWS,
     "slanted": SLANTED_VIEWS,
     "steep": STEEP_VIEWS,
-    "smooth": SMOOTH_VIEWS,
 }
 VALIDATION_KEY = (20200609,)  # of the random views, the same for every run
 KEYPOINTS = 300  # a view of 320x256, as dense as the paper's 500 at 640x480 and a bit
