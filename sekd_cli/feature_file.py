@@ -7,52 +7,37 @@ import json
 import logging
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import h5py
 
 from sekd_cli import __version__
-from sekd_cli.errors import ImageError, InputFileError, OutputError
-from sekd_cli.hdf5_file import (
-    HDF5Writer,
-    check_name,
-    member,
-    open_for_reading,
-    plain_attributes,
-    watching_for_damage,
-)
+from sekd_cli.errors import ImageError, InputFileError
+from sekd_cli.hdf5_file import check_name, member, plain_attributes
+from sekd_cli.kept_file import SCHEMA, KeptReader, KeptWriter, changed
 from sekd_cli.stored_features import Source, StoredFeatures, is_image, read_group, write_group
 
 logger = logging.getLogger(__name__)
 
-SCHEMA = 1  # raised when a file written now can't be read by the code of before
 PIXEL_CONVENTION = "(x, y) in the pixel grid of the stored file; the centre of the top-left pixel is (0, 0)"
 
 
-class FeatureReader:
+class FeatureReader(KeptReader):
     """The features in a file, of `sekd` or of another tool with hloc's layout. Safe to use from several threads."""
 
+    content, remedy = "features", "extract it again"
+
     def __init__(self, path: Path) -> None:
-        """Raises InputFileError if the file is missing, damaged, not HDF5 or of a later version."""
-        self.path = Path(path)
+        """See `KeptReader`."""
+        super().__init__(path)
         self._lock = threading.Lock()
-        self._file = open_for_reading(self.path, "features")
-        with self._reading(self.path):
-            self.attributes: Mapping[str, object] = plain_attributes(self._file)
-        schema = self.attributes.get("sekd_schema")
-        if isinstance(schema, int) and schema > SCHEMA:
-            self._file.close()
-            raise InputFileError(f"{path}: written by a later sekd (schema {schema}, not {SCHEMA}); update sekd")
-        self._own = schema is not None
         self._names: list[str] | None = None
 
     def names(self) -> list[str]:
         """Names of all images whose features are complete, sorted."""
         if self._names is None:
-            with self._lock, self._reading(self.path):
+            with self._lock, self._reading():
                 self._names = sorted(_images(self._file, own=self._own))
         return list(self._names)
 
@@ -63,7 +48,7 @@ class FeatureReader:
             check_name(name)
         except ValueError:
             return False
-        with self._lock, self._reading(self.path):
+        with self._lock, self._reading():
             group = member(self._file, name)
             return isinstance(group, h5py.Group) and is_image(group, own=self._own)
 
@@ -82,48 +67,9 @@ class FeatureReader:
         """Whether the images were extracted with descriptors at other turns."""
         return bool(_settings(self.attributes).get("rotations", False))
 
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _reading(self, where: Path | str) -> AbstractContextManager[None]:
-        return watching_for_damage(where, "extract it again")
-
-
-class FeatureWriter:
-    """Adds the features of images to a file; durable after `commit`. One writer a file. Goes on where one stopped."""
-
-    def __init__(self, path: Path, attributes: Mapping[str, Any], *, overwrite: bool = False) -> None:
-        """Open `path` to go on with it, or create it with the root `attributes` (see `file_attributes`).
-
-        Raises OutputError if it can't be written, another process writes it, or it was made with other attributes;
-        `overwrite` starts afresh instead of the last.
-        """
-        self.path = Path(path)
-        self._writer = HDF5Writer(self.path, attributes, overwrite=overwrite)
-        try:
-            with self._reading():
-                differences = self._differs(attributes)
-                started = not differences or self._started()
-            if not started:
-                self._writer.close()
-                self._writer = HDF5Writer(self.path, attributes, overwrite=True)
-            elif differences:
-                raise OutputError(
-                    f"{self.path}: holds features made with other settings ({'; '.join(differences)}); "
-                    "give these again to go on, --overwrite to start afresh, or another output with -o"
-                )
-        except BaseException:
-            self._writer.close()
-            raise
+class FeatureWriter(KeptWriter):
+    """Adds the features of images to a file whose attributes are `file_attributes`; see `KeptWriter`."""
 
     def is_complete(self, name: str, source: Source | None = None) -> bool:
         """Whether the features of an image are there. Raises ChangedImageError if `source` differs from theirs."""
@@ -163,42 +109,23 @@ class FeatureWriter:
         except (OSError, RuntimeError, ValueError, KeyError) as error:
             raise self._writer.failure(error) from error
 
-    def commit(self) -> None:
-        """Make everything written so far durable. Raises OutputError if the file can't be written."""
-        self._writer.commit()
-
-    def close(self) -> None:
-        """Make everything durable, close the file and let other writers in."""
-        self._writer.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._writer.__exit__(kind, value, traceback)
-
-    def _reading(self) -> AbstractContextManager[None]:
-        return watching_for_damage(self.path, "give --overwrite to start afresh", OutputError)
-
     def _started(self) -> bool:
         """Whether there is anything that starting afresh would lose: images, or whatever another tool wrote."""
         file = self._writer.file
         own = "sekd_schema" in file.attrs
         return next(_images(file, own=True), None) is not None if own else len(file) > 0
 
-    def _differs(self, attributes: Mapping[str, Any]) -> list[str]:
-        """In words, where the file's attributes are not those given; the version of sekd alone changes nothing."""
+    def _differences(self, attributes: Mapping[str, Any]) -> list[str]:
         stored = plain_attributes(self._writer.file)
         if "sekd_schema" not in stored:
             return ["not a feature file of sekd"] if len(self._writer.file) else []
-        old, new = _settings(stored), _settings(attributes)
-        return [
-            f"{name} {_short(old.get(name))} there, {_short(new.get(name))} now"
-            for name in sorted(old.keys() | new.keys())
-            if old.get(name) != new.get(name)
-        ]
+        return changed(_settings(stored), _settings(attributes))
+
+    def _refusal(self, differences: str) -> str:
+        return (
+            f"holds features made with other settings ({differences}); "
+            "give these again to go on, --overwrite to start afresh, or another output with -o"
+        )
 
     def _check_nesting(self, name: str) -> None:
         parts = name.split("/")
@@ -259,8 +186,3 @@ def _settings(attributes: Mapping[str, Any]) -> dict[str, Any]:
         settings = {}
     chosen = {name: attributes.get(name) for name in ("sekd_schema", "network", "weights_sha256")}
     return {**(settings if isinstance(settings, dict) else {}), **chosen}
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 20 else text[:12] + "..."  # a SHA-256

@@ -13,8 +13,8 @@ import safetensors
 from sekd_cli.errors import InputFileError
 from sekd_cli.file_contents import FEATURES, MATCHES, Item, items, kind_of, plain, reading, settings_of
 from sekd_cli.hdf5_file import HDF5_MAGIC, open_for_reading
-from sekd_cli.match_file import MODELS
 from sekd_cli.networks.weights_file import load_network, weights_digest
+from sekd_cli.stored_matches import MODELS
 
 HISTOGRAM_BINS = 16
 

@@ -18,9 +18,10 @@ import torch
 from sekd_cli.config import MatchingSettings, VerificationSettings
 from sekd_cli.errors import ImageError, InputFileError
 from sekd_cli.feature_file import FeatureReader
-from sekd_cli.match_file import ChangedFeaturesError, MatchWriter, StoredMatches
+from sekd_cli.match_file import ChangedFeaturesError, MatchWriter
 from sekd_cli.pair_matching import MatchableImage, match_images, match_together, matchable_image
 from sekd_cli.pairs import Pair
+from sekd_cli.stored_matches import StoredMatches
 from sekd_cli.verification import Camera
 
 BATCHES_IN_FLIGHT = 4  # for each thread: enough that none waits while features are read or matches written

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from sekd_cli.errors import InputFileError, SekdError
 from sekd_cli.feature_file import FeatureReader, FeatureWriter
 from sekd_cli.file_info import file_info
-from sekd_cli.match_file import MatchReader, MatchWriter, StoredMatches
+from sekd_cli.match_file import MatchReader, MatchWriter
+from sekd_cli.stored_matches import StoredMatches
 
 IN_ONE_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
 IMAGES = ["a.jpg", "b/c.jpg", "b/d e.jpg"]

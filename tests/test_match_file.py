@@ -16,11 +16,11 @@ from sekd_cli.match_file import (
     ChangedFeaturesError,
     MatchReader,
     MatchWriter,
-    StoredMatches,
     check_flat_names,
     fingerprint,
     match_attributes,
 )
+from sekd_cli.stored_matches import StoredMatches
 
 PAIR = ("left/a.jpg", "right/b c.jpg")
 MATCHES = StoredMatches(

@@ -18,11 +18,12 @@ from sekd_cli import match_pipeline
 from sekd_cli.config import MatchingSettings, VerificationSettings
 from sekd_cli.errors import DeviceError, ImageError, OutputError
 from sekd_cli.feature_file import FeatureReader, FeatureWriter
-from sekd_cli.match_file import MatchReader, MatchWriter, StoredMatches, match_attributes
+from sekd_cli.match_file import MatchReader, MatchWriter, match_attributes
 from sekd_cli.match_pipeline import FeatureCache, Outcome, PipelineSettings, match_all, plan
 from sekd_cli.pair_matching import match_images, match_together, matchable_image
 from sekd_cli.pairs import Pair, exhaustive
 from sekd_cli.stored_features import StoredFeatures
+from sekd_cli.stored_matches import StoredMatches
 from sekd_cli.verification import Camera
 
 CPU = torch.device("cpu")

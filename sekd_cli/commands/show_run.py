@@ -29,11 +29,12 @@ from sekd_cli.errors import ImageError, InputFileError, NothingToDoError, Output
 from sekd_cli.extraction import Extractor
 from sekd_cli.feature_file import FeatureReader
 from sekd_cli.images import Photograph, read_image
-from sekd_cli.match_file import MatchReader, StoredMatches
+from sekd_cli.match_file import MatchReader
 from sekd_cli.networks.weights_file import load_network, packaged_weights
 from sekd_cli.new_file import new_file
 from sekd_cli.pair_matching import match_images, matchable_image
 from sekd_cli.stored_features import StoredFeatures
+from sekd_cli.stored_matches import StoredMatches
 from sekd_cli.verification import DEFAULT_THRESHOLDS, verify
 
 logger = logging.getLogger(__name__)

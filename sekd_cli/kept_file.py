@@ -1,0 +1,118 @@
+"""What feature files and match files have in common: a schema, one writer that goes on, a clear line for damage."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+from sekd_cli.errors import InputFileError, OutputError
+from sekd_cli.hdf5_file import HDF5Writer, open_for_reading, plain_attributes, watching_for_damage
+
+SCHEMA = 1  # raised when a file written now can't be read by the code of before
+
+
+class KeptReader:
+    """A file open for reading, written by `sekd` (`_own`) or by another tool with hloc's layout."""
+
+    content: ClassVar[str]  # in messages
+    remedy: ClassVar[str]  # of damage
+
+    def __init__(self, path: Path) -> None:
+        """Raises InputFileError if the file is missing, damaged, not HDF5 or of a later version."""
+        self.path = Path(path)
+        self._file = open_for_reading(self.path, self.content)
+        with self._reading():
+            self.attributes: Mapping[str, Any] = plain_attributes(self._file)
+        schema = self.attributes.get("sekd_schema")
+        self._own = schema is not None
+        if isinstance(schema, int) and schema > SCHEMA:
+            self._file.close()
+            raise InputFileError(f"{path}: written by a later sekd (schema {schema}, not {SCHEMA}); update sekd")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _reading(self, where: str = "") -> AbstractContextManager[None]:
+        return watching_for_damage(where or self.path, self.remedy)
+
+
+class KeptWriter(ABC):
+    """A file to add to; durable after `commit`. One writer a file. Goes on where one stopped."""
+
+    def __init__(self, path: Path, attributes: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        """Open `path` to go on with it, or create it with the root `attributes`.
+
+        Raises OutputError if it can't be written, another process writes it, or what it holds was made with other
+        attributes; `overwrite` starts afresh instead of the last.
+        """
+        self.path = Path(path)
+        self._writer = HDF5Writer(self.path, attributes, overwrite=overwrite)
+        try:
+            with self._reading():
+                differences = self._differences(attributes)
+                started = bool(differences) and self._started()
+            if started:
+                raise OutputError(f"{self.path}: {self._refusal('; '.join(differences))}")
+            if differences:
+                self._writer.close()
+                self._writer = HDF5Writer(self.path, attributes, overwrite=True)
+        except BaseException:
+            self._writer.close()
+            raise
+
+    @abstractmethod
+    def _differences(self, attributes: Mapping[str, Any]) -> list[str]:
+        """In words, where the file's attributes are not those given; the version of sekd alone changes nothing."""
+
+    @abstractmethod
+    def _started(self) -> bool:
+        """Whether there is anything that starting afresh would lose."""
+
+    @abstractmethod
+    def _refusal(self, differences: str) -> str:
+        """What to say of a file that was made otherwise."""
+
+    def commit(self) -> None:
+        """Make everything written so far durable. Raises OutputError if the file can't be written."""
+        self._writer.commit()
+
+    def close(self) -> None:
+        """Commit, close the file and let other writers in."""
+        self._writer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._writer.__exit__(kind, value, traceback)
+
+    def _reading(self) -> AbstractContextManager[None]:
+        return watching_for_damage(self.path, "give --overwrite to start afresh", OutputError)
+
+
+def changed(old: Mapping[str, Any], new: Mapping[str, Any], most: int = 20) -> list[str]:
+    """In words, where settings differ; values longer than `most` characters (a SHA-256) are cut."""
+    there, now = ({name: _short(value, most) for name, value in one.items()} for one in (old, new))
+    return [
+        f"{name} {there.get(name)} there, {now.get(name)} now"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+
+
+def _short(value: object, most: int) -> str:
+    text = str(value)
+    return text if len(text) <= most else text[:12] + "..."
