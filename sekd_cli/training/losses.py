@@ -65,7 +65,7 @@ def detector_losses(
     if own is not None and settings.ranking_weight > 0:
         losses["ranking"] = settings.ranking_weight * ranking_loss(own, batch.second_from_first, height, width)
     if own is not None and settings.position_weight > 0:
-        losses["position"] = settings.position_weight * position_loss(maps.score_logits, own, batch.second_from_first)
+        losses["position"] = settings.position_weight * position_loss(own, batch.second_from_first)
     return losses
 
 

@@ -19,6 +19,7 @@ from sekd_cli.training.ranks import total
 RIGHT = 3.0  # pixels within which a match is right
 SOFTNESS = 0.2  # of the selection of the best keypoints, in logits
 BUDGETS = (2, 4, 8)  # parts of the own keypoints that are selected
+CELL = 80  # pixels along each side of a region
 TINY = 1e-30  # odds of keypoints that are not there
 SAME = 2.0  # pixels within which two peaks are the same point, found inexactly
 
@@ -27,6 +28,7 @@ class OwnKeypoints(NamedTuple):
     """The strongest keypoints of each view; the first view of all pairs, then the second of all."""
 
     xy: Tensor  # (2 B, K, 2) whole pixels
+    peaks: Tensor  # (2 B, K, 2) refined, with their gradient
     present: Tensor  # (2 B, K) bool; fewer maxima than K leave some out
     logits: Tensor  # (2 B, K) scores, with their gradient
     descriptors: Tensor  # (2 B, K, D) unit vectors, with their gradient
@@ -39,12 +41,14 @@ def own_keypoints(maps: DenseMaps, seen: Tensor, count: int, radius: int) -> Own
     with torch.no_grad():
         maxima = torch.stack([local_maxima(one.contiguous(), radius) for one in logits.detach()]) & seen
         best, flat = logits.detach().masked_fill(~maxima, -torch.inf).flatten(1).topk(count, dim=1)
-        xy = torch.stack((flat % width, flat // width), dim=-1).float()
+        xy = torch.stack((flat % width, flat // width), dim=-1)
+    peaks = torch.stack([refine(one, *places.unbind(-1)) for one, places in zip(logits, xy, strict=True)])
     return OwnKeypoints(
-        xy=xy,
+        xy=xy.float(),
+        peaks=peaks,
         present=best.isfinite(),
         logits=logits.flatten(1).gather(1, flat),
-        descriptors=sample_descriptors(maps.descriptor_maps, xy, width),
+        descriptors=sample_descriptors(maps.descriptor_maps, peaks.detach(), width),
     )
 
 
@@ -66,12 +70,19 @@ def right_matches(own: OwnKeypoints, second_from_first: Tensor) -> Tensor:
 
 
 def _selected(own: OwnKeypoints, count: int) -> Tensor:
-    """How much each keypoint is among the best `count` of its view, (2 B, K) in [0, 1]: what one gains others lose."""
+    """How much each keypoint is among the best `count` of its view, (2 B, K) in [0, 1].
+
+    What one gains others of its cell of `CELL` pixels lose: the best of every region are to be found, not the best
+    region, for points that lie together say little of a geometry.
+    """
     logits = own.logits.masked_fill(~own.present, -1e4)
     cut = logits.detach().topk(count, dim=1).values[:, -1:]
     slope = ((logits.detach() - cut) / SOFTNESS).sigmoid()
     slope = slope * (1 - slope)
-    moved = (slope * (logits - logits.detach())).sum(dim=1, keepdim=True) / slope.sum(dim=1, keepdim=True)
+    column, row = (own.xy / CELL).long().unbind(-1)
+    cells = F.one_hot(row * (column.max() + 1) + column).to(logits.dtype)  # (2 B, K, cells)
+    change = (slope * (logits - logits.detach()))[:, None] @ cells / (slope[:, None] @ cells).clamp(min=TINY)
+    moved = (cells @ change.transpose(1, 2))[..., 0]
     return ((logits - cut - moved) / SOFTNESS).sigmoid() * own.present
 
 
@@ -84,14 +95,14 @@ def matching_losses(own: OwnKeypoints, second_from_first: Tensor, scale: float) 
     `BUDGETS` and teaches the scores: of a place among the best, points that are found in both views are to have more
     and those of one view less.
     """
-    first_xy, second_xy = own.xy.chunk(2)
+    first_peaks, second_peaks = own.peaks.detach().chunk(2)
     first, second = own.descriptors.chunk(2)
     here, there = own.present.chunk(2)
     with torch.no_grad():
-        warped = warp_points(first_xy, second_from_first)
-        right = torch.cdist(warped, second_xy, compute_mode="donot_use_mm_for_euclid_dist") < RIGHT
-        right &= here[:, :, None] & there[:, None]  # (B, K, K)
-        sign = torch.where(right, -1.0, 1.0)
+        warped = warp_points(first_peaks, second_from_first)
+        apart = torch.cdist(warped, second_peaks, compute_mode="donot_use_mm_for_euclid_dist")
+        right = (apart < RIGHT) & here[:, :, None] & there[:, None]  # (B, K, K)
+        cost = torch.where(right, apart / RIGHT - 1, 1.0)
     views, most = own.logits.shape
     counts = [max(1, most // part) for part in BUDGETS]
     shares = torch.stack([own.present.to(first.dtype), *(_selected(own, count) for count in counts)], dim=-1)
@@ -99,7 +110,7 @@ def matching_losses(own: OwnKeypoints, second_from_first: Tensor, scale: float) 
     odds = (scale * (first @ second.transpose(1, 2)) - scale).exp()
     forward = first_share.square() / (odds @ second_share).clamp(min=TINY)
     backward = second_share.square() / (odds.transpose(1, 2) @ first_share).clamp(min=TINY)
-    expected = (forward * ((odds.square() * sign) @ backward)).sum((0, 1))  # (n,)
+    expected = (forward * ((odds.square() * cost) @ backward)).sum((0, 1))  # (n,)
     best = (expected[1:] / expected.new_tensor(counts)).mean() / total(expected.new_tensor(views / 2))
     return expected[0] / total(right.any(dim=2).sum()).clamp(min=1), best
 
@@ -113,14 +124,12 @@ def ranking_loss(own: OwnKeypoints, second_from_first: Tensor, height: int, widt
     return (entropy * counted).sum() / total(counted.sum()).clamp(min=1)
 
 
-def position_loss(score_logits: Tensor, own: OwnKeypoints, second_from_first: Tensor) -> Tensor:
+def position_loss(own: OwnKeypoints, second_from_first: Tensor) -> Tensor:
     """Mean distance, in pixels, between the refined peaks of the same point in two views.
 
-    The same are peaks that are nearest to each other and within `SAME` pixels. score_logits: (2 B, H, W).
+    The same are peaks that are nearest to each other and within `SAME` pixels.
     """
-    logits = score_logits.float()
-    peaks = [refine(one, *xy.long().unbind(-1)) for one, xy in zip(logits, own.xy, strict=True)]
-    first, second = torch.stack(peaks).chunk(2)  # (B, K, 2)
+    first, second = own.peaks.chunk(2)  # (B, K, 2)
     there = warp_points(first, second_from_first)
     with torch.no_grad():
         distance = torch.cdist(there, second, compute_mode="donot_use_mm_for_euclid_dist")
