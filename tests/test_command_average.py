@@ -14,9 +14,9 @@ IMAGE = torch.rand(1, 1, 64, 96, generator=torch.Generator().manual_seed(0))
 USAGE, BAD_INPUT, BAD_OUTPUT = 2, 4, 5  # exit codes
 
 
-def network(seed: int, depth: tuple[int, int, int, int] = (0, 1, 1, 1)) -> DenseNetwork:
+def network(seed: int, *, shallow: bool = True) -> DenseNetwork:
     torch.manual_seed(seed)
-    made = CompactNetwork(depth).eval()
+    made = CompactNetwork(shallow=shallow).eval()
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     return made
@@ -41,7 +41,7 @@ def test_the_mean_of_two_networks_is_between_them(two: list[Path], capfd: pytest
 
 @torch.no_grad()
 def test_a_shallow_network_counts_as_a_deep_one_whose_other_pairs_add_nothing() -> None:
-    shallow, deep = network(0), network(1, (1, 2, 3, 1))
+    shallow, deep = network(0), network(1, shallow=False)
     mean = average_networks([shallow, deep], [1.0, 0.0])
     assert mean.state_dict().keys() == deep.state_dict().keys()
     for one, other in zip(mean(IMAGE).descriptor_maps, shallow(IMAGE).descriptor_maps, strict=True):

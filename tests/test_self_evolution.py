@@ -14,7 +14,6 @@ from sekd_cli.commands.train import train
 from sekd_cli.errors import OutputError, SekdError, UsageError
 from sekd_cli.images import find_images
 from sekd_cli.networks import CompactNetwork
-from sekd_cli.networks.compact import DEPTH, SHALLOW
 from sekd_cli.networks.weights_file import load_network, save_network
 from sekd_cli.training.optimisation import MOST_SKIPPED, Learner
 from sekd_cli.training.photographs import Photographs, cache_photographs
@@ -265,10 +264,10 @@ def test_the_command_trains_and_the_same_command_again_goes_on(tmp_path: Path) -
 
 def test_a_shallow_start_gets_the_pairs_that_a_deep_network_has(tmp_path: Path) -> None:
     start = tmp_path / "start.safetensors"
-    save_network(start, CompactNetwork(SHALLOW), {})
-    for shallow, depth in ((False, DEPTH), (True, SHALLOW)):
+    save_network(start, CompactNetwork(shallow=True), {})
+    for shallow in (False, True):
         learner = Learner(replace(COMPACT, start=str(start), shallow=shallow), torch.device("cpu"))
-        assert learner.network.state_dict().keys() == CompactNetwork(depth).state_dict().keys()
+        assert learner.network.state_dict().keys() == CompactNetwork(shallow=shallow).state_dict().keys()
 
 
 def test_a_start_that_is_too_deep_is_refused(tmp_path: Path) -> None:

@@ -242,7 +242,7 @@ def test_the_packaged_weights_lie_in_the_package(tmp_path: Path) -> None:
 
 
 def test_weights_say_how_deep_their_network_is(tmp_path: Path) -> None:
-    shallow = CompactNetwork((2, 1, 0, 2))
+    shallow = CompactNetwork(shallow=True)
     save_network(tmp_path / "w.safetensors", shallow, {})
     loaded = load_network(tmp_path / "w.safetensors")
     assert loaded.state_dict().keys() == shallow.state_dict().keys()

@@ -1,7 +1,6 @@
 """The compact network: the default. Nothing wide at high resolution, everything a CPU does well."""
 
-from collections.abc import Collection, Sequence
-from itertools import count
+from collections.abc import Collection
 from typing import ClassVar, Self, cast
 
 import torch
@@ -13,7 +12,6 @@ from sekd_cli.networks.base import DenseMaps, DenseNetwork
 
 DETAIL_DIM = 16  # descriptor dimensions read at 1/4, where neighbouring keypoints differ; the rest is context at 1/8
 FIRST_LOGIT = -4.0  # few pixels are keypoints: an untrained detector says so
-DEPTH, SHALLOW = (1, 1, 1, 1), (0, 1, 1, 1)  # residual pairs of the fine descriptor and at 1/8, 1/16 and 1/32
 MINIMUM_DEVIATION = 0.01  # an even image stays even: noise is not blown up to contrast
 
 
@@ -86,10 +84,9 @@ class AddedContext(nn.Conv2d):
         nn.init.zeros_(cast(Tensor, self.bias))
 
 
-def _level(in_channels: int, out_channels: int, depth: int) -> nn.Sequential:
-    """Half the resolution, then so many residual pairs."""
-    pairs = (ResidualPair(out_channels) for _ in range(depth))
-    return nn.Sequential(_convolution(in_channels, out_channels, stride=2), *pairs)
+def _level(in_channels: int, out_channels: int) -> nn.Sequential:
+    """Half the resolution, then a residual pair."""
+    return nn.Sequential(_convolution(in_channels, out_channels, stride=2), ResidualPair(out_channels))
 
 
 class CompactNetwork(DenseNetwork):
@@ -105,20 +102,22 @@ class CompactNetwork(DenseNetwork):
     default_nms_radius: ClassVar[int] = 2
     default_threshold: ClassVar[float] = 0.05
 
-    def __init__(self, depth: Sequence[int] = DEPTH) -> None:
+    def __init__(self, *, shallow: bool = False) -> None:
+        """`shallow`: 1/4 as the encoder has it, for descriptors and scores, without its surroundings."""
         super().__init__()
         # encoder: 8 channels at 1/2, 32 at 1/4, 64 at 1/8, 96 at 1/16 and 1/32
         self.level2 = nn.Sequential(_convolution(1, 8, kernel=4, stride=2), _convolution(8, 8))
         self.level4 = nn.Sequential(_convolution(8, 32, stride=2), _convolution(32, 32))
-        self.level8 = _level(32, 64, depth[1])
-        self.level16 = _level(64, 96, depth[2])
-        self.level32 = _level(96, 96, depth[3])
-        # descriptor: levels 32 and 16 brought to 1/8 and mixed, beside the fine detail of 1/4
+        self.level8 = _level(32, 64)
+        self.level16 = _level(64, 96)
+        self.level32 = _level(96, 96)
+        # levels 32 and 16 brought to 1/8 and mixed, then to 1/4
         self.context16 = nn.Conv2d(96, 96, 1)
         self.context8 = nn.Conv2d(96, 64, 1)
+        self.context_detail = None if shallow else AddedContext(64, 32)
+        self.blend = nn.Sequential() if shallow else nn.Sequential(ResidualPair(32))
+        # descriptor: of 1/8, beside the detail of 1/4
         self.semantic = nn.Sequential(_convolution(64, 64), nn.Conv2d(64, self.descriptor_dim - DETAIL_DIM, 1))
-        self.context_detail = AddedContext(64, 32) if depth[0] else None
-        self.blend = nn.Sequential(*(ResidualPair(32) for _ in range(depth[0])))
         self.detail = nn.Conv2d(32, DETAIL_DIM, 1)
         # scores: levels 8 and 4 brought to 1/2, then four scores a cell of 2x2 pixels
         self.context4 = nn.Conv2d(64, 8, 1)
@@ -131,9 +130,8 @@ class CompactNetwork(DenseNetwork):
 
     @classmethod
     def holding(cls, names: Collection[str]) -> Self:
-        """As deep as the weights with these names are."""
-        levels = (("blend", 0), ("level8", 1), ("level16", 1), ("level32", 1))
-        return cls([next(n for n in count() if f"{level}.{n + f}.body.0.0.weight" not in names) for level, f in levels])
+        """Shallow, if the weights with these names are."""
+        return cls(shallow="context_detail.weight" not in names)
 
     def forward(self, image: Tensor, statistics: Tensor | None = None) -> DenseMaps:
         """See `DenseNetwork.forward`; the input is normalised by `statistics`, by default those of each image."""

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from sekd_cli.errors import SekdError, UsageError
 from sekd_cli.networks import NETWORKS, CompactNetwork, DenseNetwork
-from sekd_cli.networks.compact import SHALLOW
 from sekd_cli.networks.weights_file import load_network
 from sekd_cli.training.ranks import ranks, shared
 from sekd_cli.training.settings import TrainingSettings
@@ -19,8 +18,8 @@ MOST_SKIPPED = 20  # steps in a row without a finite loss: the run is lost
 
 
 def _first_network(settings: TrainingSettings) -> DenseNetwork:
-    """A random network, or that of an earlier run; residual pairs that it lacks are there, but add nothing yet."""
-    network = CompactNetwork(SHALLOW) if settings.shallow else NETWORKS[settings.network]()
+    """A random network, or that of an earlier run; what it lacks is there, but adds nothing yet."""
+    network = CompactNetwork(shallow=True) if settings.shallow else NETWORKS[settings.network]()
     if not settings.start:
         return network
     start = load_network(Path(settings.start))
