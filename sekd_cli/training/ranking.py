@@ -1,4 +1,4 @@
-"""The network's own keypoints, as the step goes: rivals of the descriptor, and two lessons for the detector.
+"""The network's own keypoints, as the step goes: rivals of the descriptor, and lessons for the detector.
 
 Labels say where keypoints are, not which are best, and only as exactly as they were found. What is asked of the score's
 order is that the best keypoints are those that will be matched, which is reliability again (paper Sec. 3.2), measured
@@ -81,6 +81,7 @@ def _selected(own: OwnKeypoints, count: int) -> Tensor:
     slope = slope * (1 - slope)
     column, row = (own.xy / CELL).long().unbind(-1)
     cells = F.one_hot(row * (column.max() + 1) + column).to(logits.dtype)  # (2 B, K, cells)
+    # the cut is where it is, but moves as its cell's scores do: raising all of a cell changes nothing
     change = (slope * (logits - logits.detach()))[:, None] @ cells / (slope[:, None] @ cells).clamp(min=TINY)
     moved = (cells @ change.transpose(1, 2))[..., 0]
     return ((logits - cut - moved) / SOFTNESS).sigmoid() * own.present
@@ -90,10 +91,10 @@ def matching_losses(own: OwnKeypoints, second_from_first: Tensor, scale: float) 
     """Wrong matches less right ones to be expected of two views: of all keypoints, and of the best.
 
     A match is as probable as that both its keypoints choose each other by softmax, of this scale, over all of the other
-    view. The first, for each keypoint that can be matched, teaches keypoints without a counterpart, whose mutual
-    neighbours are most of all wrong matches, to be nobody's choice. The second, a keypoint selected, is the mean over
-    `BUDGETS` and teaches the scores: of a place among the best, points that are found in both views are to have more
-    and those of one view less.
+    view; a right one is worth 1 where it is exact and nothing at `RIGHT` pixels, a wrong one costs 1. The first, for each
+    keypoint that can be matched, teaches keypoints without a counterpart, whose mutual neighbours are most of all wrong
+    matches, to be nobody's choice. The second, a keypoint selected, is the mean over `BUDGETS` and teaches the scores:
+    places among the best go to points that are found in both views, not to those of one.
     """
     first_peaks, second_peaks = own.peaks.detach().chunk(2)
     first, second = own.descriptors.chunk(2)
