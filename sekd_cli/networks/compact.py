@@ -92,7 +92,8 @@ def _level(in_channels: int, out_channels: int) -> nn.Sequential:
 class CompactNetwork(DenseNetwork):
     """Scores from 1/2 resolution by pixel shuffle; descriptors 48-d at 1/8 (from levels to 1/32) and 16-d at 1/4.
 
-    At 1/4 all levels are mixed before detail and scores are read off it. What costs a CPU time is bytes at high resolution, so 1/2 has 8 channels and nothing is at full resolution.
+    At 1/4 all levels are mixed before detail and scores are read off it. What costs a CPU time is bytes at high
+    resolution, so 1/2 has 8 channels and nothing is at full resolution.
     """
 
     name: ClassVar[str] = "compact"
