@@ -103,16 +103,15 @@ class KeptWriter(ABC):
         return watching_for_damage(self.path, "give --overwrite to start afresh", OutputError)
 
 
-def changed(old: Mapping[str, Any], new: Mapping[str, Any], most: int = 20) -> list[str]:
-    """In words, where settings differ; values longer than `most` characters (a SHA-256) are cut."""
-    there, now = ({name: _short(value, most) for name, value in one.items()} for one in (old, new))
+def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """In words, where settings differ."""
     return [
-        f"{name} {there.get(name)} there, {now.get(name)} now"
+        f"{name} {_short(old.get(name))} there, {_short(new.get(name))} now"
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     ]
 
 
-def _short(value: object, most: int) -> str:
+def _short(value: object) -> str:
     text = str(value)
-    return text if len(text) <= most else text[:12] + "..."
+    return text if len(text) <= 20 else text[:12] + "..."  # a SHA-256
