@@ -5,6 +5,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -15,6 +16,8 @@ from sekd_cli.errors import OutputError, SekdError, UsageError
 from sekd_cli.images import find_images
 from sekd_cli.networks import CompactNetwork
 from sekd_cli.networks.weights_file import load_network, save_network
+from sekd_cli.training.dataset import PairDataset
+from sekd_cli.training.losses import losses_of
 from sekd_cli.training.optimisation import MOST_SKIPPED, Learner
 from sekd_cli.training.photographs import Photographs, cache_photographs
 from sekd_cli.training.run_folder import RunFolder
@@ -260,6 +263,24 @@ def test_the_command_trains_and_the_same_command_again_goes_on(tmp_path: Path) -
     again = CliRunner().invoke(train, command, catch_exceptions=False)
     assert again.exit_code == 0
     assert len((run / "log.jsonl").read_text().splitlines()) == 5  # the data; nothing was left to do
+
+
+WEIGHTS = {"detector": 3.0, "repeatability": 0.1, "ranking": 1.0, "position": 2.0, "matching": 1.0, "selection": 6.0}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_each_weight_is_that_of_its_own_loss(name: str, photographs: Photographs) -> None:
+    weights = {f"{loss}_weight": weight for loss, weight in WEIGHTS.items()}
+    once = replace(COMPACT, own_keypoints=20, **weights)
+    twice = replace(once, **{f"{name}_weight": 2 * WEIGHTS[name]})
+    labels = np.random.default_rng(0).uniform(20, 100, (6, 30, 3)).astype(np.float32)
+    batch = PairDataset(photographs, np.arange(6), labels, once, (0,))[0]
+    network = Learner(once, torch.device("cpu")).network
+    before, after = (losses_of(network, None, batch, "both", chosen) for chosen in (once, twice))
+    assert before.keys() == after.keys() == {"descriptor", *WEIGHTS}
+    for loss, value in before.items():
+        assert value.detach().abs() > 0
+        torch.testing.assert_close(after[loss], 2 * value if loss == name else value)
 
 
 def test_a_shallow_start_gets_the_pairs_that_a_deep_network_has(tmp_path: Path) -> None:

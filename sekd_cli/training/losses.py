@@ -53,9 +53,8 @@ def detector_losses(
     height, width = batch.images.shape[-2:]
     gaussian = settings.detector_target == "gaussian"
     targets = draw_targets(batch.keypoints, height, width, settings.target_sigma if gaussian else 0.0)
-    losses = {
-        "detector": focal_loss(maps.score_logits, targets, batch.seen, settings.focal_gamma, balance=not gaussian)
-    }
+    found = focal_loss(maps.score_logits, targets, batch.seen, settings.focal_gamma, balance=not gaussian)
+    losses = {"detector": settings.detector_weight * found}
     if settings.detector_repeatability:
         first, second = maps.score_logits.chunk(2)
         seen = batch.seen.chunk(2)[0]

@@ -75,6 +75,7 @@ class TrainingSettings:
     detector_target: Literal["gaussian", "pixel"] = "gaussian"
     target_sigma: float = 0.7  # pixels
     focal_gamma: float = 2.0
+    detector_weight: float = 1.0  # of that focal loss; less leaves more to the lessons on own keypoints
     repeatability_weight: float = 0.1  # of the detector's repeatability beside the focal loss
     descriptor_loss: Literal["dual-softmax", "hardest-in-batch"] = "dual-softmax"
     detected_points: int = 256  # a pair, for the descriptor
