@@ -1,16 +1,19 @@
 """What weights do on held-out photographs, and what suppression, refinement and precision do to that.
 
-    python benchmarks/validation.py RUN [WEIGHTS...] [--views usual,mild,...] [--keypoints 300] [--ways]
+    python benchmarks/validation.py RUN [WEIGHTS...] [--views usual,mild,...] [--keypoints 300] [--size 320x256]
+        [--shift 0.35] [--ways]
 
 RUN is a folder of `sekd train`; WEIGHTS are by default the model in it. Prints a line for each of the weights and each
 kind of views (mild ones are upright and of nearly one size, slanted and steep ones are seen from the side):
 repeatability, localisation error in pixels, share of matches right to 1, 3 and 5 pixels, homography accuracy, of
-`--keypoints` a view (300 are many for 320x256 pixels; 100 is what 500 are to a photograph). `--ways` adds, on usual
-views, other ways to read keypoints off the scores (under mixed precision, as in training), each precision of `sekd
-extract`, and RootSIFT.
+`--keypoints` a view (300 are many for 320x256 pixels; 100 is what 500 are to a photograph). The views of a pair lie up
+to `--shift` of their width apart: the less, the more of a match can be told from where in the view it is. `--ways`
+adds, on usual views, other ways to read keypoints off the scores (under mixed precision, as in training), each
+precision of `sekd extract`, and RootSIFT.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -97,8 +100,11 @@ def main() -> None:
     parser.add_argument("weights", type=Path, nargs="*")
     parser.add_argument("--views", default=",".join(validation.ALL_VIEWS))
     parser.add_argument("--keypoints", type=int, default=validation.KEYPOINTS)
+    parser.add_argument("--size", default=f"{validation.VALIDATION_VIEWS.width}x{validation.VALIDATION_VIEWS.height}")
+    parser.add_argument("--shift", type=float, default=validation.VALIDATION_VIEWS.shift)
     parser.add_argument("--ways", action="store_true")
     options = parser.parse_args()
+    width, height = map(int, options.size.split("x"))
     extracted = DetectionSettings(max_keypoints=options.keypoints, nms_radius=2)
     run = RunFolder(options.run)
     photographs = Photographs(Path(run.data()["cache"]))
@@ -106,7 +112,7 @@ def main() -> None:
     for path in options.weights or [run.path / "model.safetensors"]:
         network = load_network(path)
         for kind in options.views.split(","):
-            views = validation.ALL_VIEWS[kind]
+            views = replace(validation.ALL_VIEWS[kind], width=width, height=height, shift=options.shift)
             show(f"{path.stem}, {kind}", validation.validate(network, photographs, held_out, extracted, views))
         if not options.ways:
             continue

@@ -202,6 +202,17 @@ def test_the_views_of_a_pair_share_its_zoom() -> None:
     assert all(FIRST_ZOOM[0] / 2 <= float(one.min()) and float(one.max()) <= FIRST_ZOOM[1] * 2 for one in scale)
 
 
+def test_where_in_a_view_a_point_lies_does_not_tell_where_in_the_other() -> None:
+    settings = TrainingSettings(
+        shift=0.4, rotation=0.0, any_rotation_share=0.0, zoom=1.0, stretch=1.0, tilt=0.0, shear=0.0
+    )
+    first, second = random_pairs(torch.tensor([[640.0, 480.0]]).repeat(500, 1), settings, generator_of(0))
+    middle = torch.tensor([[(settings.width - 1) / 2, (settings.height - 1) / 2]]).expand(500, 1, 2)
+    moved = warp_points(middle, torch.linalg.inv(second) @ first) - middle
+    assert moved.abs().amax((0, 1)).tolist() == pytest.approx([0.4 * settings.width] * 2, rel=0.05)
+    assert moved.mean((0, 1)).abs().max() < 0.05 * settings.width
+
+
 def test_graded_views_are_mostly_milder_and_stay_within_the_ranges() -> None:
     settings = TrainingSettings(zoom=4.0, stretch=1.0, shear=0.0, tilt=0.0, any_rotation_share=0.0)
     sizes = torch.tensor([[640.0, 480.0]]).repeat(500, 1)

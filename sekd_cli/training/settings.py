@@ -55,6 +55,7 @@ class TrainingSettings:
     zoom: float = 1.8  # largest, in or out
     stretch: float = 1.5  # largest, along any axis: a plane seen from the side
     shear: float = 20.0  # degrees, either way
+    shift: float = 0.35  # largest, in widths of a view: where in one view a point lies must not tell where in the other
     tilt: float = 0.25  # largest change of depth across half a view: perspective
     graded: bool = False  # each pair is changed by a random share of these ranges: many are mild, few are extreme
     exposed_share: float = 0.3  # of the views, exposed anew: what gets too bright is lost
@@ -114,6 +115,7 @@ class TrainingSettings:
             (0 < self.photographs_per_round <= 1, "photographs_per_round: give a share, more than 0, at most 1"),
             (0 <= self.validation_share < 0.5, "validation_share: give a share from 0 up to 0.5"),
             (self.zoom >= 1 and self.stretch >= 1, "zoom, stretch: give 1 (none) or more"),
+            (0 <= self.shift <= 1, "shift: give 0 (none) up to 1"),
             (0 <= self.tilt < 0.8, "tilt: give 0 (none) up to 0.8"),
             (self.reliability_window % 2 == 1, "reliability_window: give an odd number"),
             (min(self.adaptation_references, self.reliability_references) >= 1, "references: give 1 or more"),
@@ -166,6 +168,7 @@ PRESETS = {
         zoom=1.4,
         stretch=1.0,
         shear=40.0,
+        shift=0.04,
         tilt=0.0,
         adaptation_references=12,
         reliability_references=12,

@@ -25,6 +25,7 @@ VALIDATION_VIEWS = TrainingSettings(
     zoom=1.8,
     stretch=1.5,
     shear=20.0,
+    shift=0.35,
     tilt=0.25,
     exposed_share=0.0,
 )

@@ -54,7 +54,7 @@ def random_pairs(sizes: Tensor, settings: TrainingSettings, generator: torch.Gen
     zoom = log_uniform(1 / settings.zoom, settings.zoom, count, generator) ** share
     one, none = torch.ones(count), torch.zeros(count)
     first = affinity(first_turn, first_zoom / zoom.sqrt(), none, one)
-    shift = uniform(-0.1, 0.1, 2 * count, generator).reshape(2, count) * settings.width
+    shift = uniform(-settings.shift, settings.shift, 2 * count, generator).reshape(2, count) * settings.width
     second = first @ translation(shift[0], shift[1]) @ random_change(zoom, share, settings, generator)
     photograph_from_first = to_centre @ first @ to_origin
     photograph_from_second = to_centre @ second @ to_origin
