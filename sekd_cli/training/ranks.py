@@ -7,6 +7,7 @@ last of the rank before. So the losses of the ranks add up, and their gradients.
 
 import os
 from datetime import timedelta
+from inspect import signature
 from typing import Any
 
 import torch
@@ -136,4 +137,8 @@ def shared(network: nn.Module, device: torch.device) -> nn.Module:
             if type(module) is nn.BatchNorm2d:
                 module.__class__ = SharedBatchNorm  # nothing but its forward is another
     devices = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(network, device_ids=devices, broadcast_buffers=False)
+    known = signature(DistributedDataParallel.__init__).parameters
+    own_buffers: dict[str, Any] = {  # equal on all ranks as it is; torch 2.13 warns of the older name
+        "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
+    }
+    return DistributedDataParallel(network, device_ids=devices, **own_buffers)
