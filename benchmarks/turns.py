@@ -1,10 +1,11 @@
-"""How far photographs may be turned or zoomed against each other, and what --scales and --rotations do for it.
+"""How far photographs may be turned, zoomed or moved against each other, and what --scales and --rotations do for it.
 
     python benchmarks/turns.py [WEIGHTS] [--same-point PIXELS]
 
 Prints, for example photographs and themselves turned in their plane, resized, or seen upright at a slant in another
-light, the share of matches that are right to 3 px and their number; then the time of extraction as a ratio, the median
-over photographs. --same-point: up to which distance keypoints of two scales are one.
+light, and for two parts of a photograph as of a panorama, the share of matches that are right to 3 px and their number;
+then the time of extraction as a ratio, the median over photographs. --same-point: up to which distance keypoints of two
+scales are one.
 """
 
 import argparse
@@ -25,6 +26,7 @@ PHOTOGRAPHS = ("china.jpg", "coffee.jpg", "astronaut.jpg")
 DEGREES = (15, 30, 45, 60, 75, 90, 135, 180)
 FACTORS = (0.5, 0.7, 1.5, 2.0)
 SLANTS = range(4)  # seeds
+APART = (0.15, 0.3)  # of the width
 RIGHT = 3.0  # pixels
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -70,11 +72,20 @@ def slanted(image: np.ndarray, seed: int) -> Change:
     return "upright, slanted", image, noisy.clip(0, 255).astype(np.uint8), matrix
 
 
+def apart(image: np.ndarray, share: float) -> Change:
+    """The left and the right part of an image, a share of its width apart: the same pixels elsewhere."""
+    step = round(share * image.shape[1])
+    matrix = np.array([[1.0, 0, -step], [0, 1, 0], [0, 0, 1]])
+    left, right = image[:, : image.shape[1] - step].copy(), image[:, step:].copy()
+    return f"apart by {share:.0%} of width", left, right, matrix
+
+
 def changes(image: np.ndarray) -> Iterator[Change]:
     """All that is done to a photograph."""
     yield from (turned(image, degrees) for degrees in DEGREES)
     yield from (resized(image, factor) for factor in FACTORS)
     yield from (slanted(image, seed) for seed in SLANTS)
+    yield from (apart(image, share) for share in APART)
 
 
 def right_matches(sekd: Sekd, features: tuple[Features, Features], matrix: np.ndarray) -> tuple[float, int]:
