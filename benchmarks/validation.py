@@ -6,7 +6,7 @@
 RUN is a folder of `sekd train`; WEIGHTS are by default the model in it. Prints a line for each of the weights and each
 kind of views (mild ones are upright and of nearly one size, slanted and steep ones are seen from the side):
 repeatability, localisation error in pixels, share of matches right to 1, 3 and 5 pixels, homography accuracy, of
-`--keypoints` a view (300 are many for 320x256 pixels; 100 is what 500 are to a photograph). The views of a pair lie up
+`--keypoints` a view (300 are many for 320x256 pixels; 100 is what 375 are to 640x480). The views of a pair lie up
 to `--shift` of their width apart: the less, the more of a match can be told from where in the view it is. `--ways`
 adds, on usual views, other ways to read keypoints off the scores (under mixed precision, as in training), each
 precision of `sekd extract`, and RootSIFT.
