@@ -2,11 +2,11 @@
 
     python benchmarks/agreement.py PHOTOGRAPHS WEIGHTS WEIGHTS... [--reach 5] [--keypoints 300]
 
-PHOTOGRAPHS is a folder in which those of one scene follow each other by name, or several, by commas. A pair is any two
-of a folder up to `--reach` names apart and named alike but for the number; those count on which, with any of the
-weights, at least 22 matches, and three in ten, agree with one fundamental matrix to a pixel. Prints, for each of the
-weights, the share of matches that agree and their number, mean over pairs. A wrong match agrees by chance if it lies on
-its epipolar line, so shares compare, but are no accuracies.
+PHOTOGRAPHS is a folder, or a pattern, in which those of one scene follow each other by name, or several, by commas. A
+pair is any two of one up to `--reach` names apart and named alike but for the number; those count on which, with any of
+the weights, at least 22 matches, and three in ten, agree with one fundamental matrix to a pixel. Prints, for each of
+the weights, the share of matches that agree and their number, mean over pairs. A wrong match agrees by chance if it
+lies on its epipolar line, so shares compare, but are no accuracies.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def pairs_of(folders: list[Path], reach: int) -> list[tuple[Path, Path]]:
 def main() -> None:
     """Print a line for each of the weights."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("photographs", help="folder, or several, by commas")
+    parser.add_argument("photographs", help="folder or pattern, or several, by commas")
     parser.add_argument("weights", type=Path, nargs="+")
     parser.add_argument("--reach", type=int, default=5)
     parser.add_argument("--keypoints", type=int, default=300)

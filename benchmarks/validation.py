@@ -32,6 +32,7 @@ from sekd_cli.training.dataset import PairDataset
 from sekd_cli.training.photographs import Photographs
 from sekd_cli.training.run_folder import RunFolder
 from sekd_cli.training.self_evolution import held_out_photographs
+from sekd_cli.training.settings import TrainingSettings
 
 WAYS = {
     "radius 2": DetectionSettings(max_keypoints=validation.KEYPOINTS, nms_radius=2),
@@ -71,14 +72,14 @@ def rootsift(image: torch.Tensor, seen: torch.Tensor) -> Features:
     )
 
 
-def rootsift_figures(photographs: Photographs, held_out: np.ndarray) -> dict[str, float]:
+def rootsift_figures(photographs: Photographs, held_out: np.ndarray, views: TrainingSettings) -> dict[str, float]:
     """What `validate` says of a network, of RootSIFT."""
     figures = []
-    count = validation.VALIDATION_VIEWS.batch_size
+    count = views.batch_size
     for row in range(len(held_out)):
         one = held_out[row : row + 1]
         labels = np.full((1, 1, 3), np.nan, dtype=np.float32)
-        batch = PairDataset(photographs, one, labels, validation.VALIDATION_VIEWS, validation.VALIDATION_KEY)[row]
+        batch = PairDataset(photographs, one, labels, views, validation.VALIDATION_KEY)[row]
         for pair in range(count):
             first, second = (rootsift(batch.images[i, 0], batch.seen[i]) for i in (pair, count + pair))
             figures.append(validation.pair_figures(first, second, batch.second_from_first[pair]))
@@ -109,20 +110,23 @@ def main() -> None:
     run = RunFolder(options.run)
     photographs = Photographs(Path(run.data()["cache"]))
     held_out = held_out_photographs(photographs, run.settings())
+    views = {
+        kind: replace(changes, width=width, height=height, shift=options.shift)
+        for kind, changes in validation.ALL_VIEWS.items()
+    }
     for path in options.weights or [run.path / "model.safetensors"]:
         network = load_network(path)
         for kind in options.views.split(","):
-            views = replace(validation.ALL_VIEWS[kind], width=width, height=height, shift=options.shift)
-            show(f"{path.stem}, {kind}", validation.validate(network, photographs, held_out, extracted, views))
+            show(f"{path.stem}, {kind}", validation.validate(network, photographs, held_out, extracted, views[kind]))
         if not options.ways:
             continue
         for name, detection in WAYS.items():
-            show(name, validation.validate(network, photographs, held_out, detection))
+            show(name, validation.validate(network, photographs, held_out, detection, views["usual"]))
         for precision in PRECISIONS[1:]:
             ready = AtPrecision(network, precision)
-            show(f"radius 2, {precision}", validation.validate(ready, photographs, held_out, extracted))
+            show(f"radius 2, {precision}", validation.validate(ready, photographs, held_out, extracted, views["usual"]))
     if options.ways:
-        show("RootSIFT", rootsift_figures(photographs, held_out))
+        show("RootSIFT", rootsift_figures(photographs, held_out, views["usual"]))
 
 
 if __name__ == "__main__":
