@@ -4,12 +4,12 @@
         [--shift 0.35] [--ways]
 
 RUN is a folder of `sekd train`; WEIGHTS are by default the model in it. Prints a line for each of the weights and each
-kind of views (mild ones are upright and of nearly one size, slanted and steep ones are seen from the side):
-repeatability, localisation error in pixels, share of matches right to 1, 3 and 5 pixels, homography accuracy, of
-`--keypoints` a view (300 are many for 320x256 pixels; 100 is what 375 are to 640x480). The views of a pair lie up
-to `--shift` of their width apart: the less, the more of a match can be told from where in the view it is. `--ways`
-adds, on usual views, other ways to read keypoints off the scores (under mixed precision, as in training), each
-precision of `sekd extract`, and RootSIFT.
+kind of views: repeatability, localisation error in pixels, share of matches right to 1, 3 and 5 pixels, homography
+accuracy, of `--keypoints` a view (300 are many for 320x256 pixels; 100 is what 375 are to 640x480). Mild views are
+upright and of nearly one size, slanted and steep ones are seen from the side, zoomed ones turned by any angle and up to
+four times as large. The views of a pair lie up to `--shift` of their width apart: the less, the more of a match can be
+told from where in the view it is. `--ways` adds, on usual views, other ways to read keypoints off the scores (under
+mixed precision, as in training), each precision of `sekd extract`, and RootSIFT.
 """
 
 import argparse
@@ -28,7 +28,6 @@ from sekd_cli.networks.inference import inference_network
 from sekd_cli.networks.weights_file import load_network
 from sekd_cli.precision import PRECISIONS
 from sekd_cli.training import validation
-from sekd_cli.training.dataset import PairDataset
 from sekd_cli.training.photographs import Photographs
 from sekd_cli.training.run_folder import RunFolder
 from sekd_cli.training.self_evolution import held_out_photographs
@@ -76,10 +75,9 @@ def rootsift_figures(photographs: Photographs, held_out: np.ndarray, views: Trai
     """What `validate` says of a network, of RootSIFT."""
     figures = []
     count = views.batch_size
+    pairs = validation.HeldOutPairs(photographs, held_out, views)
     for row in range(len(held_out)):
-        one = held_out[row : row + 1]
-        labels = np.full((1, 1, 3), np.nan, dtype=np.float32)
-        batch = PairDataset(photographs, one, labels, views, validation.VALIDATION_KEY)[row]
+        batch = pairs[row]
         for pair in range(count):
             first, second = (rootsift(batch.images[i, 0], batch.seen[i]) for i in (pair, count + pair))
             figures.append(validation.pair_figures(first, second, batch.second_from_first[pair]))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sekd_cli.geometry import inside, look_through, warp_points
+from sekd_cli.geometry import inside, look_through, resize_matrix, warp_points
 from sekd_cli.training.photographs import Photographs
 from sekd_cli.training.photometric import Light, blur_where_shrunk, change_light, draw_light, draw_mix
 from sekd_cli.training.settings import TrainingSettings
@@ -48,6 +48,8 @@ class PairPlan(NamedTuple):
     mix: Tensor  # (2, B, 3) shares of the colours in the grey views
     photograph_from_view: Tensor  # (2, B, 3, 3)
     light: Light  # of 2 B images
+    others: Tensor  # (B, 3, h, w) as `photographs`, one for the surroundings of each; (0, 3, 0, 0): none
+    other_sizes: Tensor  # (B, 2)
     keypoints: Tensor  # this and the next three as in PairBatch
     second_from_first: Tensor
     points: Tensor
@@ -71,6 +73,20 @@ def look(
     return image.reshape(views, batch, height, width), seen.reshape(views, batch, height, width)
 
 
+def surround(image: Tensor, seen: Tensor, others: Tensor, sizes: Tensor, mix: Tensor) -> None:
+    """Show, in place, other photographs where views don't see their own: one that fills the view, in the last mirrored.
+
+    Else the edge of a photograph would tell where on it a point is. image, seen: (V, B, height, width); the rest as in
+    `look`.
+    """
+    height, width = image.shape[-2:]
+    scale = (sizes / sizes.new_tensor([width, height])).cpu().numpy()
+    filling = torch.stack([torch.from_numpy(resize_matrix(*each)) for each in scale]).to(image)
+    beyond, _ = look(others, sizes, mix, filling.expand(len(mix), -1, -1, -1), height=height, width=width)
+    beyond[-1] = beyond[-1].flip(-1)
+    image[~seen] = beyond[~seen]
+
+
 def render(plan: PairPlan, height: int, width: int, device: torch.device, *, at_once: bool = False) -> PairBatch:
     """The batch of a plan: pair by pair on a CPU, whose cache holds one; all at once elsewhere. The same comes out."""
     count = len(plan.photographs)
@@ -83,6 +99,10 @@ def render(plan: PairPlan, height: int, width: int, device: torch.device, *, at_
         sizes = plan.sizes[rows].to(device, non_blocking=True)
         mix, maps = (part[:, rows].to(device, non_blocking=True) for part in (plan.mix, plan.photograph_from_view))
         image, sees = look(photographs, sizes, mix, maps, height=height, width=width)
+        if len(plan.others):
+            right, below = (int(edge) for edge in plan.other_sizes[rows].amax(dim=0))
+            others = plan.others[rows, :, :below, :right].to(device, non_blocking=True)
+            surround(image, sees, others, plan.other_sizes[rows].to(device, non_blocking=True), mix)
         images.append(image)
         seen.append(sees)
     grey = torch.cat(images, dim=1).reshape(2 * count, 1, height, width)
@@ -119,11 +139,16 @@ class PairDataset(Dataset[PairBatch]):
     def __getitem__(self, step: int) -> PairBatch:
         return render(self.plan(step), self.settings.height, self.settings.width, torch.device("cpu"))
 
+    def rows(self, step: int, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Which of the chosen photographs a batch is made of, and which lie beyond their edges."""
+        rows = torch.randint(len(self.chosen), (self.settings.batch_size,), generator=generator).numpy()
+        return rows, np.roll(rows, 1)
+
     def plan(self, step: int) -> PairPlan:
         """What the batch of a step is made of."""
         settings, count = self.settings, self.settings.batch_size
         generator = generator_of(*self.key, step)
-        rows = torch.randint(len(self.chosen), (count,), generator=generator).numpy()
+        rows, others = self.rows(step, generator)
         sizes = torch.from_numpy(self.photographs.sizes[self.chosen[rows]]).float()
         both_views = torch.stack(random_pairs(sizes, settings, generator))  # (2, B, 3, 3) photograph_from_view
         labels = torch.from_numpy(self.labels[rows, :, :2]).nan_to_num(nan=-1e4)  # (B, K, 2)
@@ -138,9 +163,12 @@ class PairDataset(Dataset[PairBatch]):
 
         rank, ranks = self.share  # all is drawn for the whole batch, so that it is the same for any number of ranks
         own = torch.arange(count).chunk(ranks)[rank]
+        others = others[own.numpy()] if settings.other_surroundings else others[:0]
         return PairPlan(
-            photographs=_stacked([self.photographs[self.chosen[row]] for row in rows[own.numpy()]]),
+            photographs=self._stacked(rows[own.numpy()]),
             sizes=sizes[own],
+            others=self._stacked(others),
+            other_sizes=torch.from_numpy(self.photographs.sizes[self.chosen[others]]).float(),
             mix=mix.reshape(2, count, 3)[:, own],
             photograph_from_view=both_views[:, own],
             light=light.of(torch.cat((own, count + own))),
@@ -149,6 +177,15 @@ class PairDataset(Dataset[PairBatch]):
             points=points[:, own].flatten(0, 1),
             matched=matched[own],
         )
+
+    def _stacked(self, rows: np.ndarray) -> Tensor:
+        """Photographs (B, 3, h, w) as large as the largest of them, zeros to the right and below."""
+        photographs = [self.photographs[self.chosen[row]] for row in rows]
+        height, width = (max((photograph.shape[axis] for photograph in photographs), default=0) for axis in (1, 2))
+        stacked = torch.zeros(len(photographs), 3, height, width, dtype=torch.uint8)
+        for into, photograph in zip(stacked, photographs, strict=True):
+            into[:, : photograph.shape[1], : photograph.shape[2]] = photograph
+        return stacked
 
     def _points(
         self, both_views: Tensor, keypoints: Tensor, sizes: Tensor, generator: torch.Generator
@@ -179,15 +216,6 @@ class PairDataset(Dataset[PairBatch]):
         points = candidates.gather(2, first[None, :, :, None].expand(2, -1, -1, 2))
         matched = good.gather(1, first)
         return points.where(matched[None, :, :, None], torch.zeros(())), matched
-
-
-def _stacked(photographs: list[Tensor]) -> Tensor:
-    """(B, 3, h, w) as large as the largest of them, zeros to the right and below."""
-    height, width = (max(photograph.shape[axis] for photograph in photographs) for axis in (1, 2))
-    stacked = torch.zeros(len(photographs), 3, height, width, dtype=torch.uint8)
-    for into, photograph in zip(stacked, photographs, strict=True):
-        into[:, : photograph.shape[1], : photograph.shape[2]] = photograph
-    return stacked
 
 
 class PlanDataset(Dataset[PairPlan]):

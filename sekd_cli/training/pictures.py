@@ -13,9 +13,8 @@ from sekd_cli.geometry import warp_points
 from sekd_cli.matching import match_descriptors
 from sekd_cli.networks import DenseNetwork
 from sekd_cli.precision import mixed_precision
-from sekd_cli.training.dataset import PairDataset
 from sekd_cli.training.photographs import Photographs
-from sekd_cli.training.validation import DETECTION, VALIDATION_KEY, VALIDATION_VIEWS
+from sekd_cli.training.validation import DETECTION, VALIDATION_VIEWS, HeldOutPairs
 
 SHOWN = 3  # photographs of each kind
 EDGE = 640  # pixels: longer edge of a photograph in a picture
@@ -41,9 +40,9 @@ def match_picture(network: DenseNetwork, photographs: Photographs, held_out: np.
     """Pairs of views of held-out photographs, as validation sees them, with right and wrong matches; RGB (H, W, 3)."""
     device = next(network.parameters()).device
     pictures = []
-    for row, index in enumerate(held_out[:SHOWN]):
-        none = np.full((1, 1, 3), np.nan, dtype=np.float32)
-        batch = PairDataset(photographs, np.array([index]), none, VALIDATION_VIEWS, VALIDATION_KEY)[row]
+    pairs = HeldOutPairs(photographs, held_out, VALIDATION_VIEWS)
+    for row in range(len(held_out[:SHOWN])):
+        batch = pairs[row]
         with mixed_precision(device):
             maps = network(batch.images.to(device, memory_format=torch.channels_last))
         both = (0, VALIDATION_VIEWS.batch_size)

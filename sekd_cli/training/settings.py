@@ -57,6 +57,7 @@ class TrainingSettings:
     shear: float = 20.0  # degrees, either way
     shift: float = 0.35  # largest, in widths of a view: where in one view a point lies must not tell where in the other
     tilt: float = 0.25  # largest change of depth across half a view: perspective
+    other_surroundings: bool = False  # beyond a photograph's edge lies another one; else its last pixels, drawn out
     graded: bool = False  # each pair is changed by a random share of these ranges: many are mild, few are extreme
     exposed_share: float = 0.3  # of the views, exposed anew: what gets too bright is lost
 

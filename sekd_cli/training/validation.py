@@ -27,6 +27,7 @@ VALIDATION_VIEWS = TrainingSettings(
     shear=20.0,
     shift=0.35,
     tilt=0.25,
+    other_surroundings=True,
     exposed_share=0.0,
 )
 WIDE_VIEWS = replace(VALIDATION_VIEWS, any_rotation_share=0.25, zoom=2.5, stretch=2.0, tilt=0.4)
@@ -34,6 +35,7 @@ MILD_VIEWS = replace(
     VALIDATION_VIEWS, rotation=10.0, any_rotation_share=0.0, zoom=1.25, stretch=1.3, shear=8.0, tilt=0.15
 )
 SLANTED_VIEWS = replace(MILD_VIEWS, stretch=2.2, tilt=0.4)
+ZOOMED_VIEWS = replace(MILD_VIEWS, any_rotation_share=1.0, zoom=4.0)
 STEEP_VIEWS = replace(MILD_VIEWS, rotation=40.0, zoom=1.5, stretch=4.0, shear=0.0, tilt=0.5)
 ALL_VIEWS = {
     "usual": VALIDATION_VIEWS,
@@ -41,11 +43,25 @@ ALL_VIEWS = {
     "mild": MILD_VIEWS,
     "slanted": SLANTED_VIEWS,
     "steep": STEEP_VIEWS,
+    "zoomed": ZOOMED_VIEWS,
 }
 VALIDATION_KEY = (20200609,)  # of the random views, the same for every run
 KEYPOINTS = 300  # a view of 320x256, as dense as the paper's 500 at 640x480 and a bit
 DETECTION = DetectionSettings(max_keypoints=KEYPOINTS, nms_radius=4)  # for all networks, so that their figures compare
 RANSAC_PIXELS = 3.0
+
+
+class HeldOutPairs(PairDataset):
+    """Item `row` is that photograph in `batch_size` pairs of views, the same for every run."""
+
+    def __init__(self, photographs: Photographs, held_out: np.ndarray, views: TrainingSettings) -> None:
+        no_labels = np.full((len(held_out), 1, 3), np.nan, dtype=np.float32)
+        super().__init__(photographs, held_out, no_labels, views, VALIDATION_KEY)
+
+    def rows(self, step: int, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """One photograph; beyond its edges lie the next ones."""
+        rows, _ = super().rows(step, generator)
+        return np.full_like(rows, step), (step + 1 + np.arange(len(rows))) % len(self.chosen)
 
 
 def validate(
@@ -62,12 +78,10 @@ def validate(
     which the best checkpoint is chosen. Empty if nothing is held out.
     """
     device = next(network.parameters()).device
-    no_labels = np.full((len(held_out), 1, 3), np.nan, dtype=np.float32)
+    pairs = HeldOutPairs(photographs, held_out, views)
     figures = []
     for row in range(len(held_out)):
-        one = slice(row, row + 1)
-        pairs = PairDataset(photographs, held_out[one], no_labels[one], views, VALIDATION_KEY)
-        batch = pairs[row]  # the photograph twice, in two pairs of views
+        batch = pairs[row]
         with torch.inference_mode(), mixed_precision(device):
             maps = network(batch.images.to(device, memory_format=torch.channels_last))
         for pair in range(views.batch_size):
