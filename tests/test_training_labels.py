@@ -16,12 +16,13 @@ from sekd_cli.images import find_images
 from sekd_cli.networks import CompactNetwork, DenseMaps
 from sekd_cli.training.affine_adaptation import References, adapted_scores, look_at_references
 from sekd_cli.training.checkpoint import load_checkpoint, save_checkpoint
-from sekd_cli.training.dataset import PairDataset, PlanDataset, generator_of, render
+from sekd_cli.training.dataset import PairDataset, PlanDataset, generator_of, look, render, surround
 from sekd_cli.training.labelling import grey_of, label_photographs
 from sekd_cli.training.photographs import Photographs, cache_photographs
 from sekd_cli.training.photometric import LUMA, Light, blur_where_shrunk, change_light, convolve, draw_light
 from sekd_cli.training.reliability import corner_strength, map_reliability
 from sekd_cli.training.settings import PRESETS, TrainingSettings, read_settings, settings_from
+from sekd_cli.training.validation import HeldOutPairs
 from sekd_cli.training.views import FIRST_ZOOM, footprints, random_pairs
 
 SMALL = TrainingSettings(height=64, width=96, batch_size=3, detected_points=20, random_points=10)
@@ -113,7 +114,7 @@ def test_a_batch_rendered_at_once_as_on_a_gpu_is_that_rendered_pair_by_pair(tmp_
         cv2.imwrite(str(folder / f"other{seed}.png"), drawn_photograph(seed, height, width))
     mixed = cache_photographs(find_images([folder]), tmp_path / "cache", 640)
     labels = np.full((5, 1, 3), 50, np.float32)
-    pairs = PairDataset(mixed, np.arange(5), labels, replace(SMALL, batch_size=6), (3,))
+    pairs = PairDataset(mixed, np.arange(5), labels, replace(SMALL, batch_size=6, other_surroundings=True), (3,))
     for step in range(3):
         plan = PlanDataset(pairs)[step]
         assert len({tuple(size) for size in plan.sizes.tolist()}) > 1
@@ -122,9 +123,33 @@ def test_a_batch_rendered_at_once_as_on_a_gpu_is_that_rendered_pair_by_pair(tmp_
             torch.testing.assert_close(one, other, atol=3e-4, rtol=0)  # pixels are addressed otherwise
 
 
+def test_beyond_the_edges_of_a_photograph_lies_another_one_mirrored_in_the_second_view() -> None:
+    own, light_left = torch.full((1, 3, 30, 40), 60, dtype=torch.uint8), torch.zeros(1, 3, 64, 96, dtype=torch.uint8)
+    light_left[..., :48] = 200
+    size = torch.tensor([[40.0, 30.0]])
+    mix = torch.full((2, 1, 3), 1 / 765)  # the mean of the colours
+    maps = torch.eye(3).repeat(2, 1, 1, 1)  # the photograph in the top-left corner of views of 96x64
+    image, seen = look(own, size, mix, maps, height=64, width=96)
+    within = image.clone()
+    surround(image, seen, light_left, torch.tensor([[96.0, 64.0]]), mix)
+    assert seen.any()
+    assert torch.equal(image[seen], within[seen])
+    expected = torch.zeros(2, 1, 64, 96)
+    expected[0, ..., :48] = expected[1, ..., 48:] = 200 / 255
+    torch.testing.assert_close(image[~seen], expected[~seen])
+
+
+def test_held_out_photographs_come_one_by_one_with_the_next_ones_beyond(photographs: Photographs) -> None:
+    pairs = HeldOutPairs(photographs, np.array([4, 2, 0]), replace(SMALL, batch_size=2, other_surroundings=True))
+    for row, (own, others) in enumerate([(4, (2, 0)), (2, (0, 4)), (0, (4, 2))]):
+        plan = pairs.plan(row)
+        assert all(torch.equal(one, photographs[own]) for one in plan.photographs)
+        assert all(torch.equal(one, photographs[other]) for one, other in zip(plan.others, others, strict=True))
+
+
 def test_the_parts_of_a_batch_for_two_ranks_are_the_whole(photographs: Photographs) -> None:
     labels = np.full((5, 1, 3), 50, np.float32)
-    settings = replace(SMALL, batch_size=4)
+    settings = replace(SMALL, batch_size=4, other_surroundings=True)
     whole = PairDataset(photographs, np.arange(5), labels, settings, (3,))[7]
     parts = [PairDataset(photographs, np.arange(5), labels, settings, (3,), share=(rank, 2))[7] for rank in (0, 1)]
     for name in ("second_from_first", "matched"):

@@ -43,7 +43,7 @@ def generator_of(*key: int) -> torch.Generator:
 class PairPlan(NamedTuple):
     """All that a batch is made of, drawn and read on the CPU; `render` makes the batch of it on any device."""
 
-    photographs: Tensor  # (B, 3, h, w) uint8, with zeros to the right and below where they are smaller than the largest
+    photographs: Tensor  # (B, 3, h, w) uint8, their last pixels drawn out to the size of the largest
     sizes: Tensor  # (B, 2) their widths and heights
     mix: Tensor  # (2, B, 3) shares of the colours in the grey views
     photograph_from_view: Tensor  # (2, B, 3, 3)
@@ -179,12 +179,15 @@ class PairDataset(Dataset[PairBatch]):
         )
 
     def _stacked(self, rows: np.ndarray) -> Tensor:
-        """Photographs (B, 3, h, w) as large as the largest of them, zeros to the right and below."""
+        """Photographs (B, 3, h, w), their last pixels drawn out to the size of the largest."""
         photographs = [self.photographs[self.chosen[row]] for row in rows]
         height, width = (max((photograph.shape[axis] for photograph in photographs), default=0) for axis in (1, 2))
         stacked = torch.zeros(len(photographs), 3, height, width, dtype=torch.uint8)
         for into, photograph in zip(stacked, photographs, strict=True):
-            into[:, : photograph.shape[1], : photograph.shape[2]] = photograph
+            below, right = photograph.shape[1:]
+            into[:, :below, :right] = photograph
+            into[:, :below, right:] = photograph[:, :, -1:]
+            into[:, below:] = into[:, below - 1 : below]
         return stacked
 
     def _points(
