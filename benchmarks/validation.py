@@ -9,7 +9,7 @@ accuracy, of `--keypoints` a view (300 are many for 320x256 pixels; 100 is what 
 upright and of nearly one size, slanted and steep ones are seen from the side, zoomed ones turned by any angle and up to
 four times as large. The views of a pair lie up to `--shift` of their width apart: the less, the more of a match can be
 told from where in the view it is. `--ways` adds, on usual views, other ways to read keypoints off the scores (under
-mixed precision, as in training), each precision of `sekd extract`, and RootSIFT.
+mixed precision, as in training) and each precision of `sekd extract`; and RootSIFT.
 """
 
 import argparse
@@ -57,9 +57,9 @@ class AtPrecision(nn.Module):
         return maps
 
 
-def rootsift(image: torch.Tensor, seen: torch.Tensor) -> Features:
+def rootsift(image: torch.Tensor, seen: torch.Tensor, keypoints: int) -> Features:
     """OpenCV's SIFT on a grey view (H, W) in [0, 1], square roots of its normalised descriptors."""
-    finder = cv2.SIFT_create(nfeatures=validation.KEYPOINTS, contrastThreshold=CONTRAST)
+    finder = cv2.SIFT_create(nfeatures=keypoints, contrastThreshold=CONTRAST)
     pixels, mask = ((values.numpy() * 255).astype(np.uint8) for values in (image, seen))
     found, descriptors = finder.detectAndCompute(pixels, mask)
     histograms = torch.zeros(0, 128) if descriptors is None else torch.from_numpy(descriptors)
@@ -71,7 +71,9 @@ def rootsift(image: torch.Tensor, seen: torch.Tensor) -> Features:
     )
 
 
-def rootsift_figures(photographs: Photographs, held_out: np.ndarray, views: TrainingSettings) -> dict[str, float]:
+def rootsift_figures(
+    photographs: Photographs, held_out: np.ndarray, views: TrainingSettings, keypoints: int
+) -> dict[str, float]:
     """What `validate` says of a network, of RootSIFT."""
     figures = []
     count = views.batch_size
@@ -79,7 +81,7 @@ def rootsift_figures(photographs: Photographs, held_out: np.ndarray, views: Trai
     for row in range(len(held_out)):
         batch = pairs[row]
         for pair in range(count):
-            first, second = (rootsift(batch.images[i, 0], batch.seen[i]) for i in (pair, count + pair))
+            first, second = (rootsift(batch.images[i, 0], batch.seen[i], keypoints) for i in (pair, count + pair))
             figures.append(validation.pair_figures(first, second, batch.second_from_first[pair]))
     return dict(zip(validation.FIGURES, np.nanmean(np.array(figures), axis=0).tolist(), strict=True))
 
@@ -124,7 +126,8 @@ def main() -> None:
             ready = AtPrecision(network, precision)
             show(f"radius 2, {precision}", validation.validate(ready, photographs, held_out, extracted, views["usual"]))
     if options.ways:
-        show("RootSIFT", rootsift_figures(photographs, held_out, views["usual"]))
+        for kind in options.views.split(","):
+            show(f"RootSIFT, {kind}", rootsift_figures(photographs, held_out, views[kind], options.keypoints))
 
 
 if __name__ == "__main__":
