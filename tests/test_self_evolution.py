@@ -22,7 +22,7 @@ from sekd_cli.training.optimisation import MOST_SKIPPED, Learner
 from sekd_cli.training.photographs import Photographs, cache_photographs
 from sekd_cli.training.run_folder import RunFolder
 from sekd_cli.training.schedule import Phase, affordable, phase_ends, phases_of
-from sekd_cli.training.self_evolution import Reporter, SelfEvolution
+from sekd_cli.training.self_evolution import Reporter, SelfEvolution, held_out_photographs
 from sekd_cli.training.settings import PRESETS, TrainingSettings, settings_from
 
 TINY = {
@@ -263,6 +263,13 @@ def test_the_command_trains_and_the_same_command_again_goes_on(tmp_path: Path) -
     again = CliRunner().invoke(train, command, catch_exceptions=False)
     assert again.exit_code == 0
     assert len((run / "log.jsonl").read_text().splitlines()) == 5  # the data; nothing was left to do
+
+
+def test_no_run_trains_on_what_another_one_held_out(photographs: Photographs) -> None:
+    first, other = (TrainingSettings(seed=seed, validation_share=0.4) for seed in (0, 1))
+    held_out = held_out_photographs(photographs, first)
+    assert len(held_out) == round(0.4 * len(photographs))
+    assert np.array_equal(held_out, held_out_photographs(photographs, other))
 
 
 WEIGHTS = {"detector": 3.0, "repeatability": 0.1, "ranking": 1.0, "position": 2.0, "matching": 1.0, "selection": 6.0}
