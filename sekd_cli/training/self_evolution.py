@@ -57,7 +57,7 @@ class Reporter:
 
 
 def held_out_photographs(photographs: Photographs, settings: TrainingSettings) -> np.ndarray:
-    """Sorted indices of the photographs that no run trains on, whatever its seed: it may start from another's weights."""
+    """Sorted indices of what no run trains on, whatever its seed: it may start from another's weights."""
     held = min(MOST_HELD_OUT, round(settings.validation_share * len(photographs)))
     return np.sort(np.random.default_rng([0, 1]).permutation(len(photographs))[:held])
 
