@@ -57,7 +57,7 @@ class TrainingSettings:
     shear: float = 20.0  # degrees, either way
     shift: float = 0.35  # largest, in widths of a view: where in one view a point lies must not tell where in the other
     tilt: float = 0.25  # largest change of depth across half a view: perspective
-    other_surroundings: bool = False  # beyond a photograph's edge lies another one; else its last pixels, drawn out
+    other_surroundings: bool = True  # beyond a photograph's edge lies another one; else its last pixels, drawn out
     graded: bool = False  # each pair is changed by a random share of these ranges: many are mild, few are extreme
     exposed_share: float = 0.3  # of the views, exposed anew: what gets too bright is lost
 
@@ -170,6 +170,7 @@ PRESETS = {
         stretch=1.0,
         shear=40.0,
         shift=0.04,
+        other_surroundings=False,
         tilt=0.0,
         adaptation_references=12,
         reliability_references=12,
