@@ -30,9 +30,10 @@ from sekd_cli.config import DetectionSettings
 from sekd_cli.device import keep_freed_memory
 from sekd_cli.export.onnx import export_onnx
 from sekd_cli.features import detect
-from sekd_cli.networks import DenseNetwork
+from sekd_cli.networks import CompactNetwork, DenseNetwork
 from sekd_cli.networks.folding import fold_batch_norms
 from sekd_cli.networks.inference import inference_network
+from sekd_cli.networks.packing import pack_fine_levels
 from sekd_cli.networks.weights_file import load_network, packaged_weights
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -100,8 +101,8 @@ def compiled_way(network: DenseNetwork, image: np.ndarray) -> Way:
 
 
 def plain_bfloat16(network: DenseNetwork) -> DenseNetwork:
-    """bfloat16 weights, fine levels not packed."""
-    plain = copy.deepcopy(fold_batch_norms(network)).bfloat16()
+    """bfloat16 weights, nothing fused."""
+    plain = copy.deepcopy(network).bfloat16()
     plain.get_submodule("detector").float()
     plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return plain
@@ -112,7 +113,9 @@ def ways(folder: Path, *, compiled: bool) -> dict[str, Way]:
     network, images = load_network(packaged_weights()), photographs()
     image = images[-1]
     batch = torch.from_numpy(image).contiguous(memory_format=torch.channels_last)
-    plain = plain_bfloat16(network)
+    folded = fold_batch_norms(network)
+    assert isinstance(folded, CompactNetwork)
+    plain = plain_bfloat16(folded)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         frozen = torch.jit.freeze(torch.jit.trace(plain, batch).eval())  # fuses activations, orders weights beforehand
@@ -137,9 +140,11 @@ def ways(folder: Path, *, compiled: bool) -> dict[str, Way]:
     return further | {
         "float32": torch_way(exact, image),
         "bfloat16 (sekd)": torch_way(packed, image),
-        "bfloat16, not packed": torch_way(plain, image),
+        "bfloat16, not fused": torch_way(plain_bfloat16(pack_fine_levels(folded)), image),
+        "bfloat16, nor packed": torch_way(plain, image),
+        "float32, not fused": torch_way(folded.to(memory_format=torch.channels_last), image),
         "bfloat16, traced and frozen": lambda: frozen(batch)[0][0],
-        "bfloat16 by autocast": torch_way(exact, image, autocast=True),
+        "bfloat16 by autocast": torch_way(folded, image, autocast=True),
         "ONNX Runtime, float32": onnx_way(model, image),
         "ONNX Runtime, int8": onnx_way(quantized, image),
     }

@@ -64,7 +64,8 @@ def test_every_precision_repeats_itself_bit_by_bit(chosen: str, photograph: Tens
 @pytest.mark.parametrize("name", NETWORKS)
 def test_in_bfloat16_only_the_detector_and_norms_keep_their_digits(name: str) -> None:
     network = inference_network(NETWORKS[name](), "bfloat16", CPU)
-    exact = {module for module in network.modules() if isinstance(module, nn.BatchNorm2d)} | {network.detector}
+    exact = {module for module in network.modules() if isinstance(module, nn.BatchNorm2d)}
+    exact |= set(network.detector.modules())
     for module in network.modules():
         expected = torch.float32 if module in exact else torch.bfloat16
         assert all(parameter.dtype == expected for parameter in module.parameters(recurse=False))

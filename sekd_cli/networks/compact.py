@@ -34,12 +34,12 @@ def _convolution(
     return nn.Sequential(*layers, nn.ReLU(inplace=True)) if active else nn.Sequential(*layers)
 
 
-class Enlarge(nn.Module):
-    """Bilinear enlargement by two."""
+class EnlargeOnto(nn.Module):
+    """Bilinear enlargement by two, added to a finer map."""
 
-    def forward(self, maps: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, C, 2h, 2w)."""
-        return upsample(maps, 2)
+    def forward(self, maps: Tensor, finer: Tensor) -> Tensor:
+        """(B, C, h, w), (B, C, 2h, 2w) -> the ReLU of the sum, (B, C, 2h, 2w)."""
+        return F.relu(finer + upsample(maps, 2), inplace=True)
 
 
 class Interleave(nn.Module):
@@ -123,7 +123,7 @@ class CompactNetwork(DenseNetwork):
         # scores: levels 8 and 4 brought to 1/2, then four scores a cell of 2x2 pixels
         self.context4 = nn.Conv2d(64, 8, 1)
         self.context2 = nn.Conv2d(32, 8, 1)
-        self.enlarge: nn.Module = Enlarge()
+        self.enlarge_onto: nn.Module = EnlargeOnto()
         self.surroundings = _convolution(8, 8)
         self.detector = nn.Conv2d(8, 4, 3, padding=1)
         self.interleave: nn.Module = Interleave()
@@ -145,15 +145,16 @@ class CompactNetwork(DenseNetwork):
         level16 = self.level16(level8)  # (B, 96, H/16, W/16)
         level32 = self.level32(level16)  # (B, 96, H/32, W/32)
 
-        context16 = F.relu(level16 + upsample(self.context16(level32), 2))
-        mixed = F.relu(level8 + upsample(self.context8(context16), 2))
+        enlarge_onto = EnlargeOnto()
+        context16 = enlarge_onto(self.context16(level32), level16)
+        mixed = enlarge_onto(self.context8(context16), level8)
         semantic = self.semantic(mixed)  # (B, 48, H/8, W/8)
-        fine = level4 if self.context_detail is None else F.relu(level4 + upsample(self.context_detail(mixed), 2))
+        fine = level4 if self.context_detail is None else enlarge_onto(self.context_detail(mixed), level4)
         fine = self.blend(fine)  # (B, 32, H/4, W/4)
         detail = self.detail(fine)  # (B, 16, H/4, W/4)
 
         context2 = self.context2(fine) + upsample(self.context4(level8), 2)  # (B, 8, H/4, W/4)
-        surroundings = self.surroundings(F.relu(level2 + self.enlarge(context2)))  # (B, 8, H/2, W/2)
+        surroundings = self.surroundings(self.enlarge_onto(context2, level2))  # (B, 8, H/2, W/2)
         with torch.autocast(image.device.type, enabled=False):  # bf16 scores tie, and lose the sub-pixel peak
             scores = self.detector(surroundings.float())  # (B, 4, H/2, W/2)
         score_logits = self.interleave(scores)  # (B, H, W)

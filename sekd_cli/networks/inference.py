@@ -6,6 +6,7 @@ from torch import nn
 from sekd_cli.networks.base import DenseNetwork
 from sekd_cli.networks.compact import CompactNetwork
 from sekd_cli.networks.folding import fold_batch_norms
+from sekd_cli.networks.fusing import can_fuse, fuse
 from sekd_cli.networks.packing import pack_fine_levels
 
 
@@ -26,4 +27,6 @@ def inference_network(network: DenseNetwork, precision: str, device: torch.devic
         for module in exact:
             module.float()
     ready.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from its types
+    if device.type == "cpu" and isinstance(ready, CompactNetwork) and can_fuse(ready.dtype):
+        return fuse(ready)
     return ready

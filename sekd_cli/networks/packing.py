@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sekd_cli.geometry import upsample
 from sekd_cli.networks.compact import CompactNetwork
 
 Operation = Callable[[Tensor], Tensor]
@@ -95,16 +96,20 @@ class Unpack(nn.Module):
 
 
 class BorderRepeated(nn.Module):
-    """A convolution without padding of a map whose border repeats."""
+    """A convolution without padding of a map whose border repeats, added to another map: what `EnlargeOnto` does."""
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
         self.convolution = convolution
 
-    def forward(self, maps: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, C', h, w)."""
-        output: Tensor = self.convolution(F.pad(maps, (1, 1, 1, 1), mode="replicate"))
-        return output
+    @staticmethod
+    def padded(maps: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, h + 2, w + 2)."""
+        return F.pad(maps, (1, 1, 1, 1), mode="replicate")
+
+    def forward(self, maps: Tensor, finer: Tensor) -> Tensor:
+        """(B, C, h, w), (B, C', h, w) -> the ReLU of the sum, (B, C', h, w)."""
+        return F.relu(finer + self.convolution(self.padded(maps)), inplace=True)
 
 
 def _convolution_of(part: nn.Module) -> nn.Conv2d:
@@ -131,7 +136,8 @@ def pack_fine_levels(network: CompactNetwork) -> CompactNetwork:
         nn.ReLU(inplace=True),
     )
     cast(nn.Sequential, packed.level4[0])[0] = packed_convolution(third, third.in_channels, 2, 1)
-    packed.enlarge = BorderRepeated(packed_convolution(network.enlarge, surroundings.in_channels, 1, 2, padding=0))
+    enlarge = packed_convolution(lambda maps: upsample(maps, 2), surroundings.in_channels, 1, 2, padding=0)
+    packed.enlarge_onto = BorderRepeated(enlarge)
     packed.surroundings[0] = packed_convolution(surroundings, surroundings.in_channels, 2, 2)
     packed.detector = packed_convolution(
         lambda maps: F.pixel_shuffle(network.detector(maps), 2), network.detector.in_channels, 2, 4
