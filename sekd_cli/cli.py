@@ -111,9 +111,19 @@ def cli() -> None:
     """  # noqa: D301 - click's mark for lines that stay as they are
 
 
+def _let_idle_threads_sleep() -> None:
+    """Idle threads of torch leave the cores to decoding and to others, but not between two layers of a network.
+
+    For GNU's OpenMP 20,000 turns of a loop, some tens of microseconds, come before sleep: docs/EXPERIMENTS.md, 54.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (see `errors.py` and README)."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads of torch leave the cores to decoding
+    _let_idle_threads_sleep()
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # what it has to say of an image, the caller says
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged EXIF, which changes nothing
     _set_up_logging()
