@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sekd_cli.geometry import inside, look_through, resize_matrix, warp_points
+from sekd_cli.geometry import inside, look_through, warp_points
 from sekd_cli.training.photographs import Photographs
 from sekd_cli.training.photometric import Light, blur_where_shrunk, change_light, draw_light, draw_mix
 from sekd_cli.training.settings import TrainingSettings
@@ -80,11 +81,12 @@ def surround(image: Tensor, seen: Tensor, others: Tensor, sizes: Tensor, mix: Te
     `look`.
     """
     height, width = image.shape[-2:]
-    scale = (sizes / sizes.new_tensor([width, height])).cpu().numpy()
-    filling = torch.stack([torch.from_numpy(resize_matrix(*each)) for each in scale]).to(image)
+    scale = sizes / sizes.new_tensor([width, height])
+    filling = torch.diag_embed(F.pad(scale, (0, 1), value=1.0))  # `resize_matrix` of each
+    filling[:, :2, 2] = (scale - 1) / 2
     beyond, _ = look(others, sizes, mix, filling.expand(len(mix), -1, -1, -1), height=height, width=width)
     beyond[-1] = beyond[-1].flip(-1)
-    image[~seen] = beyond[~seen]
+    torch.where(seen, image, beyond, out=image)
 
 
 def render(plan: PairPlan, height: int, width: int, device: torch.device, *, at_once: bool = False) -> PairBatch:
