@@ -3,9 +3,9 @@
     python benchmarks/turns.py [WEIGHTS] [--same-point PIXELS]
 
 Prints, for example photographs and themselves turned in their plane, resized, or seen upright at a slant in another
-light, and for two parts of a photograph as of a panorama, the share of matches that are right to 3 px and their number;
-then the time of extraction as a ratio, the median over photographs. --same-point: up to which distance keypoints of two
-scales are one.
+light, for a corner of them and the whole resized, and for two parts of them as of a panorama, the share of matches that
+are right to 3 px and their number; then the time of extraction as a ratio, the median over photographs. --same-point:
+up to which distance keypoints of two scales are one.
 """
 
 import argparse
@@ -27,6 +27,7 @@ DEGREES = (15, 30, 45, 60, 75, 90, 135, 180)
 FACTORS = (0.5, 0.7, 1.5, 2.0)
 SLANTS = range(4)  # seeds
 APART = (0.15, 0.3)  # of the width
+CORNER = 0.6  # of the width and height
 RIGHT = 3.0  # pixels
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -60,6 +61,13 @@ def resized(image: np.ndarray, factor: float) -> Change:
     return f"resized by {factor}", image, result, resize_matrix(scale_x, scale_y)
 
 
+def corner(image: np.ndarray, factor: float) -> Change:
+    """The upper left part of an image, and the whole resized: no frame in common, as in `resized`."""
+    _, _, result, matrix = resized(image, factor)
+    height, width = (round(CORNER * edge) for edge in image.shape)
+    return f"corner, whole by {factor}", image[:height, :width].copy(), result, matrix
+
+
 def slanted(image: np.ndarray, seed: int) -> Change:
     """An image whose corners moved by up to 12 % of its sides, in another light and with noise."""
     random = np.random.default_rng(seed)
@@ -84,6 +92,7 @@ def changes(image: np.ndarray) -> Iterator[Change]:
     """All that is done to a photograph."""
     yield from (turned(image, degrees) for degrees in DEGREES)
     yield from (resized(image, factor) for factor in FACTORS)
+    yield from (corner(image, factor) for factor in FACTORS[:2])
     yield from (slanted(image, seed) for seed in SLANTS)
     yield from (apart(image, share) for share in APART)
 
