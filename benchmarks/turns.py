@@ -62,7 +62,7 @@ def resized(image: np.ndarray, factor: float) -> Change:
 
 
 def corner(image: np.ndarray, factor: float) -> Change:
-    """The upper left part of an image, and the whole resized: no frame in common, as in `resized`."""
+    """The upper left part of an image, and the whole resized: other than in `resized`, they have no frame in common."""
     _, _, result, matrix = resized(image, factor)
     height, width = (round(CORNER * edge) for edge in image.shape)
     return f"corner, whole by {factor}", image[:height, :width].copy(), result, matrix

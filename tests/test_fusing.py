@@ -60,3 +60,8 @@ def test_a_network_for_inference_is_fused_where_it_can_be(can: bool, monkeypatch
     assert bool(fused) == (can and can_fuse(torch.float32))
     assert ready.dtype == torch.float32
     assert not any(isinstance(module, FusedConvolution) for module in network.modules())
+
+
+def test_norms_must_be_folded_first() -> None:
+    with pytest.raises(AssertionError, match="fold the norms"):
+        fuse(CompactNetwork())

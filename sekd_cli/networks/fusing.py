@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sekd_cli.networks.compact import CompactNetwork, ResidualPair
-from sekd_cli.networks.packing import BorderRepeated
+from sekd_cli.networks.packing import BorderRepeated, convolution_of
 
 
 def can_fuse(dtype: torch.dtype) -> bool:
@@ -63,7 +63,7 @@ class FusedConvolution(nn.Module):
         padding, stride = list(cast(tuple[int, ...], convolution.padding)), list(convolution.stride)
         self.geometry = [*padding, *stride]
         self.then = "relu" if active else "none"
-        assert convolution.bias is not None
+        assert convolution.bias is not None, "fold the norms first"
         weight = convolution.weight.detach()
         if weight.dtype == torch.bfloat16:  # as the kernels read it, once and not in every pass; float32's take longer
             weight = torch._C._nn.mkldnn_reorder_conv2d_weight(weight.to_mkldnn(), padding, stride, [1, 1], 1)
@@ -112,8 +112,7 @@ def fuse(network: CompactNetwork) -> CompactNetwork:
 
 def _fused(module: nn.Module) -> nn.Module:
     if isinstance(module, ResidualPair):
-        first, second = (cast(nn.Sequential, part)[0] for part in module.body)
-        return FusedPair(cast(nn.Conv2d, first), cast(nn.Conv2d, second))
+        return FusedPair(*(convolution_of(part) for part in module.body))
     if isinstance(module, BorderRepeated):
         return FusedBorderRepeated(module.convolution)
     if isinstance(module, nn.Conv2d):

@@ -112,7 +112,7 @@ class BorderRepeated(nn.Module):
         return F.relu(finer + self.convolution(self.padded(maps)), inplace=True)
 
 
-def _convolution_of(part: nn.Module) -> nn.Conv2d:
+def convolution_of(part: nn.Module) -> nn.Conv2d:
     """The convolution that a part begins with, its norm folded into it."""
     convolution, norm, *_ = cast(nn.Sequential, part)
     assert isinstance(convolution, nn.Conv2d)
@@ -127,7 +127,7 @@ def pack_fine_levels(network: CompactNetwork) -> CompactNetwork:
     """
     packed = copy.deepcopy(network)
     parts = (network.level2[0], network.level2[1], network.level4[0], network.surroundings)
-    first, second, third, surroundings = (_convolution_of(part) for part in parts)
+    first, second, third, surroundings = (convolution_of(part) for part in parts)
     packed.level2 = nn.Sequential(
         Pack(4),
         packed_convolution(first, 1, 4, 2),
