@@ -34,12 +34,17 @@ def _convolution(
     return nn.Sequential(*layers, nn.ReLU(inplace=True)) if active else nn.Sequential(*layers)
 
 
+def enlarge_onto(maps: Tensor, finer: Tensor) -> Tensor:
+    """The ReLU of a map enlarged by two and a finer one: (B, C, h, w), (B, C, 2h, 2w) -> (B, C, 2h, 2w)."""
+    return F.relu(finer + upsample(maps, 2), inplace=True)
+
+
 class EnlargeOnto(nn.Module):
-    """Bilinear enlargement by two, added to a finer map."""
+    """`enlarge_onto` where another layer may stand for it."""
 
     def forward(self, maps: Tensor, finer: Tensor) -> Tensor:
-        """(B, C, h, w), (B, C, 2h, 2w) -> the ReLU of the sum, (B, C, 2h, 2w)."""
-        return F.relu(finer + upsample(maps, 2), inplace=True)
+        """As `enlarge_onto`."""
+        return enlarge_onto(maps, finer)
 
 
 class Interleave(nn.Module):
@@ -145,7 +150,6 @@ class CompactNetwork(DenseNetwork):
         level16 = self.level16(level8)  # (B, 96, H/16, W/16)
         level32 = self.level32(level16)  # (B, 96, H/32, W/32)
 
-        enlarge_onto = EnlargeOnto()
         context16 = enlarge_onto(self.context16(level32), level16)
         mixed = enlarge_onto(self.context8(context16), level8)
         semantic = self.semantic(mixed)  # (B, 48, H/8, W/8)

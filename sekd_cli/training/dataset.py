@@ -89,6 +89,13 @@ def surround(image: Tensor, seen: Tensor, others: Tensor, sizes: Tensor, mix: Te
     torch.where(seen, image, beyond, out=image)
 
 
+def _without_padding(photographs: Tensor, sizes: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Photographs (B, 3, h, w) and sizes (B, 2) on a device, without padding that none of these needs."""
+    right, below = (int(edge) for edge in sizes.amax(dim=0))
+    cut = photographs[:, :, :below, :right]
+    return cut.to(device, non_blocking=True), sizes.to(device, non_blocking=True)
+
+
 def render(plan: PairPlan, height: int, width: int, device: torch.device, *, at_once: bool = False) -> PairBatch:
     """The batch of a plan: pair by pair on a CPU, whose cache holds one; all at once elsewhere. The same comes out."""
     count = len(plan.photographs)
@@ -96,15 +103,12 @@ def render(plan: PairPlan, height: int, width: int, device: torch.device, *, at_
     images, seen = [], []
     for start in range(0, count, step):
         rows = slice(start, start + step)
-        right, below = (int(edge) for edge in plan.sizes[rows].amax(dim=0))
-        photographs = plan.photographs[rows, :, :below, :right].to(device, non_blocking=True)
-        sizes = plan.sizes[rows].to(device, non_blocking=True)
         mix, maps = (part[:, rows].to(device, non_blocking=True) for part in (plan.mix, plan.photograph_from_view))
-        image, sees = look(photographs, sizes, mix, maps, height=height, width=width)
+        own = _without_padding(plan.photographs[rows], plan.sizes[rows], device)
+        image, sees = look(*own, mix, maps, height=height, width=width)
         if len(plan.others):
-            right, below = (int(edge) for edge in plan.other_sizes[rows].amax(dim=0))
-            others = plan.others[rows, :, :below, :right].to(device, non_blocking=True)
-            surround(image, sees, others, plan.other_sizes[rows].to(device, non_blocking=True), mix)
+            others = _without_padding(plan.others[rows], plan.other_sizes[rows], device)
+            surround(image, sees, *others, mix)
         images.append(image)
         seen.append(sees)
     grey = torch.cat(images, dim=1).reshape(2 * count, 1, height, width)

@@ -41,7 +41,7 @@ def match_picture(network: DenseNetwork, photographs: Photographs, held_out: np.
     device = next(network.parameters()).device
     pictures = []
     pairs = HeldOutPairs(photographs, held_out, VALIDATION_VIEWS)
-    for row in range(len(held_out[:SHOWN])):
+    for row in range(min(SHOWN, len(held_out))):
         batch = pairs[row]
         with mixed_precision(device):
             maps = network(batch.images.to(device, memory_format=torch.channels_last))

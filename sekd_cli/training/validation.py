@@ -60,7 +60,7 @@ class HeldOutPairs(PairDataset):
 
     def rows(self, step: int, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
         """One photograph; beyond its edges lie the next ones."""
-        rows, _ = super().rows(step, generator)
+        rows, _ = super().rows(step, generator)  # what follows is drawn as for any batch
         return np.full_like(rows, step), (step + 1 + np.arange(len(rows))) % len(self.chosen)
 
 
