@@ -21,6 +21,7 @@ SOFTNESS = 0.2  # of the selection of the best keypoints, in logits
 BUDGETS = (2, 4, 8)  # parts of the own keypoints that are selected
 CELL = 80  # pixels along each side of a region
 TINY = 1e-30  # odds of keypoints that are not there
+LARGEST_EXPONENT = 40.0  # of odds: their squares and the squares' sums stay finite, and small ones as far from nothing
 SAME = 2.0  # pixels within which two peaks are the same point, found inexactly
 
 
@@ -108,7 +109,7 @@ def matching_losses(own: OwnKeypoints, second_from_first: Tensor, scale: float) 
     counts = [max(1, most // part) for part in BUDGETS]
     shares = torch.stack([own.present.to(first.dtype), *(_selected(own, count) for count in counts)], dim=-1)
     first_share, second_share = shares.chunk(2)  # (B, K, n): how much each keypoint is there, in n cases
-    odds = (scale * (first @ second.transpose(1, 2)) - scale).exp()
+    odds = (scale * (first @ second.transpose(1, 2) - 1) + LARGEST_EXPONENT).exp()
     forward = first_share.square() / (odds @ second_share).clamp(min=TINY)
     backward = second_share.square() / (odds.transpose(1, 2) @ first_share).clamp(min=TINY)
     expected = (forward * ((odds.square() * cost) @ backward)).sum((0, 1))  # (n,)
