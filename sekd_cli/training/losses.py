@@ -43,7 +43,7 @@ def descriptor_losses(
         )
     else:
         loss = hardest_in_batch_loss(first, second, batch.matched, settings.triplet_ratio)
-    return {"descriptor": loss}
+    return {"descriptor": settings.descriptor_weight * loss}
 
 
 def detector_losses(

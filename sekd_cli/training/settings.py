@@ -89,6 +89,7 @@ class TrainingSettings:
     selection_weight: float = 0.0  # of the wrong matches, less right ones, expected of the best of them
     matching_scale: float = 40.0  # inverse temperature of these matches
     similarity_scale: float = 20.0  # inverse temperature of the dual softmax
+    descriptor_weight: float = 1.0  # of that loss; less leaves more to the lessons on own keypoints
     safe_radius: float = 6.0  # pixels; nearer points are neither the same nor different
     triplet_ratio: float = 0.85  # only points with d+ / d- above it count
     frozen_detector_weight: float = 1.0
