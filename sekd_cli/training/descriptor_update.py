@@ -9,10 +9,22 @@ from sekd_cli.training.ranks import previous, total
 DUPLICATE = 0.008  # descriptor distance below which a "negative" is the same structure again (paper Sec. 4.1)
 
 
-def near_others(points: Tensor, radius: float) -> Tensor:
-    """Pairs of points nearer than `radius` pixels: (B, P, 2) -> (B, P, P) bool."""
-    x, y = points.unbind(-1)
-    return (x[:, :, None] - x[:, None]) ** 2 + (y[:, :, None] - y[:, None]) ** 2 < radius**2
+def squared_distances(points: Tensor, others: Tensor) -> Tensor:
+    """Between pixels (B, P, 2) and (B, Q, 2) of a view, (B, P, Q), to some hundredths: one product in place of sums."""
+    middle = points.amax(dim=(0, 1)) / 2
+    points, others = points - middle, others - middle
+    here, there = points.square().sum(-1, keepdim=True), others.square().sum(-1, keepdim=True)
+    one, other = torch.ones_like(here), torch.ones_like(there)
+    return torch.cat((-2 * points, here, one), dim=-1) @ torch.cat((others, other, there), dim=-1).transpose(1, 2)
+
+
+def odds_of(first: Tensor, second: Tensor, allowed: Tensor, scale: float) -> Tensor:
+    """Exponentials of scale times a cosine, less the largest it can be; 0 where not `allowed`, (B, P, Q) or broadcast.
+
+    first, second: (B, P, D) and (B, Q, D), unit vectors, so that nothing overflows and no maximum is taken out of sums.
+    """
+    start = torch.where(allowed, first.new_tensor(-scale), -torch.inf)
+    return torch.baddbmm(start, first, second.transpose(1, 2), alpha=scale).exp()
 
 
 def dual_softmax_loss(
@@ -32,21 +44,16 @@ def dual_softmax_loss(
     answers, but not those within `safe_radius` pixels; so are the network's own keypoints in the other view.
     """
     same = torch.eye(first.shape[1], dtype=torch.bool, device=first.device)
-    near = near_others(points[0], safe_radius) | near_others(points[1], safe_radius)
-    counted = (matched[:, None, :] & matched[:, :, None] & ~near) | same  # (B, P, P)
+    far = [squared_distances(one, one) >= safe_radius**2 for one in points]
+    odds = odds_of(first, second, (matched[:, None, :] & matched[:, :, None] & far[0] & far[1]) | same, scale)
     elsewhere = previous(matched)[:, None, :]  # (B, 1, P)
-
-    # cosines are at most 1, so exp(scale * (cosine - 1)) never overflows and sums need no maximum taken out
-    similarity = scale * (first @ second.transpose(1, 2) - 1)  # (B, P, P)
-    odds = similarity.exp() * counted
-    odds_first = (scale * (first @ previous(second).transpose(1, 2) - 1)).exp() * elsewhere
-    odds_second = (scale * (second @ previous(first).transpose(1, 2) - 1)).exp() * elsewhere
-    wrong_first, wrong_second = odds_first.sum(dim=2), odds_second.sum(dim=2)
+    wrong_first = odds_of(first, previous(second), elsewhere, scale).sum(dim=2)
+    wrong_second = odds_of(second, previous(first), elsewhere, scale).sum(dim=2)
     if own is not None:
         rivals = rival_odds(torch.cat((first, second)), torch.cat(points), own, scale, safe_radius).chunk(2)
         wrong_first, wrong_second = wrong_first + rivals[0], wrong_second + rivals[1]
     all_odds = (odds.sum(dim=2) + wrong_first) * (odds.sum(dim=1) + wrong_second)
-    surprise = all_odds.log() - 2 * similarity.diagonal(dim1=1, dim2=2)
+    surprise = all_odds.log() - 2 * scale * ((first * second).sum(dim=2) - 1)
     return (surprise * matched).sum() / total(matched.sum()).clamp(min=1)
 
 
@@ -57,10 +64,9 @@ def rival_odds(descriptors: Tensor, points: Tensor, own: OwnKeypoints, scale: fl
     Returns (2 B, P).
     """
     pairs = len(points) // 2
-    (x, y), (rival_x, rival_y) = points.roll(pairs, 0).unbind(-1), own.xy.roll(pairs, 0).unbind(-1)
-    far = (x[:, :, None] - rival_x[:, None]) ** 2 + (y[:, :, None] - rival_y[:, None]) ** 2 >= safe_radius**2
-    odds = (scale * (descriptors @ own.descriptors.roll(pairs, 0).transpose(1, 2) - 1)).exp()
-    return (odds * (far & own.present.roll(pairs, 0)[:, None])).sum(dim=2)
+    far = squared_distances(points.roll(pairs, 0), own.xy.roll(pairs, 0)) >= safe_radius**2
+    rivals = far & own.present.roll(pairs, 0)[:, None]
+    return odds_of(descriptors, own.descriptors.roll(pairs, 0), rivals, scale).sum(dim=2)
 
 
 def hardest_in_batch_loss(first: Tensor, second: Tensor, matched: Tensor, ratio: float) -> Tensor:

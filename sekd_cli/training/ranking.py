@@ -109,7 +109,8 @@ def matching_losses(own: OwnKeypoints, second_from_first: Tensor, scale: float) 
     counts = [max(1, most // part) for part in BUDGETS]
     shares = torch.stack([own.present.to(first.dtype), *(_selected(own, count) for count in counts)], dim=-1)
     first_share, second_share = shares.chunk(2)  # (B, K, n): how much each keypoint is there, in n cases
-    odds = (scale * (first @ second.transpose(1, 2) - 1) + LARGEST_EXPONENT).exp()
+    start = first.new_full((1, 1, 1), LARGEST_EXPONENT - scale)
+    odds = torch.baddbmm(start, first, second.transpose(1, 2), alpha=scale).exp()
     forward = first_share.square() / (odds @ second_share).clamp(min=TINY)
     backward = second_share.square() / (odds.transpose(1, 2) @ first_share).clamp(min=TINY)
     expected = (forward * ((odds.square() * cost) @ backward)).sum((0, 1))  # (n,)
