@@ -124,6 +124,18 @@ def test_matching_loss_counts_wrong_matches_less_right_ones() -> None:
     assert float(loss) == pytest.approx((1 - 1 - 2 / 3) / 2, abs=1e-4)
 
 
+@pytest.mark.parametrize("scale", [40.0, 80.0])
+def test_unlike_descriptors_that_choose_each_other_are_matches_at_any_scale(scale: float) -> None:
+    first = torch.eye(8)[:3]
+    second = 0.25 * first + 0.968 * torch.eye(8)[3:6]  # cosine 0.25 with their own, 0 with others
+    xy = [[(2.0, 2.0), (9.0, 9.0), (5.0, 5.0)]] * 2
+    some = own(xy, torch.stack((first, second)).requires_grad_(), torch.zeros(2, 3))
+    loss = matching_losses(some, SAME_VIEW, scale)[0]
+    (slope,) = torch.autograd.grad(loss, some.descriptors)
+    assert float(loss.detach()) == pytest.approx(-1, abs=1e-3)
+    assert slope.isfinite().all()
+
+
 def test_matching_loss_drives_apart_the_descriptors_of_a_wrong_match() -> None:
     descriptors = torch.nn.functional.normalize(torch.randn(2, 4, 8, generator=torch.manual_seed(0)), dim=2)
     descriptors[:, 3] = torch.nn.functional.normalize(torch.ones(8), dim=0)  # alike, at places far apart
