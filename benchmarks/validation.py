@@ -5,8 +5,8 @@
 
 RUN is a folder of `sekd train`; WEIGHTS are by default the model in it. Prints a line for each of the weights and each
 kind of views: repeatability, localisation error in pixels, share of matches right to 1, 3 and 5 pixels, homography
-accuracy, of `--keypoints` a view (300 are many for 320x256 pixels; 100 is what 375 are to 640x480). Mild views are
-upright and of nearly one size, slanted and steep ones are seen from the side, zoomed ones turned by any angle and up to
+accuracy, of `--keypoints` a view (300 are many for 320x256 pixels; 100 is what 375 are to 640x480), and the number of
+matches a pair, since a higher share of fewer matches may be no gain. Mild views are upright and of nearly one size, slanted and steep ones are seen from the side, zoomed ones turned by any angle and up to
 four times as large. The views of a pair lie up to `--shift` of their width apart: the less, the more of a match can be
 told from where in the view it is. `--drawn-out` has a photograph's last pixels beyond its edge, as figures up to
 docs/EXPERIMENTS.md's 50 have, instead of another photograph. `--ways` adds, on usual views, other ways to read
@@ -92,7 +92,7 @@ def show(name: str, figures: dict[str, float]) -> None:
     percent = {key: f"{100 * value:.1f}" for key, value in figures.items()}
     accuracy = " / ".join(percent[f"mma_{pixels}"] for pixels in (1, 3, 5))
     print(f"{name:32} {percent['repeatability']:>5} {figures['localisation_error']:5.2f}   {accuracy}", end="")
-    print(f"   {percent['homography_accuracy']}", flush=True)
+    print(f"   {percent['homography_accuracy']} {figures['matches']:7.1f}", flush=True)
 
 
 def main() -> None:
