@@ -3,12 +3,13 @@
     python benchmarks/validation.py RUN [WEIGHTS...] [--views usual,mild,...] [--keypoints 300] [--size 320x256]
         [--shift 0.35] [--drawn-out] [--ways]
 
-RUN is a folder of `sekd train`; WEIGHTS are by default the model in it. Prints a line for each of the weights and each
-kind of views: repeatability, localisation error in pixels, share of matches right to 1, 3 and 5 pixels, homography
-accuracy, of `--keypoints` a view (300 are many for 320x256 pixels; 100 is what 375 are to 640x480), and the number of
-matches a pair, since a higher share of fewer matches may be no gain. Mild views are upright and of nearly one size, slanted and steep ones are seen from the side, zoomed ones turned by any angle and up to
-four times as large. The views of a pair lie up to `--shift` of their width apart: the less, the more of a match can be
-told from where in the view it is. `--drawn-out` has a photograph's last pixels beyond its edge, as figures up to
+RUN is a folder of `sekd train`; WEIGHTS are by default the model in it. Prints a line for each of the weights and
+each kind of views: repeatability, localisation error in pixels, share of matches right to 1, 3 and 5 pixels,
+homography accuracy, of `--keypoints` a view (300 are many for 320x256 pixels; 100 is what 375 are to 640x480), and
+the number of matches a pair, since a higher share of fewer matches may be no gain. Mild views are upright and of
+nearly one size, slanted and steep ones are seen from the side, zoomed ones turned by any angle and up to four times
+as large. The views of a pair lie up to `--shift` of their width apart: the less, the more of a match can be told from
+where in the view it is. `--drawn-out` has a photograph's last pixels beyond its edge, as figures up to
 docs/EXPERIMENTS.md's 50 have, instead of another photograph. `--ways` adds, on usual views, other ways to read
 keypoints off the scores (under mixed precision, as in training) and each precision of `sekd extract`; and RootSIFT.
 """
