@@ -273,8 +273,13 @@ def test_no_run_trains_on_what_another_one_held_out(photographs: Photographs) ->
 
 
 WEIGHTS = {
-    **{"detector": 3.0, "repeatability": 0.1, "ranking": 1.0, "position": 2.0},
-    **{"descriptor": 0.3, "matching": 1.0, "selection": 6.0},
+    "descriptor": 0.3,
+    "detector": 3.0,
+    "repeatability": 0.1,
+    "ranking": 1.0,
+    "position": 2.0,
+    "matching": 1.0,
+    "selection": 6.0,
 }
 
 

@@ -9,13 +9,9 @@ from sekd_cli.training.ranks import previous, total
 DUPLICATE = 0.008  # descriptor distance below which a "negative" is the same structure again (paper Sec. 4.1)
 
 
-def squared_distances(points: Tensor, others: Tensor) -> Tensor:
-    """Between pixels (B, P, 2) and (B, Q, 2) of a view, (B, P, Q), to some hundredths: one product in place of sums."""
-    middle = points.amax(dim=(0, 1)) / 2
-    points, others = points - middle, others - middle
-    here, there = points.square().sum(-1, keepdim=True), others.square().sum(-1, keepdim=True)
-    one, other = torch.ones_like(here), torch.ones_like(there)
-    return torch.cat((-2 * points, here, one), dim=-1) @ torch.cat((others, other, there), dim=-1).transpose(1, 2)
+def farther(points: Tensor, others: Tensor, radius: float) -> Tensor:
+    """Which pixels (B, P, 2) and (B, Q, 2) of a view are `radius` or more apart, (B, P, Q) bool."""
+    return torch.cdist(points, others, compute_mode="use_mm_for_euclid_dist") >= radius
 
 
 def odds_of(first: Tensor, second: Tensor, allowed: Tensor, scale: float) -> Tensor:
@@ -44,7 +40,7 @@ def dual_softmax_loss(
     answers, but not those within `safe_radius` pixels; so are the network's own keypoints in the other view.
     """
     same = torch.eye(first.shape[1], dtype=torch.bool, device=first.device)
-    far = [squared_distances(one, one) >= safe_radius**2 for one in points]
+    far = [farther(one, one, safe_radius) for one in points]
     odds = odds_of(first, second, (matched[:, None, :] & matched[:, :, None] & far[0] & far[1]) | same, scale)
     elsewhere = previous(matched)[:, None, :]  # (B, 1, P)
     wrong_first = odds_of(first, previous(second), elsewhere, scale).sum(dim=2)
@@ -64,7 +60,7 @@ def rival_odds(descriptors: Tensor, points: Tensor, own: OwnKeypoints, scale: fl
     Returns (2 B, P).
     """
     pairs = len(points) // 2
-    far = squared_distances(points.roll(pairs, 0), own.xy.roll(pairs, 0)) >= safe_radius**2
+    far = farther(points.roll(pairs, 0), own.xy.roll(pairs, 0), safe_radius)
     rivals = far & own.present.roll(pairs, 0)[:, None]
     return odds_of(descriptors, own.descriptors.roll(pairs, 0), rivals, scale).sum(dim=2)
 
