@@ -1,7 +1,7 @@
 """What weights do on held-out photographs, and what suppression, refinement and precision do to that.
 
     python benchmarks/validation.py RUN [WEIGHTS...] [--views usual,mild,...] [--keypoints 300] [--size 320x256]
-        [--shift 0.35] [--drawn-out] [--ways]
+        [--shift 0.35] [--pairs 2] [--drawn-out] [--ways]
 
 RUN is a folder of `sekd train`; WEIGHTS are by default the model in it. Prints a line for each of the weights and
 each kind of views: repeatability, localisation error in pixels, share of matches right to 1, 3 and 5 pixels,
@@ -9,7 +9,8 @@ homography accuracy, of `--keypoints` a view (300 are many for 320x256 pixels; 1
 the number of matches a pair, since a higher share of fewer matches may be no gain. Mild views are upright and of
 nearly one size, slanted and steep ones are seen from the side, zoomed ones turned by any angle and up to four times
 as large. The views of a pair lie up to `--shift` of their width apart: the less, the more of a match can be told from
-where in the view it is. `--drawn-out` has a photograph's last pixels beyond its edge, as figures up to
+where in the view it is. `--pairs` of a photograph: two leave homography accuracy of one kind uncertain by two points,
+since a pair is found or not. `--drawn-out` has a photograph's last pixels beyond its edge, as figures up to
 docs/EXPERIMENTS.md's 50 have, instead of another photograph. `--ways` adds, on usual views, other ways to read
 keypoints off the scores (under mixed precision, as in training) and each precision of `sekd extract`; and RootSIFT.
 """
@@ -105,6 +106,7 @@ def main() -> None:
     parser.add_argument("--keypoints", type=int, default=validation.KEYPOINTS)
     parser.add_argument("--size", default=f"{validation.VALIDATION_VIEWS.width}x{validation.VALIDATION_VIEWS.height}")
     parser.add_argument("--shift", type=float, default=validation.VALIDATION_VIEWS.shift)
+    parser.add_argument("--pairs", type=int, default=validation.VALIDATION_VIEWS.batch_size)
     parser.add_argument("--drawn-out", action="store_true")
     parser.add_argument("--ways", action="store_true")
     options = parser.parse_args()
@@ -115,7 +117,12 @@ def main() -> None:
     held_out = held_out_photographs(photographs, run.settings())
     views = {
         kind: replace(
-            changes, width=width, height=height, shift=options.shift, other_surroundings=not options.drawn_out
+            changes,
+            batch_size=options.pairs,
+            width=width,
+            height=height,
+            shift=options.shift,
+            other_surroundings=not options.drawn_out,
         )
         for kind, changes in validation.ALL_VIEWS.items()
     }

@@ -94,10 +94,10 @@ def matching_losses(
     """Wrong matches less right ones to be expected of two views: of all keypoints, and of the best.
 
     A match is as probable as that both its keypoints choose each other by softmax, of this scale, over all of the other
-    view; a right one is worth 1 if exact and nothing at `RIGHT` pixels, a wrong one costs `wrong_cost`. The first, for each
-    keypoint that can be matched, teaches keypoints without a counterpart, whose mutual neighbours are most of all wrong
-    matches, to be nobody's choice. The second, a keypoint selected, is the mean over `BUDGETS` and teaches the scores:
-    places among the best go to points that are found in both views, not to those of one.
+    view; a right one is worth 1 if exact and nothing at `RIGHT` pixels, a wrong one costs `wrong_cost`. The first, for
+    each keypoint that can be matched, teaches keypoints without a counterpart, whose mutual neighbours are most of all
+    wrong matches, to be nobody's choice. The second, a keypoint selected, is the mean over `BUDGETS` and teaches the
+    scores: places among the best go to points that are found in both views, not to those of one.
     """
     first_peaks, second_peaks = own.peaks.detach().chunk(2)
     first, second = own.descriptors.chunk(2)

@@ -71,7 +71,7 @@ def validate(
     detection: DetectionSettings = DETECTION,
     views: TrainingSettings = VALIDATION_VIEWS,
 ) -> dict[str, float]:
-    """Figures over two pairs of views of each held-out photograph, all in [0, 1] but localisation (pixels).
+    """Figures over `views.batch_size` pairs of each held-out photograph, all in [0, 1] but localisation (pixels).
 
     Returns repeatability and localisation error at 3 px, mean matching accuracy at 1, 3 and 5 px, homography accuracy
     (mean over 1 to 10 px), matches a pair, and `score`: the mean of matching accuracies and homography accuracy, by
