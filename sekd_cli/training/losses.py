@@ -90,9 +90,7 @@ def losses_of(
     if part in ("both", "detector"):
         losses |= detector_losses(maps, batch, own, settings)
     if own is not None and (settings.matching_weight > 0 or settings.selection_weight > 0):
-        of_all, of_best = matching_losses(
-            own, batch.second_from_first, settings.matching_scale, settings.wrong_match_cost
-        )
+        of_all, of_best = matching_losses(own, batch.second_from_first, settings.matching_scale)
         losses |= {"matching": settings.matching_weight * of_all, "selection": settings.selection_weight * of_best}
     if held is not None and part == "descriptor":
         losses["held"] = settings.frozen_detector_weight * frozen_detector_loss(maps.score_logits, held.score_logits)

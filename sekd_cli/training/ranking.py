@@ -17,6 +17,8 @@ from sekd_cli.networks import DenseMaps
 from sekd_cli.training.ranks import total
 
 RIGHT = 3.0  # pixels within which a match is right
+EXACT = 1.0  # pixel at which a right match is worth 1/e of an exact one
+WRONG_COST = 0.5  # of a match, of what an exact right one is worth
 SOFTNESS = 0.2  # of the selection of the best keypoints, in logits
 BUDGETS = (2, 4, 8)  # parts of the own keypoints that are selected
 CELL = 80  # pixels along each side of a region
@@ -88,16 +90,15 @@ def _selected(own: OwnKeypoints, count: int) -> Tensor:
     return ((logits - cut - moved) / SOFTNESS).sigmoid() * own.present
 
 
-def matching_losses(
-    own: OwnKeypoints, second_from_first: Tensor, scale: float, wrong_cost: float = 1.0
-) -> tuple[Tensor, Tensor]:
+def matching_losses(own: OwnKeypoints, second_from_first: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Wrong matches less right ones to be expected of two views: of all keypoints, and of the best.
 
     A match is as probable as that both its keypoints choose each other by softmax, of this scale, over all of the other
-    view; a right one is worth 1 if exact and nothing at `RIGHT` pixels, a wrong one costs `wrong_cost`. The first, for
-    each keypoint that can be matched, teaches keypoints without a counterpart, whose mutual neighbours are most of all
-    wrong matches, to be nobody's choice. The second, a keypoint selected, is the mean over `BUDGETS` and teaches the
-    scores: places among the best go to points that are found in both views, not to those of one.
+    view; a right one is worth 1 if exact and soon less (`EXACT`), since geometry is found from those, and a wrong one
+    costs `WRONG_COST`, since a robust estimator leaves it out. The first, for each keypoint that can be matched,
+    teaches keypoints without a counterpart, whose mutual neighbours are most of all wrong matches, to be nobody's
+    choice. The second, a keypoint selected, is the mean over `BUDGETS` and teaches the scores: places among the best go
+    to points that are found in both views, not to those of one.
     """
     first_peaks, second_peaks = own.peaks.detach().chunk(2)
     first, second = own.descriptors.chunk(2)
@@ -106,7 +107,7 @@ def matching_losses(
         warped = warp_points(first_peaks, second_from_first)
         apart = torch.cdist(warped, second_peaks, compute_mode="donot_use_mm_for_euclid_dist")
         right = (apart < RIGHT) & here[:, :, None] & there[:, None]  # (B, K, K)
-        cost = torch.where(right, apart / RIGHT - 1, wrong_cost)
+        cost = torch.where(right, -torch.exp(-apart / EXACT), WRONG_COST)
     views, most = own.logits.shape
     counts = [max(1, most // part) for part in BUDGETS]
     shares = torch.stack([own.present.to(first.dtype), *(_selected(own, count) for count in counts)], dim=-1)

@@ -88,7 +88,6 @@ class TrainingSettings:
     matching_weight: float = 0.0  # of the wrong matches expected among them, less the right ones
     selection_weight: float = 0.0  # of the wrong matches, less right ones, expected of the best of them
     matching_scale: float = 40.0  # inverse temperature of these matches
-    wrong_match_cost: float = 1.0  # of what an exact right one is worth
     similarity_scale: float = 20.0  # inverse temperature of the dual softmax
     descriptor_weight: float = 1.0  # of that loss; less leaves more to the lessons on own keypoints
     safe_radius: float = 6.0  # pixels; nearer points are neither the same nor different
