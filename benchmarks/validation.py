@@ -1,7 +1,7 @@
 """What weights do on held-out photographs, and what suppression, refinement and precision do to that.
 
     python benchmarks/validation.py RUN [WEIGHTS...] [--views usual,mild,...] [--keypoints 300] [--size 320x256]
-        [--shift 0.35] [--pairs 2] [--drawn-out] [--ways]
+        [--shift 0.35] [--pairs 2] [--drawn-out] [--ways] [--lacks]
 
 RUN is a folder of `sekd train`; WEIGHTS are by default the model in it. Prints a line for each of the weights and
 each kind of views: repeatability, localisation error in pixels, share of matches right to 1, 3 and 5 pixels,
@@ -13,9 +13,13 @@ where in the view it is. `--pairs` of a photograph: two leave homography accurac
 since a pair is found or not. `--drawn-out` has a photograph's last pixels beyond its edge, as figures up to
 docs/EXPERIMENTS.md's 50 have, instead of another photograph. `--ways` adds, on usual views, other ways to read
 keypoints off the scores (under mixed precision, as in training) and each precision of `sekd extract`; and RootSIFT.
+`--lacks` tells instead what homography accuracy lacks: it is told of the matches as they are, of the right ones alone
+(RANSAC, then least squares), of all with half the right ones' error, and with none; then the quartiles of that error
+in pixels.
 """
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +29,7 @@ import torch
 from torch import nn
 
 from sekd_cli.config import DetectionSettings
+from sekd_cli.evaluation.homography import THRESHOLDS, corner_error, fractions_below
 from sekd_cli.features import Features
 from sekd_cli.networks import DenseMaps, DenseNetwork
 from sekd_cli.networks.inference import inference_network
@@ -97,6 +102,34 @@ def show(name: str, figures: dict[str, float]) -> None:
     print(f"   {percent['homography_accuracy']} {figures['matches']:7.1f}", flush=True)
 
 
+def accuracy(xy0: np.ndarray, xy1: np.ndarray, truth: np.ndarray, size: tuple[int, int], estimator: int) -> float:
+    """Homography accuracy of one pair: mean over 1 to 10 pixels."""
+    estimated: np.ndarray | None = None
+    if len(xy0) >= 4:
+        cv2.setRNGSeed(0)
+        estimated, _ = cv2.findHomography(xy0, xy1, estimator, validation.RANSAC_PIXELS)
+    return float(fractions_below([corner_error(estimated, truth, *size)], THRESHOLDS).mean())
+
+
+def show_lacks(name: str, pairs: Iterator[tuple[Features, Features, torch.Tensor]]) -> None:
+    """One line: homography accuracy if matches were better than they are."""
+    accuracies, errors = [], []
+    for first, second, second_from_first in pairs:
+        truth = second_from_first.double().numpy()
+        xy0, xy1 = validation.matched_points(first, second)
+        there = cv2.perspectiveTransform(xy0[None], truth)[0] if len(xy0) else xy1
+        apart = np.linalg.norm(there - xy1, axis=1)
+        right = apart < validation.RANSAC_PIXELS
+        errors.append(apart[right])
+        moved = [np.where(right[:, None], part * xy1 + (1 - part) * there, xy1) for part in (0.5, 0.0)]
+        cases = [(xy0, xy1, cv2.RANSAC), (xy0[right], xy1[right], cv2.RANSAC), (xy0[right], xy1[right], 0)]
+        cases += [(xy0, xy, cv2.RANSAC) for xy in moved]
+        accuracies.append([accuracy(*points, truth, first.image_size, how) for *points, how in cases])
+    as_is, alone, least_squares, half, exact = (f"{100 * value:.1f}" for value in np.mean(accuracies, axis=0))
+    quartiles = " ".join(f"{value:.2f}" for value in np.quantile(np.concatenate(errors), (0.25, 0.5, 0.75)))
+    print(f"{name:32} {as_is}   right {alone}, {least_squares}   less error {half}, {exact}   {quartiles}", flush=True)
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -109,6 +142,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=validation.VALIDATION_VIEWS.batch_size)
     parser.add_argument("--drawn-out", action="store_true")
     parser.add_argument("--ways", action="store_true")
+    parser.add_argument("--lacks", action="store_true")
     options = parser.parse_args()
     width, height = map(int, options.size.split("x"))
     extracted = DetectionSettings(max_keypoints=options.keypoints, nms_radius=2)
@@ -129,7 +163,11 @@ def main() -> None:
     for path in options.weights or [run.path / "model.safetensors"]:
         network = load_network(path)
         for kind in options.views.split(","):
-            show(f"{path.stem}, {kind}", validation.validate(network, photographs, held_out, extracted, views[kind]))
+            name, arguments = f"{path.stem}, {kind}", (network, photographs, held_out, extracted, views[kind])
+            if options.lacks:
+                show_lacks(name, validation.held_out_features(*arguments))
+            else:
+                show(name, validation.validate(*arguments))
         if not options.ways:
             continue
         for name, detection in WAYS.items():

@@ -141,7 +141,8 @@ def pack_fine_levels(network: CompactNetwork) -> CompactNetwork:
     packed.surroundings[0] = packed_convolution(surroundings, surroundings.in_channels, 2, 2)
     if isinstance(packed.sharpen, ResidualPair):
         for part in packed.sharpen.body:
-            part[0] = packed_convolution(convolution_of(part), convolution_of(part).in_channels, 2, 2)
+            convolution = convolution_of(part)
+            cast(nn.Sequential, part)[0] = packed_convolution(convolution, convolution.in_channels, 2, 2)
     packed.detector = packed_convolution(
         lambda maps: F.pixel_shuffle(network.detector(maps), 2), network.detector.in_channels, 2, 4
     )

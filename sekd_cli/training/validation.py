@@ -1,5 +1,6 @@
 """How good a network is, without labels: held-out photographs under fixed homographies and changes of light."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import cv2
@@ -77,17 +78,8 @@ def validate(
     (mean over 1 to 10 px), matches a pair, and `score`: the mean of matching accuracies and homography accuracy, by
     which the best checkpoint is chosen. Empty if nothing is held out.
     """
-    device = next(network.parameters()).device
-    pairs = HeldOutPairs(photographs, held_out, views)
-    figures = []
-    for row in range(len(held_out)):
-        batch = pairs[row]
-        with torch.inference_mode(), mixed_precision(device):
-            maps = network(batch.images.to(device, memory_format=torch.channels_last))
-        for pair in range(views.batch_size):
-            both = (pair, views.batch_size + pair)
-            first, second = (features_of(maps, i, detection, 0.0, batch.seen[i].to(device)) for i in both)
-            figures.append(pair_figures(first, second, batch.second_from_first[pair]))
+    pairs = held_out_features(network, photographs, held_out, detection, views)
+    figures = [pair_figures(*pair) for pair in pairs]
     if not figures:
         return {}
     mean = np.nanmean(np.array(figures), axis=0)
@@ -96,16 +88,33 @@ def validate(
     return named | {"score": float(np.mean(accuracies))}
 
 
+def held_out_features(
+    network: DenseNetwork,
+    photographs: Photographs,
+    held_out: np.ndarray,
+    detection: DetectionSettings,
+    views: TrainingSettings,
+) -> Iterator[tuple[Features, Features, Tensor]]:
+    """What a network finds in both views of each pair, and `second_from_first` (3, 3)."""
+    device = next(network.parameters()).device
+    pairs = HeldOutPairs(photographs, held_out, views)
+    for row in range(len(held_out)):
+        batch = pairs[row]
+        with torch.inference_mode(), mixed_precision(device):
+            maps = network(batch.images.to(device, memory_format=torch.channels_last))
+        for pair in range(views.batch_size):
+            both = (pair, views.batch_size + pair)
+            first, second = (features_of(maps, i, detection, 0.0, batch.seen[i].to(device)) for i in both)
+            yield first, second, batch.second_from_first[pair]
+
+
 FIGURES = ("repeatability", "localisation_error", "mma_1", "mma_3", "mma_5", "homography_accuracy", "matches")
 
 
 def pair_figures(first: Features, second: Features, second_from_first: Tensor) -> tuple[float, ...]:
     """FIGURES of the features of two views, (3, 3) the homography between them."""
     truth = second_from_first.double().numpy()
-    matches, _ = match_descriptors(first.descriptors, second.descriptors, MatchingSettings())
-    kept = (matches >= 0).cpu()
-    xy0 = first.keypoints.cpu()[kept].double().numpy()
-    xy1 = second.keypoints.cpu()[matches.cpu()[kept]].double().numpy()
+    xy0, xy1 = matched_points(first, second)
     estimated: np.ndarray | None = None
     if len(xy0) >= 4:
         cv2.setRNGSeed(0)
@@ -116,3 +125,11 @@ def pair_figures(first: Features, second: Features, second_from_first: Tensor) -
     )
     accuracy = matching_accuracy(xy0, xy1, truth, (1, 3, 5))
     return (found, localisation, *accuracy, float(fractions_below([error], THRESHOLDS).mean()), float(len(xy0)))
+
+
+def matched_points(first: Features, second: Features) -> tuple[np.ndarray, np.ndarray]:
+    """Places (n, 2) in both views of mutual nearest neighbours."""
+    matches, _ = match_descriptors(first.descriptors, second.descriptors, MatchingSettings())
+    matches = matches.cpu()
+    kept = matches >= 0
+    return first.keypoints.cpu()[kept].double().numpy(), second.keypoints.cpu()[matches[kept]].double().numpy()
