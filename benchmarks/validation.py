@@ -15,7 +15,7 @@ docs/EXPERIMENTS.md's 50 have, instead of another photograph. `--ways` adds, on 
 keypoints off the scores (under mixed precision, as in training) and each precision of `sekd extract`; and RootSIFT.
 `--lacks` tells instead what homography accuracy lacks: it is told of the matches as they are, of the right ones alone
 (RANSAC, then least squares), of all with half the right ones' error, and with none; then the quartiles of that error
-in pixels.
+in pixels, and the share of pairs that have fewer than eight right matches.
 """
 
 import argparse
@@ -127,7 +127,9 @@ def show_lacks(name: str, pairs: Iterator[tuple[Features, Features, torch.Tensor
         accuracies.append([accuracy(*points, truth, first.image_size, how) for *points, how in cases])
     as_is, alone, least_squares, half, exact = (f"{100 * value:.1f}" for value in np.mean(accuracies, axis=0))
     quartiles = " ".join(f"{value:.2f}" for value in np.quantile(np.concatenate(errors), (0.25, 0.5, 0.75)))
-    print(f"{name:32} {as_is}   right {alone}, {least_squares}   less error {half}, {exact}   {quartiles}", flush=True)
+    few = np.mean([len(one) < 8 for one in errors])
+    print(f"{name:32} {as_is}   right {alone}, {least_squares}   less error {half}, {exact}", end="")
+    print(f"   {quartiles}   {100 * few:.1f}", flush=True)
 
 
 def main() -> None:
