@@ -1,7 +1,7 @@
 """What weights do on held-out photographs, and what suppression, refinement and precision do to that.
 
     python benchmarks/validation.py RUN [WEIGHTS...] [--views usual,mild,...] [--keypoints 300] [--size 320x256]
-        [--shift 0.35] [--pairs 2] [--drawn-out] [--ways] [--lacks]
+        [--shift 0.35] [--pairs 2] [--drawn-out] [--plain] [--ways] [--lacks]
 
 RUN is a folder of `sekd train`; WEIGHTS are by default the model in it. Prints a line for each of the weights and
 each kind of views: repeatability, localisation error in pixels, share of matches right to 1, 3 and 5 pixels,
@@ -11,11 +11,12 @@ nearly one size, slanted and steep ones are seen from the side, zoomed ones turn
 as large. The views of a pair lie up to `--shift` of their width apart: the less, the more of a match can be told from
 where in the view it is. `--pairs` of a photograph: two leave homography accuracy of one kind uncertain by two points,
 since a pair is found or not. `--drawn-out` has a photograph's last pixels beyond its edge, as figures up to
-docs/EXPERIMENTS.md's 50 have, instead of another photograph. `--ways` adds, on usual views, other ways to read
-keypoints off the scores (under mixed precision, as in training) and each precision of `sekd extract`; and RootSIFT.
-`--lacks` tells instead what homography accuracy lacks: it is told of the matches as they are, of the right ones alone
-(RANSAC, then least squares), of all with half the right ones' error, and with none; then the quartiles of that error
-in pixels, and the share of pairs that have fewer than eight right matches.
+docs/EXPERIMENTS.md's 50 have, instead of another photograph. `--plain` views are of one good camera: neither blurred,
+compressed nor noisy. `--ways` adds, on usual views, other ways to read keypoints off the scores (under mixed precision,
+as in training) and each precision of `sekd extract`; and RootSIFT. `--lacks` tells instead what homography accuracy
+lacks: it is told of the matches as they are, of the right ones alone (RANSAC, then least squares), of all with half the
+right ones' error, and with none; then the quartiles of that error in pixels, and the share of pairs that have fewer
+than eight right matches.
 """
 
 import argparse
@@ -143,6 +144,7 @@ def main() -> None:
     parser.add_argument("--shift", type=float, default=validation.VALIDATION_VIEWS.shift)
     parser.add_argument("--pairs", type=int, default=validation.VALIDATION_VIEWS.batch_size)
     parser.add_argument("--drawn-out", action="store_true")
+    parser.add_argument("--plain", action="store_true")
     parser.add_argument("--ways", action="store_true")
     parser.add_argument("--lacks", action="store_true")
     options = parser.parse_args()
@@ -159,6 +161,7 @@ def main() -> None:
             height=height,
             shift=options.shift,
             other_surroundings=not options.drawn_out,
+            plain_share=float(options.plain),
         )
         for kind, changes in validation.ALL_VIEWS.items()
     }

@@ -258,6 +258,23 @@ def test_a_blur_on_a_gpu_is_that_on_a_cpu() -> None:
     assert kernel.sum((1, 2)).tolist() == pytest.approx([1] * 5, abs=1e-5)
 
 
+def test_both_views_of_a_plain_pair_are_a_good_camera_s(photographs: Photographs) -> None:
+    def light_of(share: float) -> Light:
+        labels = np.full((5, 1, 3), np.nan, np.float32)
+        settings = replace(SMALL, batch_size=32, plain_share=share)
+        return PairDataset(photographs, np.arange(5), labels, settings, (0, 0)).plan(0).light
+
+    usual, half, plain = (light_of(share) for share in (0.0, 0.5, 1.0))
+    for name in ("kernel", "block_step", "noise"):
+        some, rest = (getattr(each, name).flatten(1 if name == "kernel" else 0) for each in (usual, half))
+        assert some.any() and not getattr(plain, name).any()
+        assert 0 < (some != rest).sum() < (some != 0).sum()
+    kept = (half.noise == usual.noise) & (half.kernel == usual.kernel).flatten(1).all(dim=1)
+    changed = (half.noise + half.block_step + half.kernel.sum(dim=(1, 2))) != 0
+    assert not (changed.reshape(2, 32) & ~kept.reshape(2, 32).all(dim=0)).any()  # a pair is plain, not one view of it
+    torch.testing.assert_close(half.tone, usual.tone)
+
+
 def test_light_changes_pixels_but_never_leaves_the_range() -> None:
     images = torch.rand(8, 1, 64, 64, generator=torch.Generator().manual_seed(0))
     changed = change_light(images, draw_light(8, generator_of(3)))

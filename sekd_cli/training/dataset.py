@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sekd_cli.geometry import inside, look_through, warp_points
+from sekd_cli.geometry import inside, look_through, uniform, warp_points
 from sekd_cli.training.photographs import Photographs
 from sekd_cli.training.photometric import Light, blur_where_shrunk, change_light, draw_light, draw_mix
 from sekd_cli.training.settings import TrainingSettings
@@ -166,6 +166,7 @@ class PairDataset(Dataset[PairBatch]):
             draw_mix(2 * count, generator),
             draw_light(2 * count, generator, exposed_share=settings.exposed_share),
         )
+        plain = uniform(0.0, 1.0, count, generator) < settings.plain_share
 
         rank, ranks = self.share  # all is drawn for the whole batch, so that it is the same for any number of ranks
         own = torch.arange(count).chunk(ranks)[rank]
@@ -177,7 +178,7 @@ class PairDataset(Dataset[PairBatch]):
             other_sizes=torch.from_numpy(self.photographs.sizes[self.chosen[others]]).float(),
             mix=mix.reshape(2, count, 3)[:, own],
             photograph_from_view=both_views[:, own],
-            light=light.of(torch.cat((own, count + own))),
+            light=light.plain(plain.repeat(2)).of(torch.cat((own, count + own))),
             keypoints=keypoints[:, own].flatten(0, 1),
             second_from_first=(view_from_photograph[1] @ both_views[0])[own],
             points=points[:, own].flatten(0, 1),

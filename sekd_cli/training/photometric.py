@@ -38,6 +38,12 @@ class Light(NamedTuple):
         """That of some of the images."""
         return Light(*(part[rows] for part in self))
 
+    def plain(self, rows: Tensor) -> "Light":
+        """As this, but a good camera's where `rows` (B,) bool: no blur, no compression, no noise."""
+        kept = (~rows).float()
+        kernel = self.kernel * kept[:, None, None]
+        return self._replace(kernel=kernel, block_step=self.block_step * kept, noise=self.noise * kept)
+
 
 def draw_mix(count: int, generator: torch.Generator) -> Tensor:
     """Shares of red, green and blue in a grey image of values up to 1 from a colour one up to 255, (count, 3).

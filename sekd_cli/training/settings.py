@@ -60,6 +60,7 @@ class TrainingSettings:
     other_surroundings: bool = True  # beyond a photograph's edge lies another one; else its last pixels, drawn out
     graded: bool = False  # each pair is changed by a random share of these ranges: many are mild, few are extreme
     exposed_share: float = 0.3  # of the views, exposed anew: what gets too bright is lost
+    plain_share: float = 0.0  # of the pairs, those of one good camera: neither blurred, compressed nor noisy
 
     # affine adaptation (step A) and reliability (step C)
     adaptation_references: int = 5  # the paper takes 12 to 20
@@ -118,6 +119,7 @@ class TrainingSettings:
             (0 <= self.validation_share < 0.5, "validation_share: give a share from 0 up to 0.5"),
             (self.zoom >= 1 and self.stretch >= 1, "zoom, stretch: give 1 (none) or more"),
             (0 <= self.shift <= 1, "shift: give 0 (none) up to 1"),
+            (0 <= self.plain_share <= 1, "plain_share: give a share from 0 to 1"),
             (0 <= self.tilt < 0.8, "tilt: give 0 (none) up to 0.8"),
             (self.reliability_window % 2 == 1, "reliability_window: give an odd number"),
             (min(self.adaptation_references, self.reliability_references) >= 1, "references: give 1 or more"),
