@@ -51,7 +51,9 @@ def test_the_compact_network_computes_a_tenth_of_the_published_one() -> None:
 def test_residual_pairs_add_nothing_until_they_learn() -> None:
     shallow, deep = CompactNetwork(shallow=True).eval(), CompactNetwork().eval()
     deep.load_state_dict(shallow.state_dict(), strict=False)
-    for one, other in zip(*(maps_of(each, image(1, 64, 96)).descriptor_maps for each in (shallow, deep)), strict=True):
+    said = [maps_of(each, image(1, 64, 96)) for each in (shallow, deep)]
+    assert torch.equal(said[0].score_logits, said[1].score_logits)
+    for one, other in zip(*(each.descriptor_maps for each in said), strict=True):
         assert torch.equal(one, other)
 
 

@@ -241,8 +241,10 @@ def test_the_packaged_weights_lie_in_the_package(tmp_path: Path) -> None:
     assert (packaged_weights().parent / "__init__.py").is_file()
 
 
-def test_weights_say_how_deep_their_network_is(tmp_path: Path) -> None:
-    shallow = CompactNetwork(shallow=True)
-    save_network(tmp_path / "w.safetensors", shallow, {})
+@pytest.mark.parametrize("sharpened", [False, True])
+@pytest.mark.parametrize("shallow", [False, True])
+def test_weights_say_how_deep_their_network_is(tmp_path: Path, shallow: bool, sharpened: bool) -> None:
+    network = CompactNetwork(shallow=shallow, sharpened=sharpened)
+    save_network(tmp_path / "w.safetensors", network, {})
     loaded = load_network(tmp_path / "w.safetensors")
-    assert loaded.state_dict().keys() == shallow.state_dict().keys()
+    assert loaded.state_dict().keys() == network.state_dict().keys()
