@@ -157,8 +157,8 @@ class Extractor:
         )
 
     def _pad(self, pixels: np.ndarray) -> np.ndarray:
-        height, width = pixels.shape
-        return np.pad(pixels, ((0, -height % self.stride), (0, -width % self.stride)), mode="edge")
+        below, right = (-extent % self.stride for extent in pixels.shape)
+        return np.pad(pixels, ((0, below), (0, right)), mode="edge") if below or right else pixels
 
     def _detect(self, patch: "_Patch", level: Level, settings: DetectionSettings) -> tuple[Tensor, Tensor]:
         """Keypoints (N, 2) in pixels of the patch's window, and scores (N,)."""
@@ -179,19 +179,25 @@ class _View(NamedTuple):
     score_logits: Tensor  # (h, w), turned back
     descriptor_maps: tuple[Tensor, ...]  # each (1, D_i, h_i, w_i), as turned
     width: int  # pixels of what went through the network
-    turned_from_window: Tensor  # (1, 3, 3)
+    turned_from_window: Tensor | None  # (1, 3, 3); None if it isn't turned
 
     @classmethod
     def of(cls, maps: DenseMaps, index: int, turns: int, height: int, width: int) -> "_View":
         """Image `index` of a batch, a window (height, width) turned so often counter-clockwise and then padded."""
         turned = (width, height) if turns % 2 else (height, width)
         logits = maps.score_logits[index, : turned[0], : turned[1]]
-        return cls(
-            torch.rot90(logits, -turns) if turns else logits,
-            tuple(one[index : index + 1] for one in maps.descriptor_maps),
-            maps.score_logits.shape[-1],
-            torch.from_numpy(quarter_turn(turns, height, width)).to(logits.device, torch.float32)[None],
-        )
+        descriptor_maps = tuple(one[index : index + 1] for one in maps.descriptor_maps)
+        if not turns:
+            return cls(logits, descriptor_maps, maps.score_logits.shape[-1], None)
+        turned_from_window = torch.from_numpy(quarter_turn(turns, height, width)).to(logits.device, torch.float32)
+        return cls(torch.rot90(logits, -turns), descriptor_maps, maps.score_logits.shape[-1], turned_from_window[None])
+
+    def describe(self, keypoints: Tensor) -> Tensor:
+        """Descriptors (1, N, D) of keypoints (N, 2) of the window, as it looks at this turn."""
+        points = keypoints[None]
+        if self.turned_from_window is not None:
+            points = warp_points(points, self.turned_from_window)
+        return sample_descriptors(self.descriptor_maps, points, self.width)
 
 
 class _Patch(NamedTuple):
@@ -208,14 +214,7 @@ class _Patch(NamedTuple):
 
     def describe(self, keypoints: Tensor) -> Tensor:
         """Descriptors (T, N, D) of keypoints (N, 2) of the window at every turn."""
-        return torch.cat(
-            [
-                sample_descriptors(
-                    view.descriptor_maps, warp_points(keypoints[None], view.turned_from_window), view.width
-                )
-                for view in self.views
-            ]
-        )
+        return torch.cat([view.describe(keypoints) for view in self.views])
 
 
 class _Found(NamedTuple):
