@@ -135,10 +135,10 @@ class CompactNetwork(DenseNetwork):
         self.context2 = nn.Conv2d(32, 8, 1)
         self.enlarge_onto: nn.Module = EnlargeOnto()
         self.surroundings = _convolution(8, 8)
-        self.sharpen = ResidualPair(8, 16) if (not shallow if sharpened is None else sharpened) else nn.Sequential()
         self.detector = nn.Conv2d(8, 4, 3, padding=1)
         self.interleave: nn.Module = Interleave()
         nn.init.constant_(cast(Tensor, self.detector.bias), FIRST_LOGIT)
+        self.sharpen = ResidualPair(8, 16) if (not shallow if sharpened is None else sharpened) else nn.Sequential()
 
     @classmethod
     def holding(cls, names: Collection[str]) -> Self:
