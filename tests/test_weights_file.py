@@ -241,10 +241,9 @@ def test_the_packaged_weights_lie_in_the_package(tmp_path: Path) -> None:
     assert (packaged_weights().parent / "__init__.py").is_file()
 
 
-@pytest.mark.parametrize("sharpened", [False, True])
 @pytest.mark.parametrize("shallow", [False, True])
-def test_weights_say_how_deep_their_network_is(tmp_path: Path, shallow: bool, sharpened: bool) -> None:
-    network = CompactNetwork(shallow=shallow, sharpened=sharpened)
+def test_weights_say_how_deep_their_network_is(tmp_path: Path, shallow: bool) -> None:
+    network = CompactNetwork(shallow=shallow)
     save_network(tmp_path / "w.safetensors", network, {})
     loaded = load_network(tmp_path / "w.safetensors")
     assert loaded.state_dict().keys() == network.state_dict().keys()

@@ -60,11 +60,9 @@ class Interleave(nn.Module):
 class ResidualPair(nn.Module):
     """Two 3x3 convolutions added to their input; nothing is added until something is learned."""
 
-    def __init__(self, channels: int, within: int | None = None) -> None:
-        """`within`: channels between the two, by default as many."""
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        within = within or channels
-        self.body = nn.Sequential(_convolution(channels, within), _convolution(within, channels, active=False))
+        self.body = nn.Sequential(_convolution(channels, channels), _convolution(channels, channels, active=False))
         self.silence()
 
     def silence(self) -> None:
@@ -110,11 +108,8 @@ class CompactNetwork(DenseNetwork):
     default_nms_radius: ClassVar[int] = 2
     default_threshold: ClassVar[float] = 0.05
 
-    def __init__(self, *, shallow: bool = False, sharpened: bool | None = None) -> None:
-        """`shallow`: 1/4 as the encoder has it, for descriptors and scores, without its surroundings.
-
-        `sharpened`: a residual pair at 1/2 before the scores, by default if not shallow.
-        """
+    def __init__(self, *, shallow: bool = False) -> None:
+        """`shallow`: 1/4 as the encoder has it, for descriptors and scores, without its surroundings."""
         super().__init__()
         # encoder: 8 channels at 1/2, 32 at 1/4, 64 at 1/8, 96 at 1/16 and 1/32
         self.level2 = nn.Sequential(_convolution(1, 8, kernel=4, stride=2), _convolution(8, 8))
@@ -138,12 +133,11 @@ class CompactNetwork(DenseNetwork):
         self.detector = nn.Conv2d(8, 4, 3, padding=1)
         self.interleave: nn.Module = Interleave()
         nn.init.constant_(cast(Tensor, self.detector.bias), FIRST_LOGIT)
-        self.sharpen = ResidualPair(8, 16) if (not shallow if sharpened is None else sharpened) else nn.Sequential()
 
     @classmethod
     def holding(cls, names: Collection[str]) -> Self:
-        """Shallow, and sharpened, if the weights with these names are."""
-        return cls(shallow="context_detail.weight" not in names, sharpened="sharpen.body.0.0.weight" in names)
+        """Shallow, if the weights with these names are."""
+        return cls(shallow="context_detail.weight" not in names)
 
     def forward(self, image: Tensor, statistics: Tensor | None = None) -> DenseMaps:
         """See `DenseNetwork.forward`; the input is normalised by `statistics`, by default those of each image."""
@@ -164,7 +158,7 @@ class CompactNetwork(DenseNetwork):
         detail = self.detail(fine)  # (B, 16, H/4, W/4)
 
         context2 = self.context2(fine) + upsample(self.context4(level8), 2)  # (B, 8, H/4, W/4)
-        surroundings = self.sharpen(self.surroundings(self.enlarge_onto(context2, level2)))  # (B, 8, H/2, W/2)
+        surroundings = self.surroundings(self.enlarge_onto(context2, level2))  # (B, 8, H/2, W/2)
         with torch.autocast(image.device.type, enabled=False):  # bf16 scores tie, and lose the sub-pixel peak
             scores = self.detector(surroundings.float())  # (B, 4, H/2, W/2)
         score_logits = self.interleave(scores)  # (B, H, W)

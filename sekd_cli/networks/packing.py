@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sekd_cli.geometry import upsample
-from sekd_cli.networks.compact import CompactNetwork, ResidualPair
+from sekd_cli.networks.compact import CompactNetwork
 
 Operation = Callable[[Tensor], Tensor]
 
@@ -139,10 +139,6 @@ def pack_fine_levels(network: CompactNetwork) -> CompactNetwork:
     enlarge = packed_convolution(lambda maps: upsample(maps, 2), surroundings.in_channels, 1, 2, padding=0)
     packed.enlarge_onto = BorderRepeated(enlarge)
     packed.surroundings[0] = packed_convolution(surroundings, surroundings.in_channels, 2, 2)
-    if isinstance(packed.sharpen, ResidualPair):
-        for part in packed.sharpen.body:
-            convolution = convolution_of(part)
-            cast(nn.Sequential, part)[0] = packed_convolution(convolution, convolution.in_channels, 2, 2)
     packed.detector = packed_convolution(
         lambda maps: F.pixel_shuffle(network.detector(maps), 2), network.detector.in_channels, 2, 4
     )
