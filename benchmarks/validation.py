@@ -30,7 +30,6 @@ import torch
 from torch import nn
 
 from sekd_cli.config import DetectionSettings
-from sekd_cli.evaluation.homography import THRESHOLDS, corner_error, fractions_below
 from sekd_cli.features import Features
 from sekd_cli.networks import DenseMaps, DenseNetwork
 from sekd_cli.networks.inference import inference_network
@@ -103,15 +102,6 @@ def show(name: str, figures: dict[str, float]) -> None:
     print(f"   {percent['homography_accuracy']} {figures['matches']:7.1f}", flush=True)
 
 
-def accuracy(xy0: np.ndarray, xy1: np.ndarray, truth: np.ndarray, size: tuple[int, int], estimator: int) -> float:
-    """Homography accuracy of one pair: mean over 1 to 10 pixels."""
-    estimated: np.ndarray | None = None
-    if len(xy0) >= 4:
-        cv2.setRNGSeed(0)
-        estimated, _ = cv2.findHomography(xy0, xy1, estimator, validation.RANSAC_PIXELS)
-    return float(fractions_below([corner_error(estimated, truth, *size)], THRESHOLDS).mean())
-
-
 def show_lacks(name: str, pairs: Iterator[tuple[Features, Features, torch.Tensor]]) -> None:
     """One line: homography accuracy if matches were better than they are."""
     accuracies, errors = [], []
@@ -125,7 +115,9 @@ def show_lacks(name: str, pairs: Iterator[tuple[Features, Features, torch.Tensor
         moved = [np.where(right[:, None], part * xy1 + (1 - part) * there, xy1) for part in (0.5, 0.0)]
         cases = [(xy0, xy1, cv2.RANSAC), (xy0[right], xy1[right], cv2.RANSAC), (xy0[right], xy1[right], 0)]
         cases += [(xy0, xy, cv2.RANSAC) for xy in moved]
-        accuracies.append([accuracy(*points, truth, first.image_size, how) for *points, how in cases])
+        accuracies.append(
+            [validation.homography_accuracy(one, two, truth, first.image_size, how) for one, two, how in cases]
+        )
     as_is, alone, least_squares, half, exact = (f"{100 * value:.1f}" for value in np.mean(accuracies, axis=0))
     quartiles = " ".join(f"{value:.2f}" for value in np.quantile(np.concatenate(errors), (0.25, 0.5, 0.75)))
     few = np.mean([len(one) < 8 for one in errors])
