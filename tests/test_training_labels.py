@@ -258,7 +258,7 @@ def test_a_blur_on_a_gpu_is_that_on_a_cpu() -> None:
     assert kernel.sum((1, 2)).tolist() == pytest.approx([1] * 5, abs=1e-5)
 
 
-def test_both_views_of_a_plain_pair_are_a_good_camera_s(photographs: Photographs) -> None:
+def test_both_views_of_a_plain_pair_are_neither_blurred_nor_compressed_nor_noisy(photographs: Photographs) -> None:
     def light_of(share: float) -> Light:
         labels = np.full((5, 1, 3), np.nan, np.float32)
         settings = replace(SMALL, batch_size=32, plain_share=share)
