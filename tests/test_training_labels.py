@@ -18,6 +18,7 @@ from sekd_cli.training.affine_adaptation import References, adapted_scores, look
 from sekd_cli.training.checkpoint import load_checkpoint, save_checkpoint
 from sekd_cli.training.dataset import PairDataset, PlanDataset, generator_of, look, render, surround
 from sekd_cli.training.labelling import grey_of, label_photographs
+from sekd_cli.training.occlusion import hidden_at
 from sekd_cli.training.photographs import Photographs, cache_photographs
 from sekd_cli.training.photometric import LUMA, Light, blur_where_shrunk, change_light, convolve, draw_light
 from sekd_cli.training.reliability import corner_strength, map_reliability
@@ -137,6 +138,29 @@ def test_beyond_the_edges_of_a_photograph_lies_another_one_mirrored_in_the_secon
     expected = torch.zeros(2, 1, 64, 96)
     expected[0, ..., :48] = expected[1, ..., 48:] = 200 / 255
     torch.testing.assert_close(image[~seen], expected[~seen])
+
+
+def test_what_is_in_front_hides_points_and_labels_and_shows_another_photograph(photographs: Photographs) -> None:
+    labels = np.random.default_rng(0).uniform(0, 250, (5, 60, 3)).astype(np.float32)
+    settings = replace(SMALL, batch_size=4, other_surroundings=True)
+    hiding = replace(settings, hidden_share=0.5)
+    pairs, without = (PairDataset(photographs, np.arange(5), labels, each, (3,)) for each in (hiding, settings))
+    plans = [(pairs.plan(step), without.plan(step)) for step in range(6)]
+    some = torch.cat([plan.hidden.flatten(0, 1).flatten(1).any(dim=1) for plan, _ in plans])
+    assert 0.2 < some.float().mean() < 0.8  # of the views
+    lost = 0
+    for plan, bare in plans:
+        batch, whole = (render(each, 64, 96, torch.device("cpu")) for each in (plan, bare))
+        hidden = plan.hidden.flatten(0, 1)
+        assert torch.equal(batch.seen, whole.seen & ~hidden)
+        kept = (batch.keypoints == whole.keypoints).all(dim=-1)
+        assert not hidden_at(hidden, batch.keypoints).any()
+        assert torch.equal(~kept, hidden_at(hidden, whole.keypoints))
+        assert not (hidden_at(hidden, batch.points) & batch.matched.repeat(2, 1)).any()
+        shown = torch.nn.functional.max_pool2d(hidden[:, None].float(), 25, 1, 12)[:, 0] > 0  # blurs and blocks spread
+        torch.testing.assert_close(batch.images[~shown[:, None]], whole.images[~shown[:, None]])
+        lost += int((~kept).sum())
+    assert lost > 10
 
 
 def test_held_out_photographs_come_one_by_one_with_the_next_ones_beyond(photographs: Photographs) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sekd_cli.geometry import inside, look_through, uniform, warp_points
+from sekd_cli.training.occlusion import draw_hidden, hidden_at
 from sekd_cli.training.photographs import Photographs
 from sekd_cli.training.photometric import Light, blur_where_shrunk, change_light, draw_light, draw_mix
 from sekd_cli.training.settings import TrainingSettings
@@ -24,7 +25,7 @@ class PairBatch(NamedTuple):
     """B pairs; the first view of all, then the second view of all, where both are in one tensor."""
 
     images: Tensor  # (2 B, 1, H, W) grey in [0, 1]
-    seen: Tensor  # (2 B, H, W) bool: inside the photograph
+    seen: Tensor  # (2 B, H, W) bool: the photograph itself, not what lies beyond its edge or in front
     keypoints: Tensor  # (2 B, K, 2) the labels in pixels of the view; far outside where there is none
     second_from_first: Tensor  # (B, 3, 3)
     points: Tensor  # (2 B, P, 2) the same points in both views, for the descriptor
@@ -51,6 +52,7 @@ class PairPlan(NamedTuple):
     light: Light  # of 2 B images
     others: Tensor  # (B, 3, h, w) as `photographs`, one for the surroundings of each; (0, 3, 0, 0): none
     other_sizes: Tensor  # (B, 2)
+    hidden: Tensor  # (2, B, height, width) bool: where another photograph lies in front; (2, B, 0, 0): nowhere
     keypoints: Tensor  # this and the next three as in PairBatch
     second_from_first: Tensor
     points: Tensor
@@ -106,6 +108,8 @@ def render(plan: PairPlan, height: int, width: int, device: torch.device, *, at_
         mix, maps = (part[:, rows].to(device, non_blocking=True) for part in (plan.mix, plan.photograph_from_view))
         own = _without_padding(plan.photographs[rows], plan.sizes[rows], device)
         image, sees = look(*own, mix, maps, height=height, width=width)
+        if plan.hidden.numel():
+            sees &= ~plan.hidden[:, rows].to(device, non_blocking=True)
         if len(plan.others):
             others = _without_padding(plan.others[rows], plan.other_sizes[rows], device)
             surround(image, sees, *others, mix)
@@ -161,7 +165,10 @@ class PairDataset(Dataset[PairBatch]):
         view_from_photograph = torch.linalg.inv(both_views)
         keypoints = torch.stack([warp_points(labels, change) for change in view_from_photograph])
         keypoints = keypoints.nan_to_num(posinf=-1e4)
-        points, matched = self._points(both_views, keypoints, sizes, generator)
+        hidden = self._hidden(step)
+        if hidden.numel():
+            keypoints[torch.stack([hidden_at(*one) for one in zip(hidden, keypoints, strict=True)])] = -1e4
+        points, matched = self._points(both_views, keypoints, hidden, sizes, generator)
         mix, light = (
             draw_mix(2 * count, generator),
             draw_light(2 * count, generator, exposed_share=settings.exposed_share),
@@ -176,6 +183,7 @@ class PairDataset(Dataset[PairBatch]):
             sizes=sizes[own],
             others=self._stacked(others),
             other_sizes=torch.from_numpy(self.photographs.sizes[self.chosen[others]]).float(),
+            hidden=hidden[:, own],
             mix=mix.reshape(2, count, 3)[:, own],
             photograph_from_view=both_views[:, own],
             light=light.plain(plain.repeat(2)).of(torch.cat((own, count + own))),
@@ -197,8 +205,17 @@ class PairDataset(Dataset[PairBatch]):
             into[:, below:] = into[:, below - 1 : below]
         return stacked
 
+    def _hidden(self, step: int) -> Tensor:
+        """Which pixels of both views something hides, (2, B, H, W); drawn apart, so that all else is as without."""
+        settings, count = self.settings, self.settings.batch_size
+        if settings.hidden_share == 0:
+            return torch.zeros(2, count, 0, 0, dtype=torch.bool)
+        size = (settings.height, settings.width)
+        hidden = draw_hidden(2 * count, settings.hidden_share, *size, generator_of(*self.key, step, 1))
+        return hidden.reshape(2, count, *size)
+
     def _points(
-        self, both_views: Tensor, keypoints: Tensor, sizes: Tensor, generator: torch.Generator
+        self, both_views: Tensor, keypoints: Tensor, hidden: Tensor, sizes: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """The same points in both views (2, B, P, 2): labels first, the rest at random, and which are seen in both."""
         settings = self.settings
@@ -212,6 +229,8 @@ class PairDataset(Dataset[PairBatch]):
         in_second = warp_points(on_photograph, torch.linalg.inv(both_views[1]))
         random_pairs = torch.stack((anywhere, in_second))
         seen = within.all(-1) & inside(in_second, height, width)
+        if hidden.numel():
+            seen &= ~(hidden_at(hidden[0], anywhere) | hidden_at(hidden[1], in_second))
         labelled = inside(keypoints, height, width).all(0)
 
         lucky = labelled * (1 + torch.rand(labelled.shape, generator=generator))

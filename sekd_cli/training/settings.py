@@ -58,6 +58,7 @@ class TrainingSettings:
     shift: float = 0.35  # largest, in widths of a view: where in one view a point lies must not tell where in the other
     tilt: float = 0.25  # largest change of depth across half a view: perspective
     other_surroundings: bool = True  # beyond a photograph's edge lies another one; else its last pixels, drawn out
+    hidden_share: float = 0.0  # of the views, parts of which another photograph hides, as what is in front does
     graded: bool = False  # each pair is changed by a random share of these ranges: many are mild, few are extreme
     exposed_share: float = 0.3  # of the views, exposed anew: what gets too bright is lost
     plain_share: float = 0.0  # of the pairs, those of one good camera: neither blurred, compressed nor noisy
@@ -120,6 +121,8 @@ class TrainingSettings:
             (self.zoom >= 1 and self.stretch >= 1, "zoom, stretch: give 1 (none) or more"),
             (0 <= self.shift <= 1, "shift: give 0 (none) up to 1"),
             (0 <= self.plain_share <= 1, "plain_share: give a share from 0 to 1"),
+            (0 <= self.hidden_share <= 1, "hidden_share: give a share from 0 to 1"),
+            (not self.hidden_share or self.other_surroundings, "hidden_share: needs other_surroundings to be in front"),
             (0 <= self.tilt < 0.8, "tilt: give 0 (none) up to 0.8"),
             (self.reliability_window % 2 == 1, "reliability_window: give an odd number"),
             (min(self.adaptation_references, self.reliability_references) >= 1, "references: give 1 or more"),
