@@ -32,6 +32,7 @@ from sekd_cli.export.onnx import export_onnx
 from sekd_cli.features import detect
 from sekd_cli.networks import CompactNetwork, DenseNetwork
 from sekd_cli.networks.folding import fold_batch_norms
+from sekd_cli.networks.fusing import fuse
 from sekd_cli.networks.inference import inference_network
 from sekd_cli.networks.packing import pack_fine_levels
 from sekd_cli.networks.weights_file import load_network, packaged_weights
@@ -133,15 +134,17 @@ def ways(folder: Path, *, compiled: bool) -> dict[str, Way]:
         weight_type=QuantType.QInt8,
         nodes_to_exclude=["/network/detector/Conv"],
     )
-    packed = inference_network(network, "bfloat16", CPU)
-    further: dict[str, Way] = {"bfloat16, torch.compile": compiled_way(packed, image)} if compiled else {}
+    own = inference_network(network, "bfloat16", CPU)
+    packed = plain_bfloat16(pack_fine_levels(folded))
+    further: dict[str, Way] = {"bfloat16, torch.compile": compiled_way(own, image)} if compiled else {}
     if importlib.util.find_spec("openvino"):
         further |= {f"OpenVINO, {kind}": openvino_way(model, image, kind) for kind in ("f32", "bf16")}
     return further | {
         "float32": torch_way(exact, image),
-        "bfloat16 (sekd)": torch_way(packed, image),
-        "bfloat16, not fused": torch_way(plain_bfloat16(pack_fine_levels(folded)), image),
-        "bfloat16, nor packed": torch_way(plain, image),
+        "bfloat16 (sekd)": torch_way(own, image),
+        "bfloat16, packed and fused": torch_way(fuse(copy.deepcopy(packed)), image),
+        "bfloat16, only packed": torch_way(packed, image),
+        "bfloat16, neither": torch_way(plain, image),
         "float32, not fused": torch_way(folded.to(memory_format=torch.channels_last), image),
         "bfloat16, traced and frozen": lambda: frozen(batch)[0][0],
         "bfloat16 by autocast": torch_way(folded, image, autocast=True),

@@ -108,8 +108,24 @@ def resize_image(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def upsample(values: Tensor, factor: int) -> Tensor:
-    """Bilinear enlargement of a map (B, C, h, w) by a whole factor; consistent with `sample_map`'s `map_scale`."""
-    return F.interpolate(values, scale_factor=float(factor), mode="bilinear", align_corners=False)
+    """Bilinear enlargement of a map (B, C, h, w) by a whole factor; consistent with `sample_map`'s `map_scale`.
+
+    Where a CPU has channels together in memory it goes along rows, then along columns: torch's kernel gives a thread
+    whole images, of which there may be but one, and takes its time for few channels.
+    """
+    if values.device.type != "cpu" or not values.is_contiguous(memory_format=torch.channels_last):
+        return F.interpolate(values, scale_factor=float(factor), mode="bilinear", align_corners=False)
+    batch, channels, height, width = values.shape
+    rows = values.permute(0, 2, 3, 1).reshape(batch * height, 1, width, channels)
+    rows = _stretched(rows, (1.0, float(factor))).reshape(batch, height, 1, factor * width * channels)
+    columns = _stretched(rows, (float(factor), 1.0)).reshape(batch, factor * height, factor * width, channels)
+    return columns.permute(0, 3, 1, 2)
+
+
+def _stretched(values: Tensor, factors: tuple[float, float]) -> Tensor:
+    """(B, h, w, C) -> (B, H, W, C), bilinear."""
+    maps = values.permute(0, 3, 1, 2)
+    return F.interpolate(maps, scale_factor=factors, mode="bilinear", align_corners=False).permute(0, 2, 3, 1)
 
 
 def translation(x: Tensor, y: Tensor) -> Tensor:

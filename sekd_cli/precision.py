@@ -27,19 +27,30 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
-        return _has_amx() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        fast = has_matrix_units() or _multiplies_bfloat16_twice_as_fast()
+        return fast and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return False
 
 
-@cache
-def _has_amx() -> bool:
-    """Whether the CPU has matrix units for bfloat16 (docs/EXPERIMENTS.md: with vector instructions alone, AVX512-BF16,
-    networks take longer than in float32, and four times as long where even these are emulated).
+def has_matrix_units() -> bool:
+    """Whether the CPU has AMX, matrix units for bfloat16: multiplications cost nearly nothing there."""
+    return "amx_bf16" in _cpu_words()
+
+
+def _multiplies_bfloat16_twice_as_fast() -> bool:
+    """Whether the CPU's vector instructions for bfloat16 (AVX512-BF16) pay: AMD's do, Intel's are no faster than
+    float32's and cost conversions (docs/EXPERIMENTS.md, 11 and 69).
     """  # noqa: D205 - the reason is part of the sentence
+    return {"AuthenticAMD", "avx512_bf16"} <= _cpu_words()
+
+
+@cache
+def _cpu_words() -> frozenset[str]:
+    """Vendor and instruction sets of the CPU, as Linux names them; none elsewhere, where torch uses none of these."""
     try:
-        return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split()
-    except OSError:  # no Linux: no AMX that torch could use
-        return False
+        return frozenset(Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split())
+    except OSError:
+        return frozenset()
 
 
 def mixed_precision(device: torch.device) -> torch.autocast:

@@ -83,6 +83,22 @@ def test_upsampling_keeps_the_places_that_sample_map_reads() -> None:
     torch.testing.assert_close(from_fine, from_coarse)
 
 
+@pytest.mark.parametrize("channels", [1, 3, 8])
+@pytest.mark.parametrize("factor", [2, 3])
+def test_a_map_is_enlarged_alike_in_any_order_of_memory(channels: int, factor: int) -> None:
+    values = torch.randn(2, channels, 5, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = torch.nn.functional.interpolate(values, scale_factor=factor, mode="bilinear", align_corners=False)
+    for order in (torch.contiguous_format, torch.channels_last):
+        ordered = values.clone(memory_format=order).requires_grad_()
+        found = geometry.upsample(ordered, factor)
+        assert found.is_contiguous(memory_format=order)
+        torch.testing.assert_close(found, expected)
+        found.square().sum().backward()
+        other = values.clone().requires_grad_()
+        geometry.upsample(other, factor).square().sum().backward()
+        torch.testing.assert_close(ordered.grad, other.grad)
+
+
 def test_a_map_is_sampled_bilinearly_and_beyond_it_is_its_border() -> None:
     values = torch.tensor([[[[0.0, 1.0], [2.0, 3.0]]]])
     xy = torch.tensor([[[0.0, 0.0], [0.5, 0.0], [0.5, 0.5], [1.0, 0.25], [-7.0, 0.0], [9.0, 9.0]]])

@@ -17,15 +17,26 @@ CPU = torch.device("cpu")
 LOWER = PRECISIONS[2:]  # than float32
 
 
-@pytest.mark.parametrize(("has_amx", "expected"), [(True, "bfloat16"), (False, "float32")])
-def test_auto_is_bfloat16_where_the_cpu_has_matrix_units_for_it(
-    has_amx: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("cpu", "expected"),
+    [
+        ("GenuineIntel avx512f avx512_bf16 amx_bf16", "bfloat16"),
+        ("GenuineIntel avx512f avx512_bf16", "float32"),
+        ("AuthenticAMD avx512f avx512_bf16", "bfloat16"),
+        ("AuthenticAMD avx512f", "float32"),
+        ("", "float32"),
+    ],
+)
+def test_auto_is_bfloat16_where_the_cpu_is_faster_in_it(
+    cpu: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision, "_has_amx", lambda: has_amx)
+    monkeypatch.setattr(precision, "_cpu_words", lambda: frozenset(cpu.split()))
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
     assert resolve_precision("auto", CPU) == expected
     assert resolve_precision("auto", torch.device("mps")) == "float32"
     assert all(resolve_precision(name, CPU) == name for name in PRECISIONS[1:])
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert resolve_precision("auto", CPU) == "float32"
 
 
 def test_another_precision_is_refused() -> None:
@@ -43,7 +54,12 @@ def maps_at(name: str, chosen: str, photograph: Tensor) -> DenseMaps:
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("chosen", LOWER)
-def test_a_lower_precision_says_nearly_the_same(name: str, chosen: str, photograph: Tensor) -> None:
+@pytest.mark.parametrize("matrix_units", [True, False])
+def test_a_lower_precision_says_nearly_the_same(
+    name: str, chosen: str, matrix_units: bool, photograph: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("inference", "fusing"):
+        monkeypatch.setattr(f"sekd_cli.networks.{module}.has_matrix_units", lambda: matrix_units)
     exact, rounded = maps_at(name, "float32", photograph), maps_at(name, chosen, photograph)
     assert rounded.score_logits.dtype == torch.float32
     pairs = zip(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sekd_cli.networks.compact import CompactNetwork, ResidualPair
 from sekd_cli.networks.packing import BorderRepeated, convolution_of
+from sekd_cli.precision import has_matrix_units
 
 
 def can_fuse(dtype: torch.dtype) -> bool:
@@ -65,7 +66,7 @@ class FusedConvolution(nn.Module):
         self.then = "relu" if active else "none"
         assert convolution.bias is not None, "fold the norms first"
         weight = convolution.weight.detach()
-        if weight.dtype == torch.bfloat16:  # as the kernels read it, once and not in every pass; float32's take longer
+        if weight.dtype == torch.bfloat16 and has_matrix_units():  # as those kernels read it; others read it otherwise
             weight = torch._C._nn.mkldnn_reorder_conv2d_weight(weight.to_mkldnn(), padding, stride, [1, 1], 1)
         self.register_buffer("weight", weight, persistent=False)
         self.register_buffer("bias", convolution.bias.detach(), persistent=False)
