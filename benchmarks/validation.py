@@ -14,9 +14,9 @@ since a pair is found or not. `--drawn-out` has a photograph's last pixels beyon
 docs/EXPERIMENTS.md's 50 have, instead of another photograph. `--plain` views are of one good camera: neither blurred,
 compressed nor noisy. `--ways` adds, on usual views, other ways to read keypoints off the scores (under mixed precision,
 as in training) and each precision of `sekd extract`; and RootSIFT. `--lacks` tells instead what homography accuracy
-lacks: it is told of the matches as they are, of the right ones alone (RANSAC, then least squares), of all with half the
-right ones' error, and with none; then the quartiles of that error in pixels, and the share of pairs that have fewer
-than eight right matches.
+lacks: it is told of the matches as they are (RANSAC, then as `sekd match --verify homography` has it), of the right
+ones alone (RANSAC, then least squares), of all with half the right ones' error, and with none; then the quartiles of
+that error in pixels, and the share of pairs that have fewer than eight right matches.
 """
 
 import argparse
@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sekd_cli.config import DetectionSettings
+from sekd_cli.config import DetectionSettings, VerificationSettings
 from sekd_cli.features import Features
 from sekd_cli.networks import DenseMaps, DenseNetwork
 from sekd_cli.networks.inference import inference_network
@@ -40,6 +40,7 @@ from sekd_cli.training.photographs import Photographs
 from sekd_cli.training.run_folder import RunFolder
 from sekd_cli.training.self_evolution import held_out_photographs
 from sekd_cli.training.settings import TrainingSettings
+from sekd_cli.verification import verify
 
 WAYS = {
     "radius 2": DetectionSettings(max_keypoints=validation.KEYPOINTS, nms_radius=2),
@@ -48,6 +49,7 @@ WAYS = {
     "radius 6": DetectionSettings(max_keypoints=validation.KEYPOINTS, nms_radius=6),
     "radius 4, whole pixels": DetectionSettings(max_keypoints=validation.KEYPOINTS, nms_radius=4, subpixel=False),
 }
+HOMOGRAPHY = VerificationSettings(model="homography", threshold=validation.RANSAC_PIXELS, min_inliers=0)
 CONTRAST = 0.005  # SIFT's threshold, low enough to find its budget of keypoints in dim views
 
 
@@ -115,13 +117,18 @@ def show_lacks(name: str, pairs: Iterator[tuple[Features, Features, torch.Tensor
         moved = [np.where(right[:, None], part * xy1 + (1 - part) * there, xy1) for part in (0.5, 0.0)]
         cases = [(xy0, xy1, cv2.RANSAC), (xy0[right], xy1[right], cv2.RANSAC), (xy0[right], xy1[right], 0)]
         cases += [(xy0, xy, cv2.RANSAC) for xy in moved]
+        _, verified = verify(xy0, xy1, HOMOGRAPHY)
         accuracies.append(
-            [validation.homography_accuracy(one, two, truth, first.image_size, how) for one, two, how in cases]
+            [
+                validation.corner_accuracy(verified, truth, first.image_size),
+                *(validation.homography_accuracy(one, two, truth, first.image_size, how) for one, two, how in cases),
+            ]
         )
-    as_is, alone, least_squares, half, exact = (f"{100 * value:.1f}" for value in np.mean(accuracies, axis=0))
+    means = (f"{100 * value:.1f}" for value in np.mean(accuracies, axis=0))
+    by_verify, as_is, alone, least_squares, half, exact = means
     quartiles = " ".join(f"{value:.2f}" for value in np.quantile(np.concatenate(errors), (0.25, 0.5, 0.75)))
     few = np.mean([len(one) < 8 for one in errors])
-    print(f"{name:32} {as_is}   right {alone}, {least_squares}   less error {half}, {exact}", end="")
+    print(f"{name:32} {as_is}, {by_verify}   right {alone}, {least_squares}   less error {half}, {exact}", end="")
     print(f"   {quartiles}   {100 * few:.1f}", flush=True)
 
 

@@ -1,5 +1,6 @@
 """Geometric verification on scenes whose geometry is known."""
 
+import cv2
 import numpy as np
 import pytest
 
@@ -45,6 +46,23 @@ def test_a_homography_maps_the_first_image_to_the_second() -> None:
     corner = model @ [100, 100, 1]
     expected = TRUE_HOMOGRAPHY @ [100, 100, 1]
     assert corner[:2] / corner[2] == pytest.approx(expected[:2] / expected[2], abs=0.5)
+
+
+def test_a_homography_is_fitted_to_all_that_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    def error(seed: int) -> float:
+        random = np.random.default_rng(seed)
+        xy0, xy1 = plane(80, 60)
+        scale = np.where(np.arange(80) % 4, 0.2, 1.2)[:, None]  # as of keypoints: most are exact, some are not
+        xy1[:80] += random.normal(scale=scale, size=(80, 2)).astype(np.float32)
+        _, model = verify(xy0, xy1, VerificationSettings(model="homography", threshold=3))
+        assert model is not None
+        corners = np.array([[[0, 0], [600, 0], [0, 600], [600, 600]]], dtype=np.float64)
+        found, true = (cv2.perspectiveTransform(corners, matrix) for matrix in (model, TRUE_HOMOGRAPHY))
+        return float(np.linalg.norm(found - true, axis=-1).mean())
+
+    refitted = np.mean([error(seed) for seed in range(20)])
+    monkeypatch.setattr("sekd_cli.verification.REFITS", 0)
+    assert refitted < 0.9 * np.mean([error(seed) for seed in range(20)])
 
 
 def test_a_fundamental_matrix_has_the_second_image_on_its_left() -> None:

@@ -133,13 +133,20 @@ def matched_points(first: Features, second: Features) -> tuple[np.ndarray, np.nd
 def homography_accuracy(
     xy0: np.ndarray, xy1: np.ndarray, truth: np.ndarray, size: tuple[int, int], estimator: int = cv2.RANSAC
 ) -> float:
-    """Share of the thresholds from 1 to 10 pixels that the corners' error of the homography found is within.
+    """`corner_accuracy` of the homography found by matched points (n, 2).
 
-    xy0, xy1: (n, 2) matched points; truth: (3, 3), second from first; size: width, height of the first image;
-    estimator: OpenCV's, 0 for least squares.
+    truth, size: as there; estimator: OpenCV's, 0 for least squares.
     """
     estimated: np.ndarray | None = None
     if len(xy0) >= 4:
         cv2.setRNGSeed(0)
         estimated, _ = cv2.findHomography(xy0, xy1, estimator, RANSAC_PIXELS)
-    return float(fractions_below([corner_error(estimated, truth, *size)], THRESHOLDS).mean())
+    return corner_accuracy(estimated, truth, size)
+
+
+def corner_accuracy(homography: np.ndarray | None, truth: np.ndarray, size: tuple[int, int]) -> float:
+    """Share of the thresholds from 1 to 10 pixels that the corners' error of a homography is within.
+
+    homography: (3, 3) or None; truth: (3, 3), second from first; size: width, height of the first image.
+    """
+    return float(fractions_below([corner_error(homography, truth, *size)], THRESHOLDS).mean())
