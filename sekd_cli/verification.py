@@ -1,7 +1,7 @@
 """Geometric verification: the matches of a pair that one homography, fundamental or essential matrix explains.
 
-OpenCV's USAC framework with MAGSAC scores (Barath et al., CVPR 2020). Its sampling starts from the same state each
-time, so equal matches give equal results.
+OpenCV's USAC framework with MAGSAC scores (Barath et al., CVPR 2020), then, for a homography, least squares. Its
+sampling starts from the same state each time, so equal matches give equal results.
 """
 
 from dataclasses import dataclass
@@ -57,11 +57,37 @@ def verify(
     if model is None or mask is None or np.shape(model) != (3, 3) or not np.isfinite(model).all():
         return nothing
     inliers = np.asarray(mask).ravel() > 0
-    if settings.model == "homography":
-        model, inliers = _refined(model, xy0.astype(np.float64), xy1.astype(np.float64), settings.threshold)
     if inliers.sum() < settings.min_inliers:
         return nothing
     return inliers, np.asarray(model, dtype=np.float64)
+
+
+def _fit(
+    xy0: np.ndarray, xy1: np.ndarray, settings: VerificationSettings, cameras: tuple[Camera, Camera] | None
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    if settings.model == "homography":
+        found = cv2.findHomography(
+            xy0, xy1, cv2.USAC_MAGSAC, settings.threshold, maxIters=ITERATIONS, confidence=CONFIDENCE
+        )
+        if found[0] is not None:
+            found = _refined(found[0], xy0, xy1, settings.threshold)
+    elif settings.model == "fundamental":
+        found = cv2.findFundamentalMat(xy0, xy1, cv2.USAC_MAGSAC, settings.threshold, CONFIDENCE, ITERATIONS)
+    else:
+        if cameras is None:
+            raise ValueError("the essential matrix needs both cameras")
+        focal = np.mean([camera.focal for camera in cameras])
+        found = cv2.findEssentialMat(
+            cameras[0].directions(xy0),
+            cameras[1].directions(xy1),
+            np.eye(3),
+            method=cv2.USAC_MAGSAC,
+            prob=CONFIDENCE,
+            threshold=settings.threshold / float(focal),
+            maxIters=ITERATIONS,
+        )
+    model, mask = found
+    return model, mask
 
 
 def _refined(
@@ -88,29 +114,3 @@ def _refined(
 def _distances(homography: np.ndarray, xy0: np.ndarray, xy1: np.ndarray) -> np.ndarray:
     """How far from its match each point of the first image lands, (M,) pixels."""
     return np.asarray(np.linalg.norm(cv2.perspectiveTransform(xy0[None], homography)[0] - xy1, axis=1))
-
-
-def _fit(
-    xy0: np.ndarray, xy1: np.ndarray, settings: VerificationSettings, cameras: tuple[Camera, Camera] | None
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-    if settings.model == "homography":
-        found = cv2.findHomography(
-            xy0, xy1, cv2.USAC_MAGSAC, settings.threshold, maxIters=ITERATIONS, confidence=CONFIDENCE
-        )
-    elif settings.model == "fundamental":
-        found = cv2.findFundamentalMat(xy0, xy1, cv2.USAC_MAGSAC, settings.threshold, CONFIDENCE, ITERATIONS)
-    else:
-        if cameras is None:
-            raise ValueError("the essential matrix needs both cameras")
-        focal = np.mean([camera.focal for camera in cameras])
-        found = cv2.findEssentialMat(
-            cameras[0].directions(xy0),
-            cameras[1].directions(xy1),
-            np.eye(3),
-            method=cv2.USAC_MAGSAC,
-            prob=CONFIDENCE,
-            threshold=settings.threshold / float(focal),
-            maxIters=ITERATIONS,
-        )
-    model, mask = found
-    return model, mask
