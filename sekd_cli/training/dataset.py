@@ -166,8 +166,7 @@ class PairDataset(Dataset[PairBatch]):
         keypoints = torch.stack([warp_points(labels, change) for change in view_from_photograph])
         keypoints = keypoints.nan_to_num(posinf=-1e4)
         hidden = self._hidden(step)
-        if hidden.numel():
-            keypoints[torch.stack([hidden_at(*one) for one in zip(hidden, keypoints, strict=True)])] = -1e4
+        keypoints[hidden_at(hidden, keypoints)] = -1e4
         points, matched = self._points(both_views, keypoints, hidden, sizes, generator)
         mix, light = (
             draw_mix(2 * count, generator),
@@ -228,9 +227,7 @@ class PairDataset(Dataset[PairBatch]):
         within = (on_photograph >= VIEW_BORDER) & (on_photograph <= sizes[:, None] - 1 - VIEW_BORDER)
         in_second = warp_points(on_photograph, torch.linalg.inv(both_views[1]))
         random_pairs = torch.stack((anywhere, in_second))
-        seen = within.all(-1) & inside(in_second, height, width)
-        if hidden.numel():
-            seen &= ~(hidden_at(hidden[0], anywhere) | hidden_at(hidden[1], in_second))
+        seen = within.all(-1) & inside(in_second, height, width) & ~hidden_at(hidden, random_pairs).any(dim=0)
         labelled = inside(keypoints, height, width).all(0)
 
         lucky = labelled * (1 + torch.rand(labelled.shape, generator=generator))

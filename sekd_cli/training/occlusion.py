@@ -24,9 +24,13 @@ def draw_hidden(count: int, share: float, height: int, width: int, generator: to
 
 
 def hidden_at(hidden: Tensor, xy: Tensor) -> Tensor:
-    """Whether points (V, N, 2) in pixels are hidden in their views (V, H, W), (V, N); those outside are not."""
+    """Whether points (..., N, 2) in pixels are hidden in their views (..., H, W), (..., N); those outside are not.
+
+    Views of no pixels stand for views in which nothing is hidden.
+    """
+    if not hidden.numel():
+        return torch.zeros(xy.shape[:-1], dtype=torch.bool)
     height, width = hidden.shape[-2:]
     limit = xy.new_tensor([width - 1, height - 1])
     x, y = xy.round().clamp(min=0).minimum(limit).long().unbind(-1)
-    there = hidden.flatten(1).gather(1, y * width + x)
-    return there & inside(xy, height, width)
+    return hidden.flatten(-2).gather(-1, y * width + x) & inside(xy, height, width)
