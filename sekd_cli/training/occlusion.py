@@ -10,7 +10,7 @@ from sekd_cli.geometry import inside, resize_image, uniform
 
 COARSE, FINE = 6, 18  # numbers along each side of a view, that decide on the shape of what hides and on its outline
 RAGGED = 0.25  # of the outline, in units of the shape's
-LEAST, MOST = 0.2, 1.2  # height from which something hides: a tenth of a view or so, seldom half
+LEAST, MOST = 0.2, 1.2  # height from which something hides: a sixth of a view or so, seldom half
 
 
 def draw_hidden(count: int, share: float, height: int, width: int, generator: torch.Generator) -> Tensor:
