@@ -176,3 +176,26 @@ def test_selection_counts_right_matches_of_the_best_keypoints() -> None:
     # the last of a selection lies on its cut and is half there: 7.25 of 8, 3.25 of 4 and 1.25 of 2 matches
     assert -float(right) == pytest.approx((7.25 / 8 + 3.25 / 4 + 1.25 / 2) / 3, abs=0.01)
     assert float(wrong) == pytest.approx(-float(right) / 2, abs=0.01)
+
+
+def test_points_beyond_the_horizon_leave_a_gradient_to_all_others() -> None:
+    found = strongest(peaks_at([(4, 5), (13, 5)], [(5, 5), (2, 9)]).requires_grad_(), 2)
+    tipped = torch.eye(3)[None].clone()
+    tipped[0, 2, 0] = -0.1  # from x = 10 on, what the first view sees lies behind the second
+    loss = position_loss(found, tipped)
+    (gradient,) = torch.autograd.grad(loss, found.peaks)
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("without", [0, 1])
+def test_a_view_without_keypoints_leaves_a_loss_to_the_other_pairs(without: int) -> None:
+    logits = torch.zeros(4, 3, requires_grad=True)
+    descriptors = torch.eye(3).repeat(4, 1, 1).requires_grad_()
+    xy = [[(2.0, 2.0), (9.0, 9.0), (5.0, 5.0)]] * 4
+    found = own(xy, descriptors, logits)
+    alone = [part.item() for part in matching_losses(own(xy[:2], descriptors[:2], logits[:2]), SAME_VIEW, 40.0)]
+    found.present[1 + 2 * without] = False  # of the second pair
+    losses = matching_losses(found, SAME_VIEW.repeat(2, 1, 1), 40.0)
+    assert losses[0].item() == pytest.approx(alone[0])
+    gradients = torch.autograd.grad(sum(losses), (logits, descriptors))  # type: ignore[arg-type]
+    assert all(gradient.isfinite().all() for gradient in gradients)

@@ -212,6 +212,7 @@ class SelfEvolution:
             figures = dict(zip([*losses, "points"], told, strict=True))
             figures |= {"learning_rate": self.learner.learning_rate(), "waited": arrived - start}
             figures |= {"seconds": time.monotonic() - start, "run_step": self.learner.step}
+            figures["skipped"] = float(self.learner.skipped > 0)
             durations.append(figures["seconds"])
             if len(durations) == MEASURED_STEPS and not self.measured:
                 self._choose_rounds(durations)

@@ -50,6 +50,8 @@ class TrainingSettings:
     average_decay: float = 0.998  # of the running mean of the weights, which labels, is validated and shipped
 
     # views: the second of a pair relative to the first (paper Sec. 4.1: affine)
+    closest: float = 0.6  # photograph pixels a view pixel: small photographs are looked at closely more often
+    farthest: float = 1.1
     rotation: float = 50.0  # degrees, either way
     any_rotation_share: float = 0.12  # of the pairs, turned by any angle
     zoom: float = 1.8  # largest, in or out
@@ -118,6 +120,7 @@ class TrainingSettings:
             (min(self.height, self.width) >= 64, "height, width: give 64 or more"),
             (0 < self.photographs_per_round <= 1, "photographs_per_round: give a share, more than 0, at most 1"),
             (0 <= self.validation_share < 0.5, "validation_share: give a share from 0 up to 0.5"),
+            (0 < self.closest <= self.farthest, "closest, farthest: give more than 0, the first at most the second"),
             (self.zoom >= 1 and self.stretch >= 1, "zoom, stretch: give 1 (none) or more"),
             (0 <= self.shift <= 1, "shift: give 0 (none) up to 1"),
             (0 <= self.plain_share <= 1, "plain_share: give a share from 0 to 1"),

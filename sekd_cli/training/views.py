@@ -8,7 +8,6 @@ from torch import Tensor
 from sekd_cli.geometry import affinity, log_uniform, tilt, translation, uniform
 from sekd_cli.training.settings import TrainingSettings
 
-FIRST_ZOOM = (0.6, 1.1)  # photograph pixels a view pixel: small photographs are looked at closely more often
 FIRST_ROTATION = 15.0  # degrees; photographs are mostly taken upright
 
 
@@ -49,7 +48,7 @@ def random_pairs(sizes: Tensor, settings: TrainingSettings, generator: torch.Gen
     to_origin = translation(*torch.tensor([-(settings.width - 1) / 2, -(settings.height - 1) / 2]).expand(count, 2).T)
     to_centre = translation(centre[:, 0], centre[:, 1])
     first_turn = uniform(-FIRST_ROTATION, FIRST_ROTATION, count, generator).deg2rad()
-    first_zoom = log_uniform(*FIRST_ZOOM, count, generator)
+    first_zoom = log_uniform(settings.closest, settings.farthest, count, generator)
     share = uniform(0.0, 1.0, count, generator) if settings.graded else torch.ones(count)
     zoom = log_uniform(1 / settings.zoom, settings.zoom, count, generator) ** share
     one, none = torch.ones(count), torch.zeros(count)
