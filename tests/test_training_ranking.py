@@ -199,3 +199,14 @@ def test_a_view_without_keypoints_leaves_a_loss_to_the_other_pairs(without: int)
     assert losses[0].item() == pytest.approx(alone[0])
     gradients = torch.autograd.grad(sum(losses), (logits, descriptors))  # type: ignore[arg-type]
     assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_a_keypoint_unlike_all_others_leaves_a_gradient_to_them() -> None:
+    east, other = torch.eye(2)
+    aside = -0.22 * east + 0.975 * other  # odds of 1e-25, whose inverse squared is beyond float32
+    descriptors = torch.stack((torch.stack((east, aside)), torch.stack((east, east)))).requires_grad_()
+    xy = [[(2.0, 2.0), (9.0, 9.0)]] * 2
+    losses = matching_losses(own(xy, descriptors, torch.zeros(2, 2)), SAME_VIEW, 80.0)
+    for loss in losses:
+        (slope,) = torch.autograd.grad(loss, descriptors, retain_graph=True)
+        assert slope.isfinite().all()

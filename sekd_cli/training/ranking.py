@@ -22,7 +22,7 @@ WRONG_COST = 0.5  # of a match, of what an exact right one is worth
 SOFTNESS = 0.2  # of the selection of the best keypoints, in logits
 BUDGETS = (2, 4, 8)  # parts of the own keypoints that are selected
 CELL = 80  # pixels along each side of a region
-TINY = 1e-30  # odds of keypoints that are not there
+TINY = 1e-18  # odds below which a keypoint has no choice; the square of the inverse, in the gradient, is finite
 LARGEST_EXPONENT = 40.0  # of odds: their squares and the squares' sums stay finite, and small ones as far from nothing
 SAME = 2.0  # pixels within which two peaks are the same point, found inexactly
 
