@@ -1,7 +1,7 @@
 """What weights do on held-out photographs, and what suppression, refinement and precision do to that.
 
     python benchmarks/validation.py RUN [WEIGHTS...] [--views usual,mild,...] [--keypoints 300] [--size 320x256]
-        [--shift 0.35] [--pairs 2] [--drawn-out] [--plain] [--ways] [--lacks]
+        [--shift 0.35] [--closeness 0.6,1.1] [--pairs 2] [--drawn-out] [--plain] [--ways] [--lacks]
 
 RUN is a folder of `sekd train`; WEIGHTS are by default the model in it. Prints a line for each of the weights and
 each kind of views: repeatability, localisation error in pixels, share of matches right to 1, 3 and 5 pixels,
@@ -9,14 +9,16 @@ homography accuracy, of `--keypoints` a view (300 are many for 320x256 pixels; 1
 the number of matches a pair, since a higher share of fewer matches may be no gain. Mild views are upright and of
 nearly one size, slanted and steep ones are seen from the side, zoomed ones turned by any angle and up to four times
 as large. The views of a pair lie up to `--shift` of their width apart: the less, the more of a match can be told from
-where in the view it is. `--pairs` of a photograph: two leave homography accuracy of one kind uncertain by two points,
-since a pair is found or not. `--drawn-out` has a photograph's last pixels beyond its edge, as figures up to
-docs/EXPERIMENTS.md's 50 have, instead of another photograph. `--plain` views are of one good camera: neither blurred,
-compressed nor noisy. `--ways` adds, on usual views, other ways to read keypoints off the scores (under mixed precision,
-as in training) and each precision of `sekd extract`; and RootSIFT. `--lacks` tells instead what homography accuracy
-lacks: it is told of the matches as they are (RANSAC, then as `sekd match --verify homography` has it), of the right
-ones alone (RANSAC, then least squares), of all with half the right ones' error, and with none; then the quartiles of
-that error in pixels, and the share of pairs that have fewer than eight right matches.
+where in the view it is. `--closeness`: photograph pixels a pixel of a view; from 1 on nothing is enlarged, as in what
+cameras give, but small photographs fill less of a view. `--pairs` of a photograph: two leave homography accuracy of
+one kind uncertain by two points, since a pair is found or not. `--drawn-out` has a photograph's last pixels beyond
+its edge, as figures up to docs/EXPERIMENTS.md's 50 have, instead of another photograph. `--plain` views are of one
+good camera: neither blurred, compressed nor noisy. `--ways` adds, on usual views, other ways to read keypoints off
+the scores (under mixed precision, as in training) and each precision of `sekd extract`; and RootSIFT. `--lacks` tells
+instead what homography accuracy lacks: it is told of the matches as they are (RANSAC, then as `sekd match --verify
+homography` has it), of the right ones alone (RANSAC, then least squares), of all with half the right ones' error, and
+with none; then the quartiles of that error in pixels, and the share of pairs that have fewer than eight right
+matches.
 """
 
 import argparse
@@ -141,6 +143,8 @@ def main() -> None:
     parser.add_argument("--keypoints", type=int, default=validation.KEYPOINTS)
     parser.add_argument("--size", default=f"{validation.VALIDATION_VIEWS.width}x{validation.VALIDATION_VIEWS.height}")
     parser.add_argument("--shift", type=float, default=validation.VALIDATION_VIEWS.shift)
+    usual_closeness = f"{validation.VALIDATION_VIEWS.closest},{validation.VALIDATION_VIEWS.farthest}"
+    parser.add_argument("--closeness", default=usual_closeness)
     parser.add_argument("--pairs", type=int, default=validation.VALIDATION_VIEWS.batch_size)
     parser.add_argument("--drawn-out", action="store_true")
     parser.add_argument("--plain", action="store_true")
@@ -148,6 +152,7 @@ def main() -> None:
     parser.add_argument("--lacks", action="store_true")
     options = parser.parse_args()
     width, height = map(int, options.size.split("x"))
+    closest, farthest = map(float, options.closeness.split(","))
     extracted = DetectionSettings(max_keypoints=options.keypoints, nms_radius=2)
     run = RunFolder(options.run)
     photographs = Photographs(Path(run.data()["cache"]))
@@ -159,6 +164,8 @@ def main() -> None:
             width=width,
             height=height,
             shift=options.shift,
+            closest=closest,
+            farthest=farthest,
             other_surroundings=not options.drawn_out,
             plain_share=float(options.plain),
         )
