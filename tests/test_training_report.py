@@ -25,6 +25,7 @@ def run(tmp_path: Path) -> RunFolder:
     run.log({"action": "data", "photographs": 1200, "megabytes": 480.0})
     for step in range(1, 11):
         losses = {"descriptor": 10 / step, "learning_rate": 0.002, "waited": 0.05, "seconds": 0.5, "points": 3000.0}
+        losses["skipped"] = float(step == 4)
         run.log({"action": "update", "round": 0, "what": "both", "step": step, "run_step": step} | losses)
     scores = {"homography_accuracy": 0.75, "matches": 100.0, "score": 0.5}
     run.log({"action": "validation", "round": 0, "what": "both"} | VALIDATION | scores)
@@ -38,6 +39,7 @@ def test_the_report_tells_speed_waiting_validation_and_what_was_changed(run: Run
     assert "| photographs | 1,200 (480 MB decoded) |" in report
     assert "| time in steps | 0.1 minutes, 10.0 % of it waiting for data |" in report
     assert "| speed | 16.0 image pairs a second |" in report  # 8 in half a second
+    assert "| skipped | 1 steps, whose gradient wasn't finite |" in report
     assert "| round 0, both | 50.0 | 1.25 | 25.0 / 50.0 / 62.5 | 75.0 |" in report
     assert "- `minutes = 2.0`" in report
     assert "![Curves of losses, validation, learning rate and speed](curves.png)" in report

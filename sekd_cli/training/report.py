@@ -9,7 +9,7 @@ from sekd_cli.training.pictures import save_picture
 from sekd_cli.training.run_folder import RunFolder, write_whole
 from sekd_cli.training.settings import PRESETS, TrainingSettings
 
-NOT_LOSSES = ("action", "round", "what", "step", "learning_rate", "waited", "seconds", "points", "run_step")
+NOT_LOSSES = ("action", "round", "what", "step", "learning_rate", "waited", "seconds", "skipped", "points", "run_step")
 SHARES = ("repeatability", "mma_1", "mma_3", "mma_5", "homography_accuracy")
 NAMES = {"mma_1": "right to 1 px", "mma_3": "right to 3 px", "mma_5": "right to 5 px"}
 Entries = list[dict[str, Any]]
@@ -81,6 +81,9 @@ def _summary(steps: Entries, entries: Entries, settings: TrainingSettings) -> st
             ("time in steps", f"{seconds / 60:.1f} minutes, {100 * waited / seconds:.1f} % of it waiting for data")
         )
         rows.append(("speed", f"{len(steps) * settings.batch_size / seconds:.1f} image pairs a second"))
+    skipped = sum(entry.get("skipped", 0) for entry in steps)
+    if skipped:
+        rows.append(("skipped", f"{skipped:.0f} steps, whose gradient wasn't finite"))
     planned = [entry for entry in entries if entry["action"] == "plan"]
     if planned:
         rows.append(("planned", f"{planned[-1]['rounds']} rounds in {settings.minutes:g} minutes"))
