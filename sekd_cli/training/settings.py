@@ -86,14 +86,14 @@ class TrainingSettings:
     descriptor_loss: Literal["dual-softmax", "hardest-in-batch"] = "dual-softmax"
     detected_points: int = 256  # a pair, for the descriptor
     random_points: int = 128
-    own_keypoints: int = 0  # a view, found as the step goes: rivals in the dual softmax, and what is ranked
-    ranking_weight: float = 0.0  # of the scores' order by what will be matched
-    position_weight: float = 0.0  # of the distance between the same keypoint in two views
-    matching_weight: float = 0.0  # of the wrong matches expected among them, less the right ones
-    selection_weight: float = 0.0  # of the wrong matches, less right ones, expected of the best of them
-    matching_scale: float = 40.0  # inverse temperature of these matches
+    own_keypoints: int = 320  # a view, found as the step goes: rivals in the dual softmax, and what is ranked
+    ranking_weight: float = 1.0  # of the scores' order by what will be matched
+    position_weight: float = 3.0  # of the distance between the same keypoint in two views
+    matching_weight: float = 1.0  # of the wrong matches expected among them, less the right ones
+    selection_weight: float = 10.0  # of the wrong matches, less right ones, expected of the best of them
+    matching_scale: float = 80.0  # inverse temperature of these matches
     similarity_scale: float = 20.0  # inverse temperature of the dual softmax
-    descriptor_weight: float = 1.0  # of that loss; less leaves more to the lessons on own keypoints
+    descriptor_weight: float = 0.5  # of that loss; less leaves more to the lessons on own keypoints
     safe_radius: float = 6.0  # pixels; nearer points are neither the same nor different
     triplet_ratio: float = 0.85  # only points with d+ / d- above it count
     frozen_detector_weight: float = 1.0
@@ -193,6 +193,12 @@ PRESETS = {
         descriptor_loss="hardest-in-batch",
         detected_points=1000,
         random_points=0,
+        own_keypoints=0,
+        ranking_weight=0.0,
+        position_weight=0.0,
+        matching_weight=0.0,
+        selection_weight=0.0,
+        descriptor_weight=1.0,
     ),
 }
 
