@@ -103,7 +103,6 @@ def matching_losses(own: OwnKeypoints, second_from_first: Tensor, scale: float) 
     first_peaks, second_peaks = own.peaks.detach().chunk(2)
     first, second = own.descriptors.chunk(2)
     here, there = own.present.chunk(2)
-    both = (here.any(dim=1) & there.any(dim=1)).repeat(2)  # a view without keypoints teaches nothing: 0 / 0
     with torch.no_grad():
         warped = warp_points(first_peaks, second_from_first)
         apart = torch.cdist(warped, second_peaks, compute_mode="donot_use_mm_for_euclid_dist")
@@ -112,6 +111,7 @@ def matching_losses(own: OwnKeypoints, second_from_first: Tensor, scale: float) 
     views, most = own.logits.shape
     counts = [max(1, most // part) for part in BUDGETS]
     shares = torch.stack([own.present.to(first.dtype), *(_selected(own, count) for count in counts)], dim=-1)
+    both = (here.any(dim=1) & there.any(dim=1)).repeat(2)  # a view without keypoints teaches nothing: 0 / 0
     shares = shares * both[:, None, None]
     first_share, second_share = shares.chunk(2)  # (B, K, n): how much each keypoint is there, in n cases
     start = first.new_full((1, 1, 1), LARGEST_EXPONENT - scale)
