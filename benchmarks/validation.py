@@ -1,7 +1,7 @@
 """What weights do on held-out photographs, and what suppression, refinement and precision do to that.
 
     python benchmarks/validation.py RUN [WEIGHTS...] [--views usual,mild,...] [--keypoints 300] [--size 320x256]
-        [--shift 0.35] [--closeness 0.6,1.1] [--pairs 2] [--drawn-out] [--plain] [--ways] [--lacks]
+        [--shift 0.35] [--closeness 0.6,1.1] [--pairs 2] [--drawn-out] [--plain] [--ways] [--lacks] [--zooms]
 
 RUN is a folder of `sekd train`; WEIGHTS are by default the model in it. Prints a line for each of the weights and
 each kind of views: repeatability, localisation error in pixels, share of matches right to 1, 3 and 5 pixels,
@@ -18,11 +18,13 @@ the scores (under mixed precision, as in training) and each precision of `sekd e
 instead what homography accuracy lacks: it is told of the matches as they are (RANSAC, then as `sekd match --verify
 homography` has it), of the right ones alone (RANSAC, then least squares), of all with half the right ones' error, and
 with none; then the quartiles of that error in pixels, and the share of pairs that have fewer than eight right
-matches.
+matches. `--zooms` tells it by how many times larger one view is than the other, in half octaves (number of pairs), and
+of RootSIFT, too.
 """
 
 import argparse
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,6 +44,7 @@ from sekd_cli.training.photographs import Photographs
 from sekd_cli.training.run_folder import RunFolder
 from sekd_cli.training.self_evolution import held_out_photographs
 from sekd_cli.training.settings import TrainingSettings
+from sekd_cli.training.views import footprints
 from sekd_cli.verification import verify
 
 WAYS = {
@@ -83,19 +86,39 @@ def rootsift(image: torch.Tensor, seen: torch.Tensor, keypoints: int) -> Feature
     )
 
 
-def rootsift_figures(
+def rootsift_features(
     photographs: Photographs, held_out: np.ndarray, views: TrainingSettings, keypoints: int
-) -> dict[str, float]:
-    """What `validate` says of a network, of RootSIFT."""
-    figures = []
+) -> Iterator[tuple[Features, Features, torch.Tensor]]:
+    """What `validation.held_out_features` has of a network, of RootSIFT."""
     count = views.batch_size
     pairs = validation.HeldOutPairs(photographs, held_out, views)
     for row in range(len(held_out)):
         batch = pairs[row]
         for pair in range(count):
             first, second = (rootsift(batch.images[i, 0], batch.seen[i], keypoints) for i in (pair, count + pair))
-            figures.append(validation.pair_figures(first, second, batch.second_from_first[pair]))
-    return dict(zip(validation.FIGURES, np.nanmean(np.array(figures), axis=0).tolist(), strict=True))
+            yield first, second, batch.second_from_first[pair]
+
+
+def mean_figures(pairs: Iterable[tuple[Features, Features, torch.Tensor]]) -> dict[str, float]:
+    """What `validate` says of a network, of anyone's features."""
+    mean = np.nanmean(np.array([validation.pair_figures(*pair) for pair in pairs]), axis=0)
+    return dict(zip(validation.FIGURES, mean.tolist(), strict=True))
+
+
+def half_octaves(second_from_first: torch.Tensor, size: tuple[int, int]) -> int:
+    """How many whole half octaves one view of a pair is larger than the other, in the middle of the first."""
+    width, height = size
+    zoom = footprints(second_from_first[None], height, width).det().abs().sqrt()
+    return int(abs(2 * math.log2(zoom.item())))
+
+
+def show_by_zoom(name: str, pairs: Iterator[tuple[Features, Features, torch.Tensor]]) -> None:
+    """A line for each half octave."""
+    binned: dict[int, list[tuple[Features, Features, torch.Tensor]]] = {}
+    for pair in pairs:
+        binned.setdefault(half_octaves(pair[2], pair[0].image_size), []).append(pair)
+    for step in sorted(binned):
+        show(f"{name} x{2 ** (step / 2):.1f} ({len(binned[step])})", mean_figures(binned[step]))
 
 
 def show(name: str, figures: dict[str, float]) -> None:
@@ -150,6 +173,7 @@ def main() -> None:
     parser.add_argument("--plain", action="store_true")
     parser.add_argument("--ways", action="store_true")
     parser.add_argument("--lacks", action="store_true")
+    parser.add_argument("--zooms", action="store_true")
     options = parser.parse_args()
     width, height = map(int, options.size.split("x"))
     closest, farthest = map(float, options.closeness.split(","))
@@ -177,6 +201,8 @@ def main() -> None:
             name, arguments = f"{path.stem}, {kind}", (network, photographs, held_out, extracted, views[kind])
             if options.lacks:
                 show_lacks(name, validation.held_out_features(*arguments))
+            elif options.zooms:
+                show_by_zoom(name, validation.held_out_features(*arguments))
             else:
                 show(name, validation.validate(*arguments))
         if not options.ways:
@@ -186,9 +212,12 @@ def main() -> None:
         for precision in PRECISIONS[1:]:
             ready = AtPrecision(network, precision)
             show(f"radius 2, {precision}", validation.validate(ready, photographs, held_out, extracted, views["usual"]))
-    if options.ways:
-        for kind in options.views.split(","):
-            show(f"RootSIFT, {kind}", rootsift_figures(photographs, held_out, views[kind], options.keypoints))
+    for kind in options.views.split(",") if options.ways or options.zooms else ():
+        pairs = rootsift_features(photographs, held_out, views[kind], options.keypoints)
+        if options.zooms:
+            show_by_zoom(f"RootSIFT, {kind}", pairs)
+        else:
+            show(f"RootSIFT, {kind}", mean_figures(pairs))
 
 
 if __name__ == "__main__":
