@@ -210,3 +210,15 @@ def test_a_keypoint_unlike_all_others_leaves_a_gradient_to_them() -> None:
     for loss in losses:
         (slope,) = torch.autograd.grad(loss, descriptors, retain_graph=True)
         assert slope.isfinite().all()
+
+
+def test_a_left_out_keypoint_that_is_anothers_only_choice_leaves_a_loss() -> None:
+    east, west = torch.tensor([1.0, 0.0]), torch.tensor([-1.0, 0.0])
+    descriptors = torch.stack((torch.stack((west, east)), torch.stack((west, east)))).requires_grad_()
+    some = own([[(2.0, 2.0), (9.0, 9.0)]] * 2, descriptors, torch.zeros(2, 2))
+    some.present[0, 1] = False  # nothing, times what is beyond float32
+    losses = matching_losses(some, SAME_VIEW, 80.0)
+    assert losses[0].item() == pytest.approx(-1, abs=1e-3)
+    for loss in losses:
+        (slope,) = torch.autograd.grad(loss, descriptors, retain_graph=True)
+        assert slope.isfinite().all()

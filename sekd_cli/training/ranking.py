@@ -23,6 +23,7 @@ SOFTNESS = 0.2  # of the selection of the best keypoints, in logits
 BUDGETS = (2, 4, 8)  # parts of the own keypoints that are selected
 CELL = 80  # pixels along each side of a region
 TINY = 1e-18  # odds below which a keypoint has no choice; the square of the inverse, in the gradient, is finite
+HUGE = 1e30  # finite, so that nothing of it is nothing
 LARGEST_EXPONENT = 40.0  # of odds: their squares and the squares' sums stay finite, and small ones as far from nothing
 SAME = 2.0  # pixels within which two peaks are the same point, found inexactly
 
@@ -118,7 +119,8 @@ def matching_losses(own: OwnKeypoints, second_from_first: Tensor, scale: float) 
     odds = torch.baddbmm(start, first, second.transpose(1, 2), alpha=scale).exp()
     forward = first_share.square() / (odds @ second_share).clamp(min=TINY)
     backward = second_share.square() / (odds.transpose(1, 2) @ first_share).clamp(min=TINY)
-    expected = (forward * ((odds.square() * cost) @ backward)).sum((0, 1))  # (n,)
+    chosen = ((odds.square() * cost) @ backward).clamp(-HUGE, HUGE)
+    expected = (forward * chosen).sum((0, 1))  # (n,)
     best = (expected[1:] / expected.new_tensor(counts)).mean() / total(expected.new_tensor(views / 2))
     return expected[0] / total(right.any(dim=2).sum()).clamp(min=1), best
 
