@@ -9,9 +9,8 @@ import torch
 
 from sekd_cli.errors import DeviceError, UsageError
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # parameters of glibc's mallopt
 KEPT_BYTES = 1 << 30  # of free memory that the process holds on to before it gives some back
-OWN_MAPPING_BYTES = 32 << 20  # blocks from this size on are mapped one by one, the most that glibc takes
 
 
 def resolve_device(name: str) -> torch.device:
@@ -61,7 +60,8 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
-    mallopt(M_MMAP_THRESHOLD, OWN_MAPPING_BYTES)
+    mallopt(M_ARENA_MAX, 1)  # each thread's own would keep what it freed for itself, and map large blocks one by one
+    mallopt(M_MMAP_MAX, 0)  # else so are those of 32 MB and more, as an image of 8 megapixels has
     mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 

@@ -57,7 +57,7 @@ def test_freed_memory_is_kept_unless_the_environment_rules(monkeypatch: pytest.M
     assert library.told == {}
     monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_")
     keep_freed_memory()
-    assert library.told == {-1: 2**30, -3: 2**25}  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+    assert library.told == {-1: 2**30, -4: 0, -8: 1}  # M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX of malloc.h
 
 
 def test_where_there_is_no_such_library_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
