@@ -7,6 +7,7 @@ A map is a 3x3 matrix named by its direction: `target_xy = warp_points(source_xy
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -76,11 +77,19 @@ def warp_image(image: Tensor, image_from_view: Tensor, height: int, width: int) 
 
 
 def look_through(
-    image: Tensor, sizes: Tensor, image_from_view: Tensor, height: int, width: int, *, border: float = 0.0
+    image: Tensor,
+    sizes: Tensor,
+    image_from_view: Tensor,
+    height: int,
+    width: int,
+    *,
+    border: float = 0.0,
+    displacement: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`warp_image` of images of different sizes, and which pixels of the views see them, at least `border` pixels in.
 
-    image: (B, C, H, W), of which only the top-left `sizes` (B, 2), widths and heights, are looked at.
+    image: (B, C, H, W), of which only the top-left `sizes` (B, 2), widths and heights, are looked at. displacement: of
+    places (B, N, 2) of the image, added to those that the views' pixels come to.
     Returns (B, C, height, width) and (B, height, width) bool.
     """
     # a map is a sum of what x and what y add: a third of the time that `warp_points` of a `pixel_grid` takes
@@ -91,13 +100,16 @@ def look_through(
     seen = depth > 1e-8  # in front of the horizon
     inverse = depth.clamp_(min=1e-8).reciprocal_()
     grid = image.new_empty(*seen.shape, 2)
-    for axis in (0, 1):
+    positions = [(along_y[:, axis, :, None] + along_x[:, axis, None]).mul_(inverse) for axis in (0, 1)]
+    if displacement is not None:
+        moved = displacement(torch.stack(positions, dim=-1).flatten(1, 2)).reshape(grid.shape)
+        positions = [position + moved[..., axis] for axis, position in enumerate(positions)]
+    for axis, position in enumerate(positions):
         last = (sizes[:, axis] - 1)[:, None, None]
-        position = (along_y[:, axis, :, None] + along_x[:, axis, None]).mul_(inverse)
         seen &= (position >= border) & (position <= last - border)
-        position = torch.minimum(position.clamp_(min=0), last)
+        looked_at = torch.minimum(position.clamp_(min=0), last)
         extent = image.shape[3 - axis]
-        torch.add(1 / extent - 1, position, alpha=2 / extent, out=grid[..., axis])
+        torch.add(1 / extent - 1, looked_at, alpha=2 / extent, out=grid[..., axis])
     return F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False), seen
 
 

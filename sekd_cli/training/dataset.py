@@ -3,6 +3,7 @@
 A batch is a function of (seed, phase, step) alone, so a run that was killed goes on as if it had not been.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.utils.data import Dataset
 
 from sekd_cli.geometry import inside, look_through, uniform, warp_points
 from sekd_cli.training.occlusion import draw_hidden, hidden_at
+from sekd_cli.training.parallax import Correspondence, bent, displacement, draw_parallax
 from sekd_cli.training.photographs import Photographs
 from sekd_cli.training.photometric import Light, blur_where_shrunk, change_light, draw_light, draw_mix
 from sekd_cli.training.settings import TrainingSettings
@@ -27,9 +29,17 @@ class PairBatch(NamedTuple):
     images: Tensor  # (2 B, 1, H, W) grey in [0, 1]
     seen: Tensor  # (2 B, H, W) bool: the photograph itself, not what lies beyond its edge or in front
     keypoints: Tensor  # (2 B, K, 2) the labels in pixels of the view; far outside where there is none
-    second_from_first: Tensor  # (B, 3, 3)
+    second_from_first: Tensor  # this and the next three as in Correspondence
+    photograph_from_view: Tensor
+    sizes: Tensor
+    parallax: Tensor
     points: Tensor  # (2 B, P, 2) the same points in both views, for the descriptor
     matched: Tensor  # (B, P) bool: which of them are seen in both
+
+    @property
+    def correspondence(self) -> Correspondence:
+        """Where points of the first views are in the second."""
+        return Correspondence(self.second_from_first, self.photograph_from_view, self.sizes, self.parallax)
 
     def to(self, device: torch.device) -> "PairBatch":
         """The batch on another device."""
@@ -53,26 +63,39 @@ class PairPlan(NamedTuple):
     others: Tensor  # (B, 3, h, w) as `photographs`, one for the surroundings of each; (0, 3, 0, 0): none
     other_sizes: Tensor  # (B, 2)
     hidden: Tensor  # (2, B, height, width) bool: where another photograph lies in front; (2, B, 0, 0): nowhere
-    keypoints: Tensor  # this and the next three as in PairBatch
+    parallax: Tensor  # this and the next four as in PairBatch
+    keypoints: Tensor
     second_from_first: Tensor
     points: Tensor
     matched: Tensor
 
 
 def look(
-    photographs: Tensor, sizes: Tensor, mix: Tensor, photograph_from_view: Tensor, *, height: int, width: int
+    photographs: Tensor,
+    sizes: Tensor,
+    mix: Tensor,
+    photograph_from_view: Tensor,
+    *,
+    height: int,
+    width: int,
+    parallax: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Grey views of photographs, not yet changed in light, and which of their pixels see the photograph.
 
     photographs: (B, 3, h, w) uint8, of which `sizes` (B, 2) are used; mix: (V, B, 3); photograph_from_view:
-    (V, B, 3, 3). Returns (V, B, height, width) in [0, 1] and (V, B, height, width) bool.
+    (V, B, 3, 3); parallax: (B, 2, n, n), of the last view. Returns (V, B, height, width) in [0, 1] and such bool.
     """
     views, batch = mix.shape[:2]
     flat = photographs.flatten(2).to(mix.dtype)  # (B, 3, h w); grey first: then one channel is sampled, not three
     grey = (mix.transpose(0, 1) @ flat).transpose(0, 1).reshape(views * batch, 1, *photographs.shape[2:])
     maps = photograph_from_view.flatten(0, 1)
     blur_where_shrunk(grey, footprints(maps, height, width))
-    image, seen = look_through(grey, sizes.repeat(views, 1), maps, height, width, border=VIEW_BORDER)
+    all_sizes = sizes.repeat(views, 1)
+    moved = None
+    if parallax is not None and parallax.any():
+        nodes = torch.cat((parallax.new_zeros((views - 1) * batch, *parallax.shape[1:]), parallax))
+        moved = partial(displacement, nodes, all_sizes)
+    image, seen = look_through(grey, all_sizes, maps, height, width, border=VIEW_BORDER, displacement=moved)
     return image.reshape(views, batch, height, width), seen.reshape(views, batch, height, width)
 
 
@@ -107,7 +130,8 @@ def render(plan: PairPlan, height: int, width: int, device: torch.device, *, at_
         rows = slice(start, start + step)
         mix, maps = (part[:, rows].to(device, non_blocking=True) for part in (plan.mix, plan.photograph_from_view))
         own = _without_padding(plan.photographs[rows], plan.sizes[rows], device)
-        image, sees = look(*own, mix, maps, height=height, width=width)
+        parallax = plan.parallax[rows].to(device, non_blocking=True)
+        image, sees = look(*own, mix, maps, height=height, width=width, parallax=parallax)
         if plan.hidden.numel():
             sees &= ~plan.hidden[:, rows].to(device, non_blocking=True)
         if len(plan.others):
@@ -121,6 +145,9 @@ def render(plan: PairPlan, height: int, width: int, device: torch.device, *, at_
         seen=torch.cat(seen, dim=1).flatten(0, 1),
         keypoints=plan.keypoints,
         second_from_first=plan.second_from_first,
+        photograph_from_view=plan.photograph_from_view,
+        sizes=plan.sizes,
+        parallax=plan.parallax,
         points=plan.points,
         matched=plan.matched,
     ).to(device)
@@ -163,11 +190,16 @@ class PairDataset(Dataset[PairBatch]):
         both_views = torch.stack(random_pairs(sizes, settings, generator))  # (2, B, 3, 3) photograph_from_view
         labels = torch.from_numpy(self.labels[rows, :, :2]).nan_to_num(nan=-1e4)  # (B, K, 2)
         view_from_photograph = torch.linalg.inv(both_views)
-        keypoints = torch.stack([warp_points(labels, change) for change in view_from_photograph])
+        parallax = self._parallax(step, sizes)
+        places = bent(parallax, sizes, labels) if parallax.numel() else labels
+        keypoints = torch.stack(
+            [warp_points(xy, change) for xy, change in zip((labels, places), view_from_photograph, strict=True)]
+        )
         keypoints = keypoints.nan_to_num(posinf=-1e4)
         hidden = self._hidden(step)
         keypoints[hidden_at(hidden, keypoints)] = -1e4
-        points, matched = self._points(both_views, keypoints, hidden, sizes, generator)
+        there = Correspondence(view_from_photograph[1] @ both_views[0], both_views, sizes, parallax)
+        points, matched = self._points(there, keypoints, hidden, generator)
         mix, light = (
             draw_mix(2 * count, generator),
             draw_light(2 * count, generator, exposed_share=settings.exposed_share),
@@ -187,7 +219,8 @@ class PairDataset(Dataset[PairBatch]):
             photograph_from_view=both_views[:, own],
             light=light.plain(plain.repeat(2)).of(torch.cat((own, count + own))),
             keypoints=keypoints[:, own].flatten(0, 1),
-            second_from_first=(view_from_photograph[1] @ both_views[0])[own],
+            parallax=parallax[own],
+            second_from_first=there.second_from_first[own],
             points=points[:, own].flatten(0, 1),
             matched=matched[own],
         )
@@ -213,19 +246,26 @@ class PairDataset(Dataset[PairBatch]):
         hidden = draw_hidden(2 * count, settings.hidden_share, *size, generator_of(*self.key, step, 1))
         return hidden.reshape(2, count, *size)
 
+    def _parallax(self, step: int, sizes: Tensor) -> Tensor:
+        """See `draw_parallax`; drawn apart, as what is hidden."""
+        settings = self.settings
+        if settings.parallax_share == 0:
+            return torch.zeros(len(sizes), 2, 0, 0)
+        return draw_parallax(sizes, settings.parallax_share, settings.parallax, generator_of(*self.key, step, 2))
+
     def _points(
-        self, both_views: Tensor, keypoints: Tensor, hidden: Tensor, sizes: Tensor, generator: torch.Generator
+        self, views: Correspondence, keypoints: Tensor, hidden: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """The same points in both views (2, B, P, 2): labels first, the rest at random, and which are seen in both."""
         settings = self.settings
         height, width = settings.height, settings.width
-        count = len(sizes)
+        count = len(views.sizes)
         extent = torch.tensor([width - 1.0, height - 1.0])
         wanted = settings.random_points + settings.detected_points
         anywhere = torch.rand(count, 4 * wanted, 2, generator=generator) * extent  # in the first view
-        on_photograph = warp_points(anywhere, both_views[0])
-        within = (on_photograph >= VIEW_BORDER) & (on_photograph <= sizes[:, None] - 1 - VIEW_BORDER)
-        in_second = warp_points(on_photograph, torch.linalg.inv(both_views[1]))
+        on_photograph = warp_points(anywhere, views.photograph_from_view[0])
+        within = (on_photograph >= VIEW_BORDER) & (on_photograph <= views.sizes[:, None] - 1 - VIEW_BORDER)
+        in_second = views.in_second(anywhere)
         random_pairs = torch.stack((anywhere, in_second))
         seen = within.all(-1) & inside(in_second, height, width) & ~hidden_at(hidden, random_pairs).any(dim=0)
         labelled = inside(keypoints, height, width).all(0)

@@ -51,20 +51,21 @@ def detector_losses(
 ) -> dict[str, Tensor]:
     """Fire on the labels, on the same points in both views, and most on what will be matched."""
     height, width = batch.images.shape[-2:]
+    correspondence = batch.correspondence
     gaussian = settings.detector_target == "gaussian"
     targets = draw_targets(batch.keypoints, height, width, settings.target_sigma if gaussian else 0.0)
     found = focal_loss(maps.score_logits, targets, batch.seen, settings.focal_gamma, balance=not gaussian)
     losses = {"detector": settings.detector_weight * found}
     if settings.detector_repeatability:
         first, second = maps.score_logits.chunk(2)
-        seen = batch.seen.chunk(2)[0]
+        seen = batch.seen.chunk(2)[1]
         losses["repeatability"] = settings.repeatability_weight * detector_repeatability(
-            first, second, batch.second_from_first, seen
+            first, second, correspondence, seen
         )
     if own is not None and settings.ranking_weight > 0:
-        losses["ranking"] = settings.ranking_weight * ranking_loss(own, batch.second_from_first, height, width)
+        losses["ranking"] = settings.ranking_weight * ranking_loss(own, correspondence, height, width)
     if own is not None and settings.position_weight > 0:
-        losses["position"] = settings.position_weight * position_loss(own, batch.second_from_first)
+        losses["position"] = settings.position_weight * position_loss(own, correspondence)
     return losses
 
 
@@ -90,7 +91,7 @@ def losses_of(
     if part in ("both", "detector"):
         losses |= detector_losses(maps, batch, own, settings)
     if own is not None and (settings.matching_weight > 0 or settings.selection_weight > 0):
-        of_all, of_best = matching_losses(own, batch.second_from_first, settings.matching_scale)
+        of_all, of_best = matching_losses(own, batch.correspondence, settings.matching_scale)
         losses |= {"matching": settings.matching_weight * of_all, "selection": settings.selection_weight * of_best}
     if held is not None and part == "descriptor":
         losses["held"] = settings.frozen_detector_weight * frozen_detector_loss(maps.score_logits, held.score_logits)

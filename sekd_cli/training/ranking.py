@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sekd_cli.features import local_maxima, refine, sample_descriptors
-from sekd_cli.geometry import inside, warp_points
+from sekd_cli.geometry import inside
 from sekd_cli.networks import DenseMaps
+from sekd_cli.training.parallax import Correspondence
 from sekd_cli.training.ranks import total
 
 RIGHT = 3.0  # pixels within which a match is right
@@ -57,7 +58,7 @@ def own_keypoints(maps: DenseMaps, seen: Tensor, count: int, radius: int) -> Own
 
 
 @torch.no_grad()
-def right_matches(own: OwnKeypoints, second_from_first: Tensor) -> Tensor:
+def right_matches(own: OwnKeypoints, correspondence: Correspondence) -> Tensor:
     """Which keypoints have a mutual nearest neighbour that is the same point, (2 B, K) bool."""
     (first_xy, second_xy), (first, second) = own.xy.chunk(2), own.descriptors.chunk(2)
     absent = [~part for part in own.present.chunk(2)]
@@ -67,7 +68,7 @@ def right_matches(own: OwnKeypoints, second_from_first: Tensor) -> Tensor:
     index = torch.arange(forward.shape[1], device=forward.device)
     mutual = backward.gather(1, forward) == index
     there = second_xy.gather(1, forward[..., None].expand(-1, -1, 2))
-    near = (warp_points(first_xy, second_from_first) - there).norm(dim=-1) < RIGHT
+    near = (correspondence.in_second(first_xy) - there).norm(dim=-1) < RIGHT
     right = mutual & near & ~absent[0]
     back = right.gather(1, backward) & (forward.gather(1, backward) == index)
     return torch.cat((right, back))
@@ -91,7 +92,7 @@ def _selected(own: OwnKeypoints, count: int) -> Tensor:
     return ((logits - cut - moved) / SOFTNESS).sigmoid() * own.present
 
 
-def matching_losses(own: OwnKeypoints, second_from_first: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def matching_losses(own: OwnKeypoints, correspondence: Correspondence, scale: float) -> tuple[Tensor, Tensor]:
     """Wrong matches less right ones to be expected of two views: of all keypoints, and of the best.
 
     A match is as probable as that both its keypoints choose each other by softmax, of this scale, over all of the other
@@ -105,7 +106,7 @@ def matching_losses(own: OwnKeypoints, second_from_first: Tensor, scale: float) 
     first, second = own.descriptors.chunk(2)
     here, there = own.present.chunk(2)
     with torch.no_grad():
-        warped = warp_points(first_peaks, second_from_first)
+        warped = correspondence.in_second(first_peaks)
         apart = torch.cdist(warped, second_peaks, compute_mode="donot_use_mm_for_euclid_dist")
         right = (apart < RIGHT) & here[:, :, None] & there[:, None]  # (B, K, K)
         cost = torch.where(right, -torch.exp(-apart / EXACT), WRONG_COST)
@@ -125,22 +126,23 @@ def matching_losses(own: OwnKeypoints, second_from_first: Tensor, scale: float) 
     return expected[0] / total(right.any(dim=2).sum()).clamp(min=1), best
 
 
-def ranking_loss(own: OwnKeypoints, second_from_first: Tensor, height: int, width: int) -> Tensor:
+def ranking_loss(own: OwnKeypoints, correspondence: Correspondence, height: int, width: int) -> Tensor:
     """Cross entropy between a keypoint's score and whether it was matched right, where the other view looks."""
-    there = torch.cat((second_from_first, torch.linalg.inv(second_from_first)))
-    counted = own.present & inside(warp_points(own.xy, there), height, width)
-    target = right_matches(own, second_from_first).to(own.logits.dtype)
+    first_xy, second_xy = own.xy.chunk(2)
+    there = torch.cat((correspondence.in_second(first_xy), correspondence.in_first(second_xy)))
+    counted = own.present & inside(there, height, width)
+    target = right_matches(own, correspondence).to(own.logits.dtype)
     entropy = F.binary_cross_entropy_with_logits(own.logits, target, reduction="none")
     return (entropy * counted).sum() / total(counted.sum()).clamp(min=1)
 
 
-def position_loss(own: OwnKeypoints, second_from_first: Tensor) -> Tensor:
+def position_loss(own: OwnKeypoints, correspondence: Correspondence) -> Tensor:
     """Mean distance, in pixels, between the refined peaks of the same point in two views.
 
     The same are peaks that are nearest to each other and within `SAME` pixels.
     """
     first, second = own.peaks.chunk(2)  # (B, K, 2)
-    there = warp_points(first, second_from_first).nan_to_num(posinf=-1e4)  # beyond the horizon: inf has no gradient
+    there = correspondence.in_second(first).nan_to_num(posinf=-1e4)  # beyond the horizon: inf has no gradient
     with torch.no_grad():
         distance = torch.cdist(there, second, compute_mode="donot_use_mm_for_euclid_dist")
         absent = [~part for part in own.present.chunk(2)]

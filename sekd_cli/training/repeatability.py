@@ -4,28 +4,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sekd_cli.geometry import inside, pixel_grid, sample_map, warp_points
+from sekd_cli.geometry import inside, pixel_grid, sample_map
+from sekd_cli.training.parallax import Correspondence
 from sekd_cli.training.ranks import ranks, total
 
 
 def detector_repeatability(
-    first_logits: Tensor, second_logits: Tensor, second_from_first: Tensor, first_seen: Tensor, stride: int = 2
+    first_logits: Tensor, second_logits: Tensor, correspondence: Correspondence, second_seen: Tensor, stride: int = 2
 ) -> Tensor:
     """Symmetric Kullback-Leibler divergence of keypoint probabilities, weighted by their mean (paper Eq. 6).
 
-    first_logits, second_logits: (B, H, W); second_from_first: (B, 3, 3); first_seen: (B, H, W), where the first view
-    shows the photograph. stride: every so many pixels along each axis are compared.
+    first_logits, second_logits: (B, H, W); second_seen: (B, H, W), where the second view shows the photograph. stride:
+    every so many of its pixels along each axis are compared.
     """
-    batch, height, width = first_logits.shape
+    batch, height, width = second_logits.shape
     xy = (
-        pixel_grid(height, width, device=first_logits.device)
+        pixel_grid(height, width, device=second_logits.device)
         .reshape(height, width, 2)[::stride, ::stride]
         .reshape(-1, 2)
     )
-    target_xy = warp_points(xy.expand(batch, -1, -1), second_from_first)
-    first = first_logits[:, ::stride, ::stride].flatten(1)
-    second = sample_map(second_logits[:, None], target_xy)[:, 0]
-    counted = first_seen[:, ::stride, ::stride].flatten(1) & inside(target_xy, height, width)
+    first_xy = correspondence.in_first(xy.expand(batch, -1, -1))
+    first = sample_map(first_logits[:, None], first_xy)[:, 0]
+    second = second_logits[:, ::stride, ::stride].flatten(1)
+    counted = second_seen[:, ::stride, ::stride].flatten(1) & inside(first_xy, height, width)
     p, q = first.sigmoid(), second.sigmoid()
     # KL(p, q) + KL(q, p) of two Bernoulli distributions is (p - q) (logit p - logit q)
     divergence = (p - q) * (first - second)

@@ -61,6 +61,8 @@ class TrainingSettings:
     tilt: float = 0.25  # largest change of depth across half a view: perspective
     other_surroundings: bool = True  # beyond a photograph's edge lies another one; else its last pixels, drawn out
     hidden_share: float = 0.0  # of the views, parts of which another photograph hides, as what is in front does
+    parallax_share: float = 0.0  # of the pairs, in whose second view parts of the photograph move by their depth
+    parallax: float = 0.08  # by how much at most, in longer edges of the photograph
     graded: bool = False  # each pair is changed by a random share of these ranges: many are mild, few are extreme
     exposed_share: float = 0.3  # of the views, exposed anew: what gets too bright is lost
     plain_share: float = 0.0  # of the pairs, those of one good camera: neither blurred, compressed nor noisy
@@ -126,6 +128,8 @@ class TrainingSettings:
             (0 <= self.plain_share <= 1, "plain_share: give a share from 0 to 1"),
             (0 <= self.hidden_share <= 1, "hidden_share: give a share from 0 to 1"),
             (not self.hidden_share or self.other_surroundings, "hidden_share: needs other_surroundings to be in front"),
+            (0 <= self.parallax_share <= 1, "parallax_share: give a share from 0 to 1"),
+            (0 <= self.parallax <= 1, "parallax: give 0 (none) up to 1"),
             (0 <= self.tilt < 0.8, "tilt: give 0 (none) up to 0.8"),
             (self.reliability_window % 2 == 1, "reliability_window: give an odd number"),
             (min(self.adaptation_references, self.reliability_references) >= 1, "references: give 1 or more"),
