@@ -55,6 +55,7 @@ class TrainingSettings:
     rotation: float = 50.0  # degrees, either way
     any_rotation_share: float = 0.12  # of the pairs, turned by any angle
     zoom: float = 1.8  # largest, in or out
+    sharp_zoom: float = 0.0  # largest power of a zoom by which both views step back; 0.5: the closer one stays sharp
     stretch: float = 1.5  # largest, along any axis: a plane seen from the side
     shear: float = 20.0  # degrees, either way
     shift: float = 0.35  # largest, in widths of a view: where in one view a point lies must not tell where in the other
@@ -124,6 +125,7 @@ class TrainingSettings:
             (0 <= self.validation_share < 0.5, "validation_share: give a share from 0 up to 0.5"),
             (0 < self.closest <= self.farthest, "closest, farthest: give more than 0, the first at most the second"),
             (self.zoom >= 1 and self.stretch >= 1, "zoom, stretch: give 1 (none) or more"),
+            (0 <= self.sharp_zoom <= 0.5, "sharp_zoom: give 0 (none) up to 0.5"),
             (0 <= self.shift <= 1, "shift: give 0 (none) up to 1"),
             (0 <= self.plain_share <= 1, "plain_share: give a share from 0 to 1"),
             (0 <= self.hidden_share <= 1, "hidden_share: give a share from 0 to 1"),

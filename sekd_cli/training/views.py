@@ -41,7 +41,8 @@ def random_pairs(sizes: Tensor, settings: TrainingSettings, generator: torch.Gen
     """Where the two views of each photograph look: `photograph_from_view`, two of (B, 3, 3).
 
     sizes: (B, 2), widths and heights of the photographs. Either view may be the one that is changed more; a zoom is
-    shared by both, so that the one doesn't look at a few blurred pixels, nor the other at much beyond the photograph.
+    shared by both, so that the one doesn't look at a few blurred pixels, nor the other at much beyond the photograph;
+    with `settings.sharp_zoom` both step back, by up to that power of the zoom, since a lens's zoom leaves both sharp.
     """
     count = len(sizes)
     centre = sizes * (0.5 + 0.3 * (torch.rand(count, 2, generator=generator) - 0.5))
@@ -51,6 +52,8 @@ def random_pairs(sizes: Tensor, settings: TrainingSettings, generator: torch.Gen
     first_zoom = log_uniform(settings.closest, settings.farthest, count, generator)
     share = uniform(0.0, 1.0, count, generator) if settings.graded else torch.ones(count)
     zoom = log_uniform(1 / settings.zoom, settings.zoom, count, generator) ** share
+    if settings.sharp_zoom:
+        first_zoom = first_zoom * torch.maximum(zoom, 1 / zoom) ** uniform(0.0, settings.sharp_zoom, count, generator)
     one, none = torch.ones(count), torch.zeros(count)
     first = affinity(first_turn, first_zoom / zoom.sqrt(), none, one)
     shift = uniform(-settings.shift, settings.shift, 2 * count, generator).reshape(2, count) * settings.width
