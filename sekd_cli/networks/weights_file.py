@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import warnings
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,8 @@ def _read_safetensors(path: Path) -> tuple[str, dict[str, Tensor]]:
 def _read_authors_checkpoint(path: Path) -> tuple[str, dict[str, Tensor]]:
     kinds = "neither safetensors of sekd train nor the authors' checkpoint (a dict with state_dict)"
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # what torch thinks of a stranger's pickle, in two lines
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds, and pickle more, for a file that is none of its own
         raise InputFileError(f"{path}: {kinds}, or damaged; give one of these") from error
     state = content.get("state_dict") if isinstance(content, dict) else None
