@@ -17,6 +17,8 @@ from sekd_cli.config import DetectionSettings
 from sekd_cli.geometry import sample_map
 from sekd_cli.networks import DenseMaps
 
+OCTAVE_COST = 0.5  # logits that a keypoint loses for each time the image was halved (docs/EXPERIMENTS.md, 85)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
@@ -75,6 +77,15 @@ def _one_of_each_plateau(flat: Tensor, logits: Tensor, shape: torch.Size, radius
     rank = torch.zeros(shape.numel(), device=flat.device)
     rank[flat] = torch.arange(len(flat), 0, -1, device=flat.device, dtype=rank.dtype)
     return local_maxima(rank.view(shape), radius).flatten()[flat]
+
+
+def octave_score(logits: Tensor, octaves: Tensor | float) -> Tensor:
+    """Scores of keypoints found at a smaller size of an image, as logits, as they compete with those of its own size.
+
+    octaves: how often that was halved. A keypoint of half the size is placed half as exactly, and takes a place of the
+    budget from one that is, but photographs zoomed against each other have no others in common.
+    """
+    return logits - OCTAVE_COST * octaves
 
 
 def refine(score_logits: Tensor, x: Tensor, y: Tensor) -> Tensor:

@@ -119,6 +119,14 @@ def resize_image(image: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(image, (height, width), mode="bilinear", align_corners=False, antialias=shrinks)
 
 
+def halved(values: Tensor, octave: int) -> Tensor:
+    """Maps or images (..., H, W) at half their size, `octave` times over: means of cells of 2^octave pixels."""
+    cell = 2**octave
+    return F.avg_pool2d(values.flatten(0, -3)[:, None], cell).reshape(
+        *values.shape[:-2], values.shape[-2] // cell, values.shape[-1] // cell
+    )
+
+
 def upsample(values: Tensor, factor: int) -> Tensor:
     """Bilinear enlargement of a map (B, C, h, w) by a whole factor; consistent with `sample_map`'s `map_scale`.
 

@@ -38,7 +38,7 @@ def own(xy: list[list[tuple[float, float]]], descriptors: torch.Tensor, logits: 
 def strongest(logits: torch.Tensor, count: int = 1) -> OwnKeypoints:
     """The own keypoints of two views with these logits (2, H, W), all alike."""
     seen = torch.ones(logits.shape, dtype=torch.bool)
-    return own_keypoints(DenseMaps(logits, (torch.ones(2, 1, 4, 4),), torch.zeros(2, 1, 8, 8)), seen, count, 3)
+    return own_keypoints([DenseMaps(logits, (torch.ones(2, 1, 4, 4),), torch.zeros(2, 1, 8, 8))], seen, count, 3)
 
 
 def test_own_keypoints_are_the_strongest_maxima_that_are_seen() -> None:
@@ -46,7 +46,7 @@ def test_own_keypoints_are_the_strongest_maxima_that_are_seen() -> None:
     seen = torch.ones(2, 16, 16, dtype=torch.bool)
     seen[1, :4, :4] = False
     maps = DenseMaps(logits, (torch.randn(2, 8, 4, 4),), torch.randn(2, 4, 8, 8))
-    found = own_keypoints(maps, seen, 2, 3)
+    found = own_keypoints([maps], seen, 2, 3)
     assert found.xy[0].tolist() == [[4, 5], [11, 3]]
     assert found.xy[1, 0].tolist() == [7, 7]
     assert found.logits[0].tolist() == [2.0, 1.0]

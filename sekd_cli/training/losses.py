@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from sekd_cli.features import sample_descriptors
+from sekd_cli.geometry import halved
 from sekd_cli.networks import DenseMaps, DenseNetwork
 from sekd_cli.precision import mixed_precision
 from sekd_cli.training.dataset import PairBatch
@@ -69,6 +70,11 @@ def detector_losses(
     return losses
 
 
+def shrunken(images: Tensor, octave: int) -> Tensor:
+    """Images (B, 1, H, W) halved so often, as a network takes them."""
+    return halved(images, octave).contiguous(memory_format=torch.channels_last)
+
+
 def losses_of(
     network: nn.Module, frozen: DenseNetwork | None, batch: PairBatch, part: str, settings: TrainingSettings
 ) -> dict[str, Tensor]:
@@ -85,7 +91,9 @@ def losses_of(
     losses: dict[str, Tensor] = {}
     own: OwnKeypoints | None = None
     if settings.own_keypoints:
-        own = own_keypoints(maps, batch.seen, settings.own_keypoints, settings.label_nms_radius)
+        with mixed_precision(device):
+            smaller = [network(shrunken(batch.images, octave)) for octave in range(1, settings.octaves)]
+        own = own_keypoints((maps, *smaller), batch.seen, settings.own_keypoints, settings.label_nms_radius)
     if part in ("both", "descriptor"):
         losses |= descriptor_losses(maps, batch, own, settings)
     if part in ("both", "detector"):

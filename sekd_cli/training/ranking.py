@@ -5,14 +5,15 @@ order is that the best keypoints are those that will be matched, which is reliab
 on whole sets of keypoints; what is asked of a peak is to be at the same place in both views.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sekd_cli.features import local_maxima, refine, sample_descriptors
-from sekd_cli.geometry import inside
+from sekd_cli.features import local_maxima, octave_score, refine, sample_descriptors
+from sekd_cli.geometry import halved, inside, rescale_points
 from sekd_cli.networks import DenseMaps
 from sekd_cli.training.parallax import Correspondence
 from sekd_cli.training.ranks import total
@@ -32,27 +33,45 @@ SAME = 2.0  # pixels within which two peaks are the same point, found inexactly
 class OwnKeypoints(NamedTuple):
     """The strongest keypoints of each view; the first view of all pairs, then the second of all."""
 
-    xy: Tensor  # (2 B, K, 2) whole pixels
+    xy: Tensor  # (2 B, K, 2) whole pixels of the size of the view at which they were found
     peaks: Tensor  # (2 B, K, 2) refined, with their gradient
     present: Tensor  # (2 B, K) bool; fewer maxima than K leave some out
     logits: Tensor  # (2 B, K) scores, with their gradient
     descriptors: Tensor  # (2 B, K, D) unit vectors, with their gradient
 
 
-def own_keypoints(maps: DenseMaps, seen: Tensor, count: int, radius: int) -> OwnKeypoints:
-    """The `count` strongest local maxima of each view, suppressed within `radius` pixels, where `seen` (2 B, H, W)."""
+def own_keypoints(octaves: Sequence[DenseMaps], seen: Tensor, count: int, radius: int) -> OwnKeypoints:
+    """The `count` strongest local maxima of each view, suppressed within `radius` pixels, where `seen` (2 B, H, W).
+
+    octaves: what the network says of the views, and of the views at half their size, and so on; their maxima compete as
+    in extraction (`octave_score`).
+    """
+    parts = [_of_octave(maps, octave, seen, count, radius) for octave, maps in enumerate(octaves)]
+    joined = OwnKeypoints(*(torch.cat(values, dim=1) for values in zip(*parts, strict=True)))
+    if len(parts) == 1:
+        return joined
+    order = joined.logits.detach().masked_fill(~joined.present, -torch.inf).topk(count, dim=1).indices
+    every = torch.arange(len(order), device=order.device)[:, None]
+    return OwnKeypoints(*(values[every, order] for values in joined))
+
+
+def _of_octave(maps: DenseMaps, octave: int, seen: Tensor, count: int, radius: int) -> OwnKeypoints:
+    """The strongest of one size of the views, in the pixels of the largest."""
     logits = maps.score_logits.float()
-    width = logits.shape[-1]
+    width, shrunk = logits.shape[-1], 2.0**octave
+    if octave:
+        seen = halved(seen.to(logits.dtype), octave) == 1
     with torch.no_grad():
         maxima = torch.stack([local_maxima(one.contiguous(), radius) for one in logits.detach()]) & seen
-        best, flat = logits.detach().masked_fill(~maxima, -torch.inf).flatten(1).topk(count, dim=1)
+        strengths = logits.detach().masked_fill(~maxima, -torch.inf).flatten(1)
+        best, flat = strengths.topk(min(count, strengths.shape[1]), dim=1)
         xy = torch.stack((flat % width, flat // width), dim=-1)
     peaks = torch.stack([refine(one, *places.unbind(-1)) for one, places in zip(logits, xy, strict=True)])
     return OwnKeypoints(
-        xy=xy.float(),
-        peaks=peaks,
+        xy=rescale_points(xy.float(), shrunk),
+        peaks=rescale_points(peaks, shrunk),
         present=best.isfinite(),
-        logits=logits.flatten(1).gather(1, flat),
+        logits=octave_score(logits.flatten(1).gather(1, flat), octave),
         descriptors=sample_descriptors(maps.descriptor_maps, peaks.detach(), width),
     )
 

@@ -90,6 +90,7 @@ class TrainingSettings:
     detected_points: int = 256  # a pair, for the descriptor
     random_points: int = 128
     own_keypoints: int = 320  # a view, found as the step goes: rivals in the dual softmax, and what is ranked
+    octaves: int = 1  # sizes of a view at which they are found, each half of the one before, as `extract --scales` does
     ranking_weight: float = 1.0  # of the scores' order by what will be matched
     position_weight: float = 3.0  # of the distance between the same keypoint in two views
     matching_weight: float = 1.0  # of the wrong matches expected among them, less the right ones
@@ -139,6 +140,11 @@ class TrainingSettings:
             (
                 self.own_keypoints > 0 or not any(getattr(self, name) for name in OWN_LESSONS),
                 f"{', '.join(OWN_LESSONS)}: these need own_keypoints",
+            ),
+            (1 <= self.octaves <= 4, "octaves: give 1 to 4"),
+            (
+                self.height % 2 ** (self.octaves + 4) == 0 and self.width % 2 ** (self.octaves + 4) == 0,
+                f"height, width: give multiples of {2 ** (self.octaves + 4)}, so that they can be halved",
             ),
             (self.labels_per_photograph >= 1, "labels_per_photograph: give 1 or more"),
             (self.descriptor_repeatability or self.descriptor_distinctness, "without both, reliability is nothing"),
