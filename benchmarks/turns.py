@@ -1,11 +1,10 @@
 """How far photographs may be turned, zoomed or moved against each other, and what --scales and --rotations do for it.
 
-    python benchmarks/turns.py [WEIGHTS] [--same-point PIXELS]
+    python benchmarks/turns.py [WEIGHTS]
 
 Prints, for example photographs and themselves turned in their plane, resized, or seen upright at a slant in another
 light, for a corner of them and the whole resized, and for two parts of them as of a panorama, the share of matches that
-are right to 3 px and their number; then the time of extraction as a ratio, the median over photographs. --same-point:
-up to which distance keypoints of two scales are one.
+are right to 3 px and their number; then the time of extraction as a ratio, the median over photographs.
 """
 
 import argparse
@@ -18,7 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from sekd_cli import Features, Sekd, pyramid
+from sekd_cli import Features, Sekd
 from sekd_cli.geometry import resize_matrix
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -31,10 +30,10 @@ CORNER = 0.6  # of the width and height
 RIGHT = 3.0  # pixels
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {},
+    "scales 1": {"scales": (1,)},
     "scales auto": {"scales": "auto"},
     "half octaves": {"scales": (1, 0.71, 0.5, 0.35, 0.25)},
     "rotations": {"rotations": True},
-    "auto, rotations": {"scales": "auto", "rotations": True},
 }
 
 Change = tuple[str, np.ndarray, np.ndarray, np.ndarray]
@@ -129,10 +128,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("weights", nargs="?", type=Path)
-    parser.add_argument("--same-point", type=float, default=pyramid.SAME_POINT, metavar="PIXELS")
-    options = parser.parse_args()
-    pyramid.SAME_POINT = options.same_point
-    found, seconds = measure(options.weights)
+    found, seconds = measure(parser.parse_args().weights)
     print(f"{'right to 3 px (number)':24}" + "".join(f"{name:>18}" for name in WAYS))
     for what, by_way in found.items():
         cells = [

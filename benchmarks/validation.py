@@ -1,12 +1,14 @@
 """What weights do on held-out photographs, and what suppression, refinement and precision do to that.
 
     python benchmarks/validation.py RUN [WEIGHTS...] [--views usual,mild,...] [--keypoints 300] [--size 320x256]
-        [--shift 0.35] [--closeness 0.6,1.1] [--pairs 2] [--drawn-out] [--plain] [--ways] [--lacks] [--zooms]
+        [--octaves 2] [--shift 0.35] [--closeness 0.6,1.1] [--pairs 2] [--drawn-out] [--plain] [--ways] [--lacks]
+        [--zooms]
 
 RUN is a folder of `sekd train`; WEIGHTS are by default the model in it. Prints a line for each of the weights and
 each kind of views: repeatability, localisation error in pixels, share of matches right to 1, 3 and 5 pixels,
 homography accuracy, of `--keypoints` a view (300 are many for 320x256 pixels; 100 is what 375 are to 640x480), and
-the number of matches a pair, since a higher share of fewer matches may be no gain. Mild views are upright and of
+the number of matches a pair, since a higher share of fewer matches may be no gain. Views are seen at `--octaves` sizes,
+each half the one before, as `sekd extract --scales 1,0.5` sees photographs. Mild views are upright and of
 nearly one size, slanted and steep ones are seen from the side, zoomed ones turned by any angle and up to four times
 as large. The views of a pair lie up to `--shift` of their width apart: the less, the more of a match can be told from
 where in the view it is. `--closeness`: photograph pixels a pixel of a view; from 1 on nothing is enlarged, as in what
@@ -165,6 +167,7 @@ def main() -> None:
     parser.add_argument("--views", default=",".join(validation.ALL_VIEWS))
     parser.add_argument("--keypoints", type=int, default=validation.KEYPOINTS)
     parser.add_argument("--size", default=f"{validation.VALIDATION_VIEWS.width}x{validation.VALIDATION_VIEWS.height}")
+    parser.add_argument("--octaves", type=int, default=validation.VALIDATION_VIEWS.octaves)
     parser.add_argument("--shift", type=float, default=validation.VALIDATION_VIEWS.shift)
     usual_closeness = f"{validation.VALIDATION_VIEWS.closest},{validation.VALIDATION_VIEWS.farthest}"
     parser.add_argument("--closeness", default=usual_closeness)
@@ -187,6 +190,7 @@ def main() -> None:
             batch_size=options.pairs,
             width=width,
             height=height,
+            octaves=options.octaves,
             shift=options.shift,
             closest=closest,
             farthest=farthest,

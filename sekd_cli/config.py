@@ -45,16 +45,24 @@ class ViewSettings:
     """At what sizes, and how turned, the network sees an image."""
 
     max_size: int = 1600  # longer edge in pixels; 0 for no limit
-    scales: tuple[float, ...] | str = (1.0,)  # of the size that `max_size` leaves, or AUTO
+    scales: tuple[float, ...] | str | None = (
+        None  # of the size that `max_size` leaves, or AUTO; None: the network's own
+    )
     rotations: bool = False  # upright, and turned by one, two and three quarters
 
     def __post_init__(self) -> None:
         _check(self.max_size >= 0, f"--max-size {self.max_size}: give 0 (no limit) or more pixels")
-        fit = self.scales == AUTO or (
+        if self.scales is None or self.scales == AUTO:
+            return
+        fit = (
             isinstance(self.scales, tuple) and self.scales and all(0 < scale <= LARGEST_SCALE for scale in self.scales)
         )
         given = self.scales if isinstance(self.scales, str) else ",".join(f"{scale:g}" for scale in self.scales)
         _check(bool(fit), f"--scales {given}: give auto, or numbers above 0, at most {LARGEST_SCALE}, such as 1,0.5")
+
+    def completed(self, *, scales: tuple[float, ...]) -> "ViewSettings":
+        """These settings, a network's own scales where none were given."""
+        return replace(self, scales=scales) if self.scales is None else self
 
 
 def parse_scales(text: str) -> tuple[float, ...] | str:

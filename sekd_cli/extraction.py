@@ -8,7 +8,7 @@ With rotations it sees every image at all four quarter turns. Keypoints are then
 has them, so they are the same however a photograph lies, and each is described as it looks at each turn.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ from sekd_cli.networks import DenseMaps, DenseNetwork
 from sekd_cli.networks.inference import inference_network
 from sekd_cli.networks.tracing import DenseFunction, traced
 from sekd_cli.precision import resolve_precision
-from sekd_cli.pyramid import Level, LevelFeatures, PreparedImage, join_levels, prepare
+from sekd_cli.pyramid import Level, LevelFeatures, PreparedImage, best_of_levels, join_levels, prepare
 from sekd_cli.stored_features import StoredFeatures
 from sekd_cli.tiles import REACH, SMALLEST_TILE, Window, whole, windows
 
@@ -56,7 +56,7 @@ class Extractor:
         self.stride = network.stride
         self.settings = settings.completed(threshold=network.default_threshold, nms_radius=network.default_nms_radius)
         self.threshold = self.settings.threshold or 0.0
-        self.views = views or ViewSettings()
+        self.views = (views or ViewSettings()).completed(scales=network.default_scales)
         self.device = device
         self.tile = tile
         self.precision = resolve_precision(precision, device)
@@ -96,40 +96,51 @@ class Extractor:
 
     @torch.inference_mode()
     def _extract(self, images: Sequence[PreparedImage]) -> list[StoredFeatures]:
-        found: list[list[LevelFeatures]] = [[] for _ in images]
+        found: list[list[_Found]] = [[] for _ in images]
         for same in zip(*(image.levels for image in images), strict=True):
             tiled = self.tile and max(same[0].grey.shape) > self.tile
-            raw = [self._tiled(level) for level in same] if tiled else self._untiled(same)
-            for image, level, one, own in zip(images, same, raw, found, strict=True):
-                own.append(one.in_photograph(*image.scale(level)))
-        limit, suppress = self.settings.max_keypoints, self.settings.nms_radius != 0
+            octaves = [image.octaves(level) for image, level in zip(images, same, strict=True)]
+            raw = (
+                [self._tiled(*one) for one in zip(same, octaves, strict=True)]
+                if tiled
+                else self._untiled(same, octaves)
+            )
+            for own, one in zip(found, raw, strict=True):
+                own.append(one)
+        return [_in_file(image, self._joined(image, own)) for image, own in zip(images, found, strict=True)]
+
+    def _joined(self, image: PreparedImage, found: Sequence["_Found"]) -> LevelFeatures:
+        """The best of all levels of an image; only these are described."""
+        counts = best_of_levels([one.scores for one in found], self.settings.max_keypoints)
+        return join_levels(
+            [
+                one.in_photograph(count, *image.scale(level))
+                for one, count, level in zip(found, counts, image.levels, strict=True)
+            ]
+        )
+
+    def _untiled(self, levels: Sequence[Level], octaves: Sequence[float]) -> list["_Found"]:
+        patches = self._patches(levels, [whole(*level.grey.shape) for level in levels])
+        each = zip(levels, octaves, patches, strict=True)
         return [
-            _in_file(image, join_levels(own, limit, suppress=suppress))
-            for image, own in zip(images, found, strict=True)
+            _Found(*self._detect(patch, level, self.settings, octave), patch.describe) for level, octave, patch in each
         ]
 
-    def _untiled(self, levels: Sequence[Level]) -> list["_Found"]:
-        patches = self._patches(levels, [whole(*level.grey.shape) for level in levels])
-        results = []
-        for level, patch in zip(levels, patches, strict=True):
-            keypoints, scores = self._detect(patch, level, self.settings)
-            results.append(_Found(keypoints, scores, patch.describe(keypoints)))
-        return results
-
-    def _tiled(self, level: Level) -> "_Found":
+    def _tiled(self, level: Level, octaves: float) -> "_Found":
         everything = replace(self.settings, max_keypoints=0)
         limit = self.settings.max_keypoints or None
-        best: _Found | None = None
+        best: _Described | None = None
         height, width = level.grey.shape
         for window in windows(height, width, self.tile // REACH * REACH):
             patch = self._patches([level], [window])[0]
-            keypoints, scores = self._detect(patch, level, everything)
+            keypoints, scores = self._detect(patch, level, everything, octaves)
             own = window.owns(keypoints)
             keypoints, scores = keypoints[own][:limit], scores[own][:limit]
-            tile = _Found(keypoints + window.origin(keypoints), scores, patch.describe(keypoints))
+            tile = _Described(keypoints + window.origin(keypoints), scores, patch.describe(keypoints))
             best = tile if best is None else best.joined(tile, limit)
         assert best is not None, "an image has at least one tile"
-        return best
+        descriptors = best.descriptors
+        return _Found(best.keypoints, best.scores, lambda keypoints: descriptors[:, : len(keypoints)])
 
     def _patches(self, levels: Sequence[Level], parts: Sequence[Window]) -> list["_Patch"]:
         """What the network says of a window of each level; all go through it together."""
@@ -151,7 +162,7 @@ class Extractor:
     def _run(self, pixels: Sequence[np.ndarray], statistics: Sequence[tuple[float, float]]) -> DenseMaps:
         """The maps of grey uint8 images (H, W) that are padded to the same multiple of the stride."""
         padded = np.stack([self._pad(one) for one in pixels])
-        batch = torch.from_numpy(padded).to(self.device)[:, None].float().div_(255)
+        batch = torch.from_numpy(padded).to(self.device)[:, None]
         return self._network(
             batch.contiguous(memory_format=torch.channels_last), torch.tensor(statistics, device=self.device)
         )
@@ -160,7 +171,9 @@ class Extractor:
         below, right = (-extent % self.stride for extent in pixels.shape)
         return np.pad(pixels, ((0, below), (0, right)), mode="edge") if below or right else pixels
 
-    def _detect(self, patch: "_Patch", level: Level, settings: DetectionSettings) -> tuple[Tensor, Tensor]:
+    def _detect(
+        self, patch: "_Patch", level: Level, settings: DetectionSettings, octaves: float
+    ) -> tuple[Tensor, Tensor]:
         """Keypoints (N, 2) in pixels of the patch's window, and scores (N,)."""
         logits = patch.score_logits()
         if level.statistics[1] == 0:  # an even image: what its borders look like is no keypoint
@@ -170,7 +183,7 @@ class Extractor:
             window = patch.window
             part = level.mask[window.top : window.bottom, window.left : window.right]
             mask = torch.from_numpy(np.ascontiguousarray(part)).to(self.device)
-        return detect(logits, settings, self.threshold, mask)
+        return detect(logits, settings, self.threshold, mask, octaves=octaves)
 
 
 class _View(NamedTuple):
@@ -217,28 +230,37 @@ class _Patch(NamedTuple):
         return torch.cat([view.describe(keypoints) for view in self.views])
 
 
-class _Found(NamedTuple):
+class _Described(NamedTuple):
     """Features in the pixels of a level, on the device, best first."""
 
     keypoints: Tensor  # (N, 2)
     scores: Tensor  # (N,)
     descriptors: Tensor  # (T, N, D)
 
-    def joined(self, other: "_Found", limit: int | None) -> "_Found":
+    def joined(self, other: "_Described", limit: int | None) -> "_Described":
         """The best of both."""
         scores, order = torch.cat((self.scores, other.scores)).sort(descending=True, stable=True)
         order = order[:limit]
         keypoints = torch.cat((self.keypoints, other.keypoints))[order]
-        return _Found(keypoints, scores[:limit], torch.cat((self.descriptors, other.descriptors), dim=1)[:, order])
+        return _Described(keypoints, scores[:limit], torch.cat((self.descriptors, other.descriptors), dim=1)[:, order])
 
-    def in_photograph(self, scale_x: float, scale_y: float) -> LevelFeatures:
-        """The same on the CPU, keypoints taken back to the upright photograph."""
+
+class _Found(NamedTuple):
+    """Keypoints in the pixels of a level, on the device, best first, and how to describe the best of them."""
+
+    keypoints: Tensor  # (N, 2)
+    scores: Tensor  # (N,)
+    describe: Callable[[Tensor], Tensor]  # the first n of them, (n, 2) -> (T, n, D)
+
+    def in_photograph(self, count: int, scale_x: float, scale_y: float) -> LevelFeatures:
+        """The first `count` as features on the CPU, keypoints taken back to the upright photograph."""
+        keypoints, scores = self.keypoints[:count], self.scores[:count]
         back = torch.tensor((1 / scale_x, 1 / scale_y), dtype=torch.float64)
         return LevelFeatures(
-            keypoints=rescale_points(self.keypoints.cpu().double(), back),
-            scores=self.scores.float().cpu(),
-            descriptors=self.descriptors.float().cpu(),
-            scales=torch.full((len(self.scores),), (scale_x * scale_y) ** -0.5, dtype=torch.float64),
+            keypoints=rescale_points(keypoints.cpu().double(), back),
+            scores=scores.float().cpu(),
+            descriptors=self.describe(keypoints).float().cpu(),
+            scales=torch.full((count,), (scale_x * scale_y) ** -0.5, dtype=torch.float64),
         )
 
 

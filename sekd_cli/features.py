@@ -5,6 +5,7 @@ in `geometry`'s convention. Everything here works on candidates, never in a Pyth
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sekd_cli.config import DetectionSettings
-from sekd_cli.geometry import sample_map
+from sekd_cli.geometry import rescale_points, sample_map
 from sekd_cli.networks import DenseMaps
 
 OCTAVE_COST = 0.5  # logits that a keypoint loses for each time the image was halved (docs/EXPERIMENTS.md, 85)
@@ -79,7 +80,7 @@ def _one_of_each_plateau(flat: Tensor, logits: Tensor, shape: torch.Size, radius
     return local_maxima(rank.view(shape), radius).flatten()[flat]
 
 
-def octave_score(logits: Tensor, octaves: Tensor | float) -> Tensor:
+def octave_score(logits: Tensor, octaves: float) -> Tensor:
     """Scores of keypoints found at a smaller size of an image, as logits, as they compete with those of its own size.
 
     octaves: how often that was halved. A keypoint of half the size is placed half as exactly, and takes a place of the
@@ -143,11 +144,17 @@ def _best(flat: Tensor, logits: Tensor, shape: torch.Size, settings: DetectionSe
 
 
 def detect(
-    score_logits: Tensor, settings: DetectionSettings, threshold: float, mask: Tensor | None = None
+    score_logits: Tensor,
+    settings: DetectionSettings,
+    threshold: float,
+    mask: Tensor | None = None,
+    *,
+    octaves: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """The keypoints of one image: local maxima above a threshold, the best `max_keypoints`, refined (paper Sec. 3.4).
 
     score_logits: (H, W). threshold: smallest keypoint probability. mask: (H, W) bool, false where none may be.
+    octaves: as in `octave_score`, which makes the scores.
     Returns keypoints (N, 2) in pixels and scores (N,), best first.
     """
     score_logits = score_logits.detach().float().contiguous()
@@ -164,7 +171,7 @@ def detect(
     flat, logits = _best(flat, logits, score_logits.shape, settings)
     x, y = flat % score_logits.shape[1], flat // score_logits.shape[1]
     keypoints = refine(score_logits, x, y) if settings.subpixel else torch.stack((x, y), dim=-1).float()
-    return keypoints, logits.sigmoid()
+    return keypoints, octave_score(logits, octaves).sigmoid()
 
 
 def sample_descriptors(descriptor_maps: tuple[Tensor, ...], keypoints: Tensor, width: int) -> Tensor:
@@ -179,11 +186,35 @@ def sample_descriptors(descriptor_maps: tuple[Tensor, ...], keypoints: Tensor, w
 
 
 def features_of(
-    maps: DenseMaps, index: int, settings: DetectionSettings, threshold: float, mask: Tensor | None = None
+    maps: DenseMaps,
+    index: int,
+    settings: DetectionSettings,
+    threshold: float,
+    mask: Tensor | None = None,
+    *,
+    octave: int = 0,
 ) -> Features:
-    """The features of image `index` of a batch; `mask` (H, W) as in `detect`."""
+    """The features of image `index` of a batch that was halved `octave` times, in the pixels that it had before.
+
+    mask: (H, W) as in `detect`.
+    """
     height, width = maps.score_logits.shape[-2:]
-    keypoints, scores = detect(maps.score_logits[index], settings, threshold, mask)
+    keypoints, scores = detect(maps.score_logits[index], settings, threshold, mask, octaves=octave)
     own = tuple(one[index : index + 1] for one in maps.descriptor_maps)
-    descriptors = sample_descriptors(own, keypoints[None], width)[0]
-    return Features(keypoints=keypoints, scores=scores, descriptors=descriptors, image_size=(width, height))
+    return Features(
+        keypoints=rescale_points(keypoints, 2.0**octave),
+        scores=scores,
+        descriptors=sample_descriptors(own, keypoints[None], width)[0],
+        image_size=(width << octave, height << octave),
+    )
+
+
+def best_of_octaves(octaves: Sequence[Features], limit: int) -> Features:
+    """The best `limit` of what was found in one image at several sizes."""
+    scores, order = torch.cat([one.scores for one in octaves]).sort(descending=True, stable=True)
+    return Features(
+        keypoints=torch.cat([one.keypoints for one in octaves])[order[:limit]],
+        scores=scores[:limit],
+        descriptors=torch.cat([one.descriptors for one in octaves])[order[:limit]],
+        image_size=octaves[0].image_size,
+    )

@@ -58,6 +58,7 @@ def _weights_info(path: Path) -> dict[str, Any]:
         "stride": network.stride,
         "threshold": network.default_threshold,
         "nms_radius": network.default_nms_radius,
+        "scales": list(network.default_scales),
         "sha256": weights_digest(path),
         "training": _training_facts(path),
     }

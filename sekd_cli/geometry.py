@@ -121,6 +121,8 @@ def resize_image(image: Tensor, height: int, width: int) -> Tensor:
 
 def halved(values: Tensor, octave: int) -> Tensor:
     """Maps or images (..., H, W) at half their size, `octave` times over: means of cells of 2^octave pixels."""
+    if octave == 0:
+        return values
     cell = 2**octave
     return F.avg_pool2d(values.flatten(0, -3)[:, None], cell).reshape(
         *values.shape[:-2], values.shape[-2] // cell, values.shape[-1] // cell

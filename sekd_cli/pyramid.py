@@ -1,9 +1,8 @@
 """A photograph at the sizes at which the network sees it, and the keypoints of all sizes joined."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 import cv2
 import numpy as np
@@ -14,7 +13,6 @@ from sekd_cli.config import ViewSettings
 from sekd_cli.images import DEFAULT_MAX_PIXELS, Photograph
 
 SMALLEST_SIDE = 128  # pixels; `auto` halves while both sides have so many
-SAME_POINT = 0.5  # pixels of the larger of two levels; more takes partners from photographs zoomed otherwise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +38,10 @@ class PreparedImage:
         """Pixels that the network sees per pixel of the upright image, along x and y."""
         height, width = level.grey.shape
         return width / self.upright_size[0], height / self.upright_size[1]
+
+    def octaves(self, level: Level) -> float:
+        """How often the largest level was halved to give this one."""
+        return 0.5 * math.log2(self.levels[0].grey.size / level.grey.size)
 
 
 def prepare(photograph: Photograph, settings: ViewSettings, mask: np.ndarray | None = None) -> PreparedImage:
@@ -74,7 +76,7 @@ def level_sizes(width: int, height: int, settings: ViewSettings) -> list[tuple[i
         while min(width, height) * factors[-1] / 2 >= SMALLEST_SIDE:
             factors.append(factors[-1] / 2)
     else:
-        factors = [min(base * scale, most) for scale in settings.scales]
+        factors = [min(base * scale, most) for scale in settings.scales or (1.0,)]
     sizes = {(max(1, round(width * factor)), max(1, round(height * factor))) for factor in factors}
     return sorted(sizes, reverse=True)
 
@@ -112,46 +114,32 @@ class LevelFeatures:
         )
 
 
-def join_levels(levels: Sequence[LevelFeatures], limit: int, *, suppress: bool = True) -> LevelFeatures:
-    """The best `limit` (0: all) of the features of all levels, which come largest first, by score.
+def best_of_levels(scores: Sequence[Tensor], limit: int) -> list[int]:
+    """How many of each level's keypoints, which come best first, are among the best `limit` (0: all) of all.
 
-    suppress: of two keypoints of different levels that are one point only the better stays.
+    scores: of each level, (N,) descending. Of equal ones the first level's come first.
+    """
+    counts = [len(one) for one in scores]
+    if not limit or len(scores) == 1 or sum(counts) <= limit:
+        return counts
+    level = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    order = torch.cat(list(scores)).argsort(descending=True, stable=True)[:limit]
+    chosen: list[int] = level[order.cpu()].bincount(minlength=len(counts)).tolist()
+    return chosen
+
+
+def join_levels(levels: Sequence[LevelFeatures]) -> LevelFeatures:
+    """The features of all levels, by score.
+
+    Of keypoints that different levels have at one place all stay: a point looks otherwise at each size, and which of
+    its descriptors another photograph has depends on where that was taken (docs/EXPERIMENTS.md, 85).
     """
     if len(levels) == 1:
         return levels[0]
-    kept = [torch.ones(len(level), dtype=torch.bool) for level in levels]
-    for (larger, kept0), (smaller, kept1) in combinations(zip(levels, kept, strict=True), 2):
-        if not suppress or not len(larger) or not len(smaller):
-            continue
-        for index0, index1 in _near(larger.keypoints, smaller.keypoints, SAME_POINT * float(larger.scales[0])):
-            better = larger.scores[index0] >= smaller.scores[index1]
-            kept0[index0[~better]] = False
-            kept1[index1[better]] = False
-    parts = [level.only(which) for level, which in zip(levels, kept, strict=True)]
     joined = LevelFeatures(
-        keypoints=torch.cat([part.keypoints for part in parts]),
-        scores=torch.cat([part.scores for part in parts]),
-        descriptors=torch.cat([part.descriptors for part in parts], dim=1),
-        scales=torch.cat([part.scales for part in parts]),
+        keypoints=torch.cat([level.keypoints for level in levels]),
+        scores=torch.cat([level.scores for level in levels]),
+        descriptors=torch.cat([level.descriptors for level in levels], dim=1),
+        scales=torch.cat([level.scales for level in levels]),
     )
-    return joined.only(joined.scores.argsort(descending=True, stable=True)[: limit or None])
-
-
-def _near(xy0: Tensor, xy1: Tensor, reach: float) -> Iterator[tuple[Tensor, Tensor]]:
-    """All pairs of a point of xy0 (N0, 2) and one of xy1 (N1, 2) at most `reach` apart along x and along y, in parts.
-
-    By a grid with cells of that size: its rows are searched for the three cells around each point of xy1.
-    """
-    low = torch.minimum(xy0.amin(dim=0), xy1.amin(dim=0))
-    cells0, cells1 = ((xy - low).div(reach).long() + 1 for xy in (xy0, xy1))
-    width = int(torch.maximum(cells0[:, 0].max(), cells1[:, 0].max())) + 2
-    numbers, order = (cells0[:, 1] * width + cells0[:, 0]).sort(stable=True)
-    for row in (-1, 0, 1):
-        middle = (cells1[:, 1] + row) * width + cells1[:, 0]
-        first = torch.searchsorted(numbers, middle - 1)
-        count = torch.searchsorted(numbers, middle + 1, right=True) - first
-        for step in range(int(count.max())):
-            index1 = (count > step).nonzero()[:, 0]
-            index0 = order[first[index1] + step]
-            close = (xy0[index0] - xy1[index1]).abs().amax(dim=1) <= reach
-            yield index0[close], index1[close]
+    return joined.only(joined.scores.argsort(descending=True, stable=True))

@@ -71,11 +71,11 @@ def test_filters_leave_matches_out(sekd: Sekd) -> None:
 def test_a_photograph_turned_by_a_quarter_matches_keypoint_by_keypoint(untrained_weights: Path, examples: Path) -> None:
     pixels = cv2.imread(str(examples / "box.png"), cv2.IMREAD_GRAYSCALE)
     turning = Sekd.from_pretrained(
-        untrained_weights, device="cpu", max_keypoints=100, threshold=0.0, scales=[1, 0.5], rotations=True
+        untrained_weights, device="cpu", max_keypoints=100, threshold=0.0, scales=[0.5], rotations=True
     )
     upright, turned = turning.extract(pixels), turning.extract(np.rot90(pixels, 3))
     assert upright.scales is not None
-    assert sorted(set(upright.scales.round().tolist())) == [1, 2]
+    assert set(upright.scales.round().tolist()) == {2}
     matches = turning.match(upright, turned, rotations=True)
     assert matches.turn == 1
     height = pixels.shape[0]

@@ -20,6 +20,7 @@ from sekd_cli.evaluation.own import Sekd
 from sekd_cli.evaluation.stored import Stored
 from sekd_cli.feature_file import FeatureWriter, file_attributes
 from sekd_cli.networks import CompactNetwork, DenseMaps
+from sekd_cli.networks.base import as_fractions
 from sekd_cli.stored_features import StoredFeatures
 
 CPU = torch.device("cpu")
@@ -47,7 +48,7 @@ class BlobNetwork(CompactNetwork):
 
     def forward(self, image: torch.Tensor, statistics: torch.Tensor | None = None) -> DenseMaps:
         kernel = torch.from_numpy(cv2.getGaussianKernel(9, 1.5) @ cv2.getGaussianKernel(9, 1.5).T).float()
-        smooth = torch.nn.functional.conv2d(image, kernel[None, None], padding=4)
+        smooth = torch.nn.functional.conv2d(as_fractions(image), kernel[None, None], padding=4)
         logits = torch.logit((smooth[:, 0] * 0.9).clamp(0.01, 0.99))
         coarse = torch.ones(image.shape[0], 64, image.shape[2] // 8, image.shape[3] // 8)
         return DenseMaps(logits, (coarse,), coarse)

@@ -392,6 +392,9 @@ def test_all_orientations_of_one_photograph_agree_in_the_file(extract: Extract) 
 def test_scales_and_rotations_are_stored_and_noticed_when_they_change(
     extract: Extract, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert extract("photos/a.jpg", "-o", "usual.h5") == 0
+    with FeatureReader(Path("usual.h5")) as reader:
+        assert json.loads(str(reader.attributes["settings"]))["scales"] == [1, 0.5], "the network's own"
     chosen = ["photos/a.jpg", "--scales", "1.5,1", "--rotations"]
     assert extract(*chosen) == 0
     features = stored()["a.jpg"]

@@ -13,6 +13,7 @@ from sekd_cli.errors import ImageError, UsageError
 from sekd_cli.extraction import TILE_PIXELS, Extractor
 from sekd_cli.images import Photograph, read_image
 from sekd_cli.networks import NETWORKS, CompactNetwork, DenseMaps, DenseNetwork
+from sekd_cli.networks.base import as_fractions
 from sekd_cli.stored_features import StoredFeatures
 from sekd_cli.tiles import REACH
 
@@ -27,6 +28,7 @@ class Peaks(DenseNetwork):
     descriptor_dim = 3
     default_threshold = 0.5
     default_nms_radius = 4
+    default_scales = (1.0,)
     traceable = False  # for those below, which listen and fail
 
     def forward(self, image: torch.Tensor, statistics: torch.Tensor | None = None) -> DenseMaps:
@@ -35,7 +37,7 @@ class Peaks(DenseNetwork):
         assert height % self.stride == width % self.stride == 0
         x = torch.arange(width).expand(batch, height, width) / 1000
         y = torch.arange(height)[:, None].expand(batch, height, width) / 1000
-        return DenseMaps(20 * image[:, 0] - 10, (torch.stack((x, y, torch.ones_like(x)), dim=1),), image)
+        return DenseMaps(20 * as_fractions(image)[:, 0] - 10, (torch.stack((x, y, torch.ones_like(x)), dim=1),), image)
 
 
 def photograph_of(pixels: np.ndarray, orientation: int = 1) -> Photograph:
@@ -243,23 +245,45 @@ def test_turned_descriptors_are_those_of_the_turned_pixels() -> None:
     assert extract(extractor(), photograph_of(dots(50, 70, (3, 4)))).turned is None
 
 
-def test_keypoints_of_another_scale_are_in_the_pixels_of_the_photograph_and_found_once() -> None:
+def test_keypoints_of_another_scale_are_in_the_pixels_of_the_photograph() -> None:
     """A block of 2x2 is one pixel at half the size, whose centre is the block's; a single pixel is only grey there."""
     pixels = dots(64, 96, (20, 10))
     pixels[40:42, 60:62] = 250
     half = extract(extractor(scales=(0.5,), nms_radius=1), photograph_of(pixels))
     np.testing.assert_allclose(half.keypoints, [[60.5, 40.5]], atol=1e-4)
     np.testing.assert_allclose(half.scales, [2])
-    pixels[40:42, 60:62] = 0
-    pixels[40, 60] = 250
-    once = extract(extractor(scales=(2.0, 1.0), nms_radius=1), photograph_of(pixels))
-    assert len(once) == 2, "the same points, seen at both scales"
+
+
+def test_a_keypoint_of_half_the_size_loses_half_a_logit_and_both_stay() -> None:
+    pixels = dots(64, 96)
+    pixels[40:42, 60:62] = 160  # logit 20 * 160 / 255 - 10 at either size
+    both = extract(extractor(scales=(1.0, 0.5), nms_radius=1), photograph_of(pixels))
+    logits = np.log(both.scores / (1 - both.scores))
+    np.testing.assert_allclose(logits, [20 * 160 / 255 - 10, 20 * 160 / 255 - 10.5], atol=1e-3)
+    assert both.scales is not None
+    assert both.scales.tolist() == [1, 2]
+
+
+def test_the_network_says_at_which_sizes_it_sees_an_image() -> None:
+    class Twice(Peaks):
+        default_scales = (1.0, 0.5)
+
+    pixels = dots(64, 96)
+    pixels[40:42, 60:62] = 250
+    own, given = (extract(extractor(Twice(), **one), photograph_of(pixels)) for one in ({}, {"scales": (1.0,)}))
+    assert own.scales is not None
+    assert given.scales is not None
+    assert set(own.scales) == {1, 2}
+    assert set(given.scales) == {1}
 
 
 def test_all_scales_together_keep_to_the_number_and_the_mask() -> None:
     pixels, mask = drawn(150, 200)[..., 0], np.ones((150, 200), dtype=bool)
     mask[:, 90:] = False
-    one = extractor(untrained(), threshold=0, max_keypoints=80, scales=(1.5, 1.0, 0.6))
+    network = untrained()
+    with torch.no_grad():
+        network.get_parameter("detector.weight").mul_(100)  # scores that differ by more than a scale costs
+    one = extractor(network, threshold=0, max_keypoints=80, scales=(1.5, 1.0, 0.6))
     features = extract(one, photograph_of(pixels), mask)
     assert len(features) == 80
     assert len(set(features.scales)) == 3

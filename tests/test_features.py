@@ -9,7 +9,17 @@ from torch import Tensor
 
 from sekd_cli.config import DetectionSettings
 from sekd_cli.errors import UsageError
-from sekd_cli.features import detect, dilate, features_of, local_maxima, max_pool, refine, sample_descriptors
+from sekd_cli.features import (
+    OCTAVE_COST,
+    best_of_octaves,
+    detect,
+    dilate,
+    features_of,
+    local_maxima,
+    max_pool,
+    refine,
+    sample_descriptors,
+)
 from sekd_cli.geometry import pixel_grid
 from sekd_cli.networks import DenseMaps
 
@@ -212,3 +222,18 @@ def test_settings_that_make_no_sense_are_refused_by_the_name_of_their_option(wro
     option = "--" + next(iter(wrong)).replace("_", "-")
     with pytest.raises(UsageError, match=option):
         DetectionSettings(**wrong)  # type: ignore[arg-type]
+
+
+def test_features_of_two_sizes_are_in_the_pixels_of_the_larger_and_the_best_of_both_are_kept() -> None:
+    settings = DetectionSettings(nms_radius=2)
+    octaves = []
+    for octave, (size, place) in enumerate(((32, 9), (16, 5))):
+        logits = torch.full((1, size, size), -9.0)
+        logits[0, place, place] = 1.0
+        maps = DenseMaps(logits, (torch.full((1, 3, size // 4, size // 4), float(1 + octave)),), torch.zeros(1))
+        octaves.append(features_of(maps, 0, settings, 0.5, octave=octave))
+    assert [one.image_size for one in octaves] == [(32, 32), (32, 32)]
+    both = best_of_octaves(octaves, 5)
+    torch.testing.assert_close(both.keypoints, torch.tensor([[9.0, 9.0], [10.5, 10.5]]))
+    torch.testing.assert_close(both.scores.logit(), torch.tensor([1.0, 1.0 - OCTAVE_COST]))
+    assert len(best_of_octaves(octaves, 1)) == 1

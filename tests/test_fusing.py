@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 from sekd_cli.networks import CompactNetwork
 from sekd_cli.networks.folding import fold_batch_norms
-from sekd_cli.networks.fusing import FusedConvolution, can_fuse, fuse
+from sekd_cli.networks.fusing import FusedConvolution, FusedInTwoParts, can_fuse, fuse
 from sekd_cli.networks.inference import inference_network
 from sekd_cli.networks.packing import pack_fine_levels
 from sekd_cli.networks.tracing import traced
+from sekd_cli.precision import has_matrix_units
 
 CPU = torch.device("cpu")
 PRECISIONS = [
@@ -33,6 +34,18 @@ def test_a_fused_convolution_by_the_plain_one(dtype: torch.dtype, active: bool) 
     torch.testing.assert_close(fused.onto(maps, onto).float(), (expected + onto.float()).relu(), **tolerance)
 
 
+@pytest.mark.skipif(not (can_fuse(torch.bfloat16) and has_matrix_units()), reason="this CPU has no matrix units")
+@torch.inference_mode()
+def test_a_convolution_in_two_parts_is_exact_far_beyond_bfloat16() -> None:
+    torch.manual_seed(0)
+    plain = nn.Conv2d(32, 16, 3, padding=1).bfloat16()
+    maps = torch.randn(2, 32, 10, 14).bfloat16().to(memory_format=torch.channels_last)
+    expected = plain.double()(maps.double())
+    parts = FusedInTwoParts(plain.bfloat16())
+    assert (parts.convolution(maps).double() - expected).abs().max() > 1e-3
+    torch.testing.assert_close(parts(maps).double(), expected, atol=2e-5, rtol=2e-5)
+
+
 @pytest.mark.skipif(not can_fuse(torch.float32), reason="this CPU or torch has none")
 @pytest.mark.parametrize("shallow", [False, True])
 @pytest.mark.parametrize("packed", [False, True])
@@ -41,10 +54,12 @@ def test_the_fused_network_says_what_the_plain_one_says(photograph: Tensor, shal
     network = fold_batch_norms(unsettled(CompactNetwork(shallow=shallow)))
     if packed:
         network = pack_fine_levels(network)
+    photograph = (255 * photograph).round().byte()
     before = network(photograph)
     fused = fuse(network)
     assert not any(isinstance(module, nn.ReLU) for module in fused.modules())
-    statistics = torch.stack((photograph.mean((1, 2, 3)), photograph.std((1, 2, 3), correction=0)), dim=1)
+    fractions = photograph / 255
+    statistics = torch.stack((fractions.mean((1, 2, 3)), fractions.std((1, 2, 3), correction=0)), dim=1)
     for after in (fused(photograph), traced(fused)(photograph, statistics)):
         torch.testing.assert_close(after.score_map, before.score_map, atol=1e-5, rtol=0)
         for one, other in zip(after.descriptor_maps, before.descriptor_maps, strict=True):

@@ -207,3 +207,12 @@ def test_sampling_a_map_has_the_right_gradient() -> None:
     values = torch.rand(1, 2, 4, 5, dtype=torch.float64, requires_grad=True)
     xy = torch.tensor([[[1.3, 0.7], [3.1, 2.2]]], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda v, p: geometry.sample_map(v, p, map_scale=1.5), (values, xy))
+
+
+def test_halving_takes_means_of_cells_and_agrees_with_rescaled_points() -> None:
+    columns = ramp(8, 16, per_x=1, per_y=0)
+    assert torch.equal(geometry.halved(columns, 0), columns)
+    for octave in (1, 2):
+        places = geometry.rescale_points(torch.tensor([[3.0, 1.0]]), 2.0**octave)
+        assert geometry.halved(columns, octave)[0, 0, 1, 3] == places[0, 0], "a ramp's value is its column"
+    assert geometry.halved(columns[0].expand(5, 8, 16), 2).shape == (5, 2, 4)

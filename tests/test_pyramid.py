@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sekd_cli.config import ViewSettings, parse_scales
 from sekd_cli.errors import UsageError
 from sekd_cli.images import Photograph
-from sekd_cli.pyramid import SAME_POINT, LevelFeatures, join_levels, level_sizes, prepare
+from sekd_cli.pyramid import LevelFeatures, best_of_levels, join_levels, level_sizes, prepare
 
 
 def level(*points: tuple[float, float, float], scale: float = 1.0) -> LevelFeatures:
@@ -69,48 +69,34 @@ def test_scales_are_read_as_users_write_them() -> None:
             parse_scales(text)
 
 
-def test_one_point_found_at_two_scales_stays_where_its_score_is_higher() -> None:
-    joined = join_levels([level((10, 10, 0.9), (50, 50, 0.3)), level((10.4, 9.6, 0.5), (50, 50, 0.4), scale=2)], 0)
-    assert joined.keypoints.tolist() == [[10, 10], [50, 50]]
-    assert joined.scores.tolist() == [0.9, 0.4]
-    assert joined.scales.tolist() == [1, 2]
-    assert joined.descriptors[0, :, 0].tolist() == [0.9, 0.4]
+def test_a_point_found_at_two_scales_is_kept_as_both_see_it() -> None:
+    joined = join_levels([level((10, 10, 0.9), (50, 50, 0.3)), level((10, 10, 0.5), (50, 50, 0.4), scale=2)])
+    assert joined.keypoints.tolist() == [[10, 10], [10, 10], [50, 50], [50, 50]]
+    assert joined.scores.tolist() == [0.9, 0.5, 0.4, 0.3]
+    assert joined.scales.tolist() == [1, 2, 2, 1]
+    assert joined.descriptors[0, :, 0].tolist() == [0.9, 0.5, 0.4, 0.3]
 
 
-def test_points_of_one_scale_and_points_further_apart_all_stay() -> None:
-    levels = [level((10, 10, 0.9), (10.2, 10, 0.8)), level((10.6, 10, 0.5), scale=2)]
-    assert join_levels(levels, 0).scores.tolist() == [0.9, 0.8]
-    levels = [level((10, 10, 0.9)), level((10.6, 10, 0.5), scale=2)]
-    assert join_levels(levels, 0).scores.tolist() == [0.9, 0.5]
-    assert join_levels([level((10, 10, 0.9)), level((10, 10, 0.5), scale=2)], 0, suppress=False).scores.tolist() == [
-        0.9,
-        0.5,
-    ]
+def test_the_best_are_chosen_from_all_levels_and_levels_may_be_empty() -> None:
+    scores = [torch.tensor([0.6, 0.2]), torch.zeros(0), torch.tensor([0.7, 0.2, 0.1])]
+    assert best_of_levels(scores, 2) == [1, 0, 1]
+    assert best_of_levels(scores, 3) == [2, 0, 1], "of equal ones the first level's"
+    assert best_of_levels(scores, 0) == [2, 0, 3]
+    assert best_of_levels(scores[:1], 1) == [2], "an only level was chosen from before"
+    assert len(join_levels([level(), level(scale=2)])) == 0
 
 
-def test_the_best_are_kept_and_levels_may_be_empty() -> None:
-    levels = [level((1, 1, 0.2)), level(scale=2), level((9, 9, 0.7), (20, 20, 0.1), scale=4)]
-    assert join_levels(levels, 2).scores.tolist() == [0.7, 0.2]
-    assert len(join_levels([level(), level(scale=2)], 5)) == 0
+all_scores = st.lists(st.lists(st.integers(0, 9), max_size=8), min_size=2, max_size=4)
 
 
-points = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12), st.integers(1, 9)), max_size=12)
+@given(all_scores, st.integers(1, 12))
+def test_what_is_chosen_is_what_sorting_everything_chooses(scores: list[list[int]], limit: int) -> None:
+    levels = [torch.tensor(sorted(one, reverse=True), dtype=torch.float32) for one in scores]
+    counts = best_of_levels(levels, limit)
+    chosen = [value for one, count in zip(levels, counts, strict=True) for value in one[:count].tolist()]
+    assert sorted(chosen, reverse=True) == sorted((value for one in scores for value in one), reverse=True)[:limit]
 
 
-@given(points, points, st.sampled_from([0.5, 1.0, 3.0]))
-def test_what_is_suppressed_is_what_a_comparison_of_all_with_all_suppresses(
-    first: list[tuple[int, int, int]], second: list[tuple[int, int, int]], scale: float
-) -> None:
-    levels = [level(*((x / 4, y / 4, s) for x, y, s in one)) for one in (first, second)]
-    levels = [
-        LevelFeatures(keypoints=one.keypoints, scores=one.scores, descriptors=one.descriptors, scales=one.scales * size)
-        for one, size in zip(levels, (scale, 2 * scale), strict=True)
-    ]
-    expected = []
-    for one, other, wins_ties in ((levels[0], levels[1], True), (levels[1], levels[0], False)):
-        near = (one.keypoints[:, None] - other.keypoints[None]).abs().amax(dim=-1) <= SAME_POINT * scale
-        better = other.scores[None] > one.scores[:, None]
-        if not wins_ties:
-            better |= other.scores[None] == one.scores[:, None]
-        expected += one.scores[~(near & better).any(dim=1)].tolist()
-    assert join_levels(levels, 0).scores.tolist() == sorted(expected, reverse=True)
+def test_a_level_is_as_many_octaves_down_as_it_was_halved() -> None:
+    prepared = prepare(photograph(480, 640), ViewSettings(scales=(1.0, 0.5, 0.25)))
+    assert [prepared.octaves(one) for one in prepared.levels] == [0, 1, 2]

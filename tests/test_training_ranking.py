@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from sekd_cli.features import OCTAVE_COST
 from sekd_cli.networks import DenseMaps
 from sekd_cli.training.descriptor_update import rival_odds
 from sekd_cli.training.parallax import Correspondence
@@ -51,6 +52,34 @@ def test_own_keypoints_are_the_strongest_maxima_that_are_seen() -> None:
     assert found.xy[1, 0].tolist() == [7, 7]
     assert found.logits[0].tolist() == [2.0, 1.0]
     assert found.descriptors.norm(dim=-1).allclose(torch.ones(2, 2))
+
+
+def test_own_keypoints_of_a_halved_view_compete_for_less_and_lie_in_the_pixels_of_the_whole() -> None:
+    whole, half = peaks_at([(4, 5), (11, 3)], [(4, 5), (11, 3)]), peaks_at([(3, 6)], [(3, 6)], size=8)
+    seen = torch.ones(2, 16, 16, dtype=torch.bool)
+    describe = [torch.ones(2, 1, 4, 4), -torch.ones(2, 1, 2, 2)]
+    octaves = [
+        DenseMaps(logits, (maps,), torch.zeros(2, 1, 8, 8))
+        for logits, maps in zip((whole, half), describe, strict=True)
+    ]
+    found = own_keypoints(octaves, seen, 2, 3)
+    assert found.logits[0].tolist() == [2.0, 2.0 - OCTAVE_COST]
+    assert found.xy[0].tolist() == [[4, 5], [6.5, 12.5]], "a pixel of the half is the middle of four of the whole"
+    torch.testing.assert_close(found.peaks[0], found.xy[0], atol=0.05, rtol=0)
+    assert found.descriptors[0, :, 0].tolist() == [1, -1]
+    seen[0, 13, 6] = False  # one of the four
+    assert own_keypoints(octaves, seen, 2, 3).logits[0].tolist() == [2.0, 1.0]
+
+
+def test_the_lessons_on_two_octaves_reach_both() -> None:
+    logits = [peaks_at([(4, 5)], [(4, 5)]).requires_grad_(), peaks_at([(5, 2)], [(5, 2)], size=8).requires_grad_()]
+    maps = [torch.randn(2, 4, size, size, requires_grad=True) for size in (4, 2)]
+    octaves = [DenseMaps(one, (other,), torch.zeros(2, 1, 8, 8)) for one, other in zip(logits, maps, strict=True)]
+    found = own_keypoints(octaves, torch.ones(2, 16, 16, dtype=torch.bool), 4, 3)
+    loss = ranking_loss(found, SAME_VIEW, 16, 16) + sum(matching_losses(found, SAME_VIEW, 10.0))
+    for gradient in torch.autograd.grad(loss, [*logits, *maps]):
+        assert gradient.isfinite().all()
+        assert gradient.abs().sum() > 0
 
 
 def test_a_match_is_right_when_mutual_and_near_the_true_place() -> None:

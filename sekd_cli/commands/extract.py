@@ -19,10 +19,9 @@ from sekd_cli.commands import options
 @click.option("--max-size", default=1600, show_default=True, help="Longer edge seen by the network; 0 for none.")
 @click.option(
     "--scales",
-    default="1",
-    show_default=True,
     metavar="S,S,...|auto",
-    help="Sizes at which to look for keypoints, relative to what --max-size leaves; auto: halved down to 128 pixels.",
+    help="Sizes at which to look for keypoints, relative to what --max-size leaves; auto: halved down to 128 pixels."
+    "  [default: the network's own; 1,0.5 for the shipped weights]",
 )
 @click.option(
     "--rotations/--upright",

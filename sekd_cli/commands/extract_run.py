@@ -45,7 +45,7 @@ class ExtractOptions:
     threshold: float | None
     nms_radius: int | None
     max_size: int
-    scales: str
+    scales: str | None
     rotations: bool
     weights: Path | None
     descriptor_dtype: str
@@ -136,13 +136,14 @@ def _set_up(options: ExtractOptions, shard: Shard) -> tuple[Extractor, dict[str,
     detection = DetectionSettings(
         max_keypoints=options.max_keypoints, threshold=options.threshold, nms_radius=options.nms_radius
     )
-    views = ViewSettings(max_size=options.max_size, scales=parse_scales(options.scales), rotations=options.rotations)
+    scales = None if options.scales is None else parse_scales(options.scales)
+    views = ViewSettings(max_size=options.max_size, scales=scales, rotations=options.rotations)
     extractor = Extractor(
         network, detection, device=device, views=views, tile=options.tile, precision=options.precision
     )
     decisive = {
         **asdict(extractor.settings),
-        **asdict(views),
+        **asdict(extractor.views),
         "precision": extractor.precision,  # what auto was
         "descriptor_dtype": options.descriptor_dtype,
         "masks": options.masks is not None,

@@ -29,10 +29,15 @@ class DenseMaps(NamedTuple):
         return torch.cat([resize_image(maps, *finest.shape[-2:]) for maps in self.descriptor_maps], dim=1)
 
 
+def as_fractions(image: Tensor) -> Tensor:
+    """Pixels in [0, 1]: of bytes (uint8) their 255ths."""
+    return image.float().div_(255) if image.dtype == torch.uint8 else image
+
+
 class DenseNetwork(nn.Module, ABC):
     """The one interface behind which the networks stand.
 
-    `forward` takes grey images (B, 1, H, W) in [0, 1], H and W multiples of `stride`.
+    `forward` takes grey images (B, 1, H, W) in [0, 1], or bytes, H and W multiples of `stride`.
     """
 
     name: ClassVar[str]
@@ -41,6 +46,7 @@ class DenseNetwork(nn.Module, ABC):
     low_level_stride: ClassVar[int]
     default_nms_radius: ClassVar[int]  # pixels
     default_threshold: ClassVar[float]  # keypoint probability below which its keypoints seldom match
+    default_scales: ClassVar[tuple[float, ...]]  # of an image, at which it is to see it
     float32_layers: ClassVar[tuple[str, ...]] = ("detector",)  # at any precision: rounded scores tie, and lose the peak
 
     traceable: ClassVar[bool] = True  # whether its layers are the same for every image

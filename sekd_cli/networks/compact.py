@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sekd_cli.geometry import upsample
-from sekd_cli.networks.base import DenseMaps, DenseNetwork
+from sekd_cli.networks.base import DenseMaps, DenseNetwork, as_fractions
 
 DETAIL_DIM = 16  # descriptor dimensions read at 1/4, where neighbouring keypoints differ; the rest is context at 1/8
 FIRST_LOGIT = -4.0  # few pixels are keypoints: an untrained detector says so
@@ -21,6 +21,21 @@ def image_statistics(image: Tensor) -> Tensor:
     mean = pixels.mean(dim=1)
     deviation = (pixels - mean[:, None]).square_().mean(dim=1).sqrt()  # torch's std takes ten times as long on a CPU
     return torch.stack((mean, deviation), dim=1)
+
+
+def normalised(pixels: Tensor, statistics: Tensor) -> Tensor:
+    """Pixels (B, 1, H, W), or the like, less their image's mean and by its deviation, which are (B, 2) of fractions."""
+    white = 255.0 if pixels.dtype == torch.uint8 else 1.0
+    mean, deviation = (white * statistics)[..., None, None].unbind(1)  # (B, 1, 1)
+    return (pixels - mean[:, None]).mul_(deviation[:, None].clamp(min=white * MINIMUM_DEVIATION).reciprocal())
+
+
+class Normalise(nn.Module):
+    """`normalised` where another layer may stand for it."""
+
+    def forward(self, image: Tensor, statistics: Tensor) -> Tensor:
+        """As `normalised`."""
+        return normalised(image, statistics)
 
 
 def _convolution(
@@ -55,6 +70,22 @@ class Interleave(nn.Module):
         batch, _, height, width = cells.shape
         pixels = cells.permute(0, 2, 3, 1).reshape(batch, height, width, 2, 2)
         return pixels.transpose(2, 3).reshape(batch, 2 * height, 2 * width)
+
+
+class Float32Convolution(nn.Conv2d):
+    """A convolution that is computed in float32, whatever the rest is."""
+
+    @classmethod
+    def of(cls, convolution: nn.Conv2d) -> Self:
+        """One that does what a 3x3 convolution does."""
+        made = cls(convolution.in_channels, convolution.out_channels, 3, padding=1)
+        made.load_state_dict(convolution.state_dict())
+        return made
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name for it
+        """(B, C, H, W) -> (B, C', H, W)."""
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.float())
 
 
 class ResidualPair(nn.Module):
@@ -107,10 +138,12 @@ class CompactNetwork(DenseNetwork):
     low_level_stride: ClassVar[int] = 2
     default_nms_radius: ClassVar[int] = 2
     default_threshold: ClassVar[float] = 0.05
+    default_scales: ClassVar[tuple[float, ...]] = (1.0, 0.5)
 
     def __init__(self, *, shallow: bool = False) -> None:
         """`shallow`: 1/4 as the encoder has it, for descriptors and scores, without its surroundings."""
         super().__init__()
+        self.normalise: nn.Module = Normalise()
         # encoder: 8 channels at 1/2, 32 at 1/4, 64 at 1/8, 96 at 1/16 and 1/32
         self.level2 = nn.Sequential(_convolution(1, 8, kernel=4, stride=2), _convolution(8, 8))
         self.level4 = nn.Sequential(_convolution(8, 32, stride=2), _convolution(32, 32))
@@ -130,9 +163,10 @@ class CompactNetwork(DenseNetwork):
         self.context2 = nn.Conv2d(32, 8, 1)
         self.enlarge_onto: nn.Module = EnlargeOnto()
         self.surroundings = _convolution(8, 8)
-        self.detector = nn.Conv2d(8, 4, 3, padding=1)
+        detector = Float32Convolution(8, 4, 3, padding=1)  # bfloat16 scores tie, and lose the sub-pixel peak
+        self.detector: nn.Module = detector
         self.interleave: nn.Module = Interleave()
-        nn.init.constant_(cast(Tensor, self.detector.bias), FIRST_LOGIT)
+        nn.init.constant_(cast(Tensor, detector.bias), FIRST_LOGIT)
 
     @classmethod
     def holding(cls, names: Collection[str]) -> Self:
@@ -141,10 +175,9 @@ class CompactNetwork(DenseNetwork):
 
     def forward(self, image: Tensor, statistics: Tensor | None = None) -> DenseMaps:
         """See `DenseNetwork.forward`; the input is normalised by `statistics`, by default those of each image."""
-        mean, deviation = (image_statistics(image) if statistics is None else statistics)[..., None, None].unbind(1)
-        normalised = (image - mean[:, None]) / deviation[:, None].clamp(min=MINIMUM_DEVIATION)
-
-        level2 = self.level2(normalised.to(self.dtype))  # (B, 8, H/2, W/2)
+        if statistics is None:
+            statistics = image_statistics(as_fractions(image))
+        level2 = self.level2(self.normalise(image, statistics).to(self.dtype))  # (B, 8, H/2, W/2)
         level4 = self.level4(level2)  # (B, 32, H/4, W/4)
         level8 = self.level8(level4)  # (B, 64, H/8, W/8)
         level16 = self.level16(level8)  # (B, 96, H/16, W/16)
@@ -159,7 +192,5 @@ class CompactNetwork(DenseNetwork):
 
         context2 = self.context2(fine) + upsample(self.context4(level8), 2)  # (B, 8, H/4, W/4)
         surroundings = self.surroundings(self.enlarge_onto(context2, level2))  # (B, 8, H/2, W/2)
-        with torch.autocast(image.device.type, enabled=False):  # bf16 scores tie, and lose the sub-pixel peak
-            scores = self.detector(surroundings.float())  # (B, 4, H/2, W/2)
-        score_logits = self.interleave(scores)  # (B, H, W)
+        score_logits = self.interleave(self.detector(surroundings))  # (B, 4, H/2, W/2) -> (B, H, W)
         return DenseMaps(score_logits, (semantic, detail), level2)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sekd_cli.geometry import upsample
-from sekd_cli.networks.compact import CompactNetwork
+from sekd_cli.networks.compact import CompactNetwork, Float32Convolution, normalised
 
 Operation = Callable[[Tensor], Tensor]
 
@@ -43,7 +43,7 @@ def unpack(maps: Tensor, factor: int) -> Tensor:
 
 def _swapped(cells: Tensor) -> Tensor:
     """(B, h, i, j, K) -> (B, h, j, i, K), in memory too; K numbers are moved as one where a type has their size."""
-    whole = {8: torch.int64, 16: torch.complex128}.get(cells.shape[-1] * cells.element_size())
+    whole = {4: torch.int32, 8: torch.int64, 16: torch.complex128}.get(cells.shape[-1] * cells.element_size())
     if whole is None:
         return cells.transpose(2, 3).contiguous()
     return cells.contiguous().view(whole).transpose(2, 3).contiguous().view(cells.dtype)
@@ -71,16 +71,16 @@ def packed_convolution(
     return convolution
 
 
-class Pack(nn.Module):
-    """Cells of pixels of a map with one channel into channels."""
+class NormaliseCells(nn.Module):
+    """`Normalise`, cells of pixels into channels: these are moved first, while they are bytes."""
 
     def __init__(self, factor: int) -> None:
         super().__init__()
         self.factor = factor
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor, statistics: Tensor) -> Tensor:
         """(B, 1, H, W) -> (B, factor^2, H / factor, W / factor)."""
-        return pack(image, self.factor)
+        return normalised(pack(image, self.factor), statistics)
 
 
 class Unpack(nn.Module):
@@ -127,9 +127,10 @@ def pack_fine_levels(network: CompactNetwork) -> CompactNetwork:
     """
     packed = copy.deepcopy(network)
     parts = (network.level2[0], network.level2[1], network.level4[0], network.surroundings)
+    detector = cast(nn.Conv2d, network.detector)
     first, second, third, surroundings = (convolution_of(part) for part in parts)
+    packed.normalise = NormaliseCells(4)
     packed.level2 = nn.Sequential(
-        Pack(4),
         packed_convolution(first, 1, 4, 2),
         nn.ReLU(inplace=True),
         packed_convolution(second, second.in_channels, 2, 2),
@@ -139,8 +140,8 @@ def pack_fine_levels(network: CompactNetwork) -> CompactNetwork:
     enlarge = packed_convolution(lambda maps: upsample(maps, 2), surroundings.in_channels, 1, 2, padding=0)
     packed.enlarge_onto = BorderRepeated(enlarge)
     packed.surroundings[0] = packed_convolution(surroundings, surroundings.in_channels, 2, 2)
-    packed.detector = packed_convolution(
-        lambda maps: F.pixel_shuffle(network.detector(maps), 2), network.detector.in_channels, 2, 4
+    packed.detector = Float32Convolution.of(
+        packed_convolution(lambda maps: F.pixel_shuffle(detector(maps), 2), detector.in_channels, 2, 4)
     )
     packed.interleave = Unpack(4)
     return packed

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sekd_cli.networks.base import DenseMaps, DenseNetwork
+from sekd_cli.networks.base import DenseMaps, DenseNetwork, as_fractions
 from sekd_cli.networks.packing import unpack
 
 WIDE_ENOUGH = 64  # output channels from which oneDNN's own transposed convolution is fast
@@ -83,6 +83,7 @@ class PublishedNetwork(DenseNetwork):
     low_level_stride: ClassVar[int] = 1
     default_nms_radius: ClassVar[int] = 4
     default_threshold: ClassVar[float] = 0.4
+    default_scales: ClassVar[tuple[float, ...]] = (1.0,)
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,7 +98,7 @@ class PublishedNetwork(DenseNetwork):
 
     def forward(self, image: Tensor, statistics: Tensor | None = None) -> DenseMaps:
         """See `DenseNetwork.forward`; the input is not normalised, so `statistics` change nothing."""
-        full = self.stage0(self.stem(image.to(self.dtype)))  # (B, 32, H, W)
+        full = self.stage0(self.stem(as_fractions(image).to(self.dtype)))  # (B, 32, H, W)
         half = self.stage1(full)  # (B, 64, H/2, W/2)
         quarter = self.stage2(half)  # (B, 128, H/4, W/4)
         low_level_map = self.up0(self.up1(quarter) + half) + full  # (B, 32, H, W)

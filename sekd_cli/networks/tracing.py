@@ -17,13 +17,13 @@ DenseFunction = Callable[[Tensor, Tensor], DenseMaps]
 
 @torch.inference_mode()
 def traced(network: DenseNetwork) -> DenseFunction:
-    """What a network on the CPU, in evaluation mode, says of images (B, 1, H, W) and their statistics (B, 2).
+    """What a network on the CPU, in evaluation mode, says of images (B, 1, H, W) of bytes and their statistics (B, 2).
 
     The network itself where torch no longer records.
     """
     if not hasattr(torch.jit, "trace"):
         return network
-    image = torch.zeros(1, 1, 2 * network.stride, 3 * network.stride)
+    image = torch.zeros(1, 1, 2 * network.stride, 3 * network.stride, dtype=torch.uint8)
     example = (image.contiguous(memory_format=torch.channels_last), torch.tensor([[0.5, 0.25]]))
     with warnings.catch_warnings():  # deprecated for torch.compile, which takes a C++ compiler and 40 s a size
         warnings.simplefilter("ignore")

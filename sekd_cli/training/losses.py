@@ -4,12 +4,12 @@ import torch
 from torch import Tensor, nn
 
 from sekd_cli.features import sample_descriptors
-from sekd_cli.geometry import halved
 from sekd_cli.networks import DenseMaps, DenseNetwork
 from sekd_cli.precision import mixed_precision
 from sekd_cli.training.dataset import PairBatch
 from sekd_cli.training.descriptor_update import dual_softmax_loss, hardest_in_batch_loss
 from sekd_cli.training.detector_update import draw_targets, focal_loss
+from sekd_cli.training.octaves import as_seen
 from sekd_cli.training.ranking import (
     OwnKeypoints,
     matching_losses,
@@ -70,11 +70,6 @@ def detector_losses(
     return losses
 
 
-def shrunken(images: Tensor, octave: int) -> Tensor:
-    """Images (B, 1, H, W) halved so often, as a network takes them."""
-    return halved(images, octave).contiguous(memory_format=torch.channels_last)
-
-
 def losses_of(
     network: nn.Module, frozen: DenseNetwork | None, batch: PairBatch, part: str, settings: TrainingSettings
 ) -> dict[str, Tensor]:
@@ -92,7 +87,7 @@ def losses_of(
     own: OwnKeypoints | None = None
     if settings.own_keypoints:
         with mixed_precision(device):
-            smaller = [network(shrunken(batch.images, octave)) for octave in range(1, settings.octaves)]
+            smaller = [network(as_seen(batch.images, octave)) for octave in range(1, settings.octaves)]
         own = own_keypoints((maps, *smaller), batch.seen, settings.own_keypoints, settings.label_nms_radius)
     if part in ("both", "descriptor"):
         losses |= descriptor_losses(maps, batch, own, settings)

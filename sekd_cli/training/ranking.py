@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sekd_cli.features import local_maxima, octave_score, refine, sample_descriptors
-from sekd_cli.geometry import halved, inside, rescale_points
+from sekd_cli.geometry import inside, rescale_points
 from sekd_cli.networks import DenseMaps
+from sekd_cli.training.octaves import seen_at
 from sekd_cli.training.parallax import Correspondence
 from sekd_cli.training.ranks import total
 
@@ -59,10 +60,9 @@ def _of_octave(maps: DenseMaps, octave: int, seen: Tensor, count: int, radius: i
     """The strongest of one size of the views, in the pixels of the largest."""
     logits = maps.score_logits.float()
     width, shrunk = logits.shape[-1], 2.0**octave
-    if octave:
-        seen = halved(seen.to(logits.dtype), octave) == 1
     with torch.no_grad():
-        maxima = torch.stack([local_maxima(one.contiguous(), radius) for one in logits.detach()]) & seen
+        maxima = torch.stack([local_maxima(one.contiguous(), radius) for one in logits.detach()])
+        maxima &= seen_at(seen, octave)
         strengths = logits.detach().masked_fill(~maxima, -torch.inf).flatten(1)
         best, flat = strengths.topk(min(count, strengths.shape[1]), dim=1)
         xy = torch.stack((flat % width, flat // width), dim=-1)

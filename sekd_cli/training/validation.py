@@ -10,11 +10,12 @@ from torch import Tensor
 
 from sekd_cli.config import DetectionSettings, MatchingSettings
 from sekd_cli.evaluation.homography import THRESHOLDS, corner_error, fractions_below, matching_accuracy, repeatability
-from sekd_cli.features import Features, features_of
+from sekd_cli.features import Features, best_of_octaves, features_of
 from sekd_cli.matching import match_descriptors
 from sekd_cli.networks import DenseNetwork
 from sekd_cli.precision import mixed_precision
 from sekd_cli.training.dataset import PairDataset
+from sekd_cli.training.octaves import as_seen, seen_at
 from sekd_cli.training.photographs import Photographs
 from sekd_cli.training.settings import TrainingSettings
 
@@ -30,6 +31,7 @@ VALIDATION_VIEWS = TrainingSettings(
     tilt=0.25,
     other_surroundings=True,
     exposed_share=0.0,
+    octaves=2,  # as `extract` sees photographs, unless it's told otherwise
 )
 WIDE_VIEWS = replace(VALIDATION_VIEWS, any_rotation_share=0.25, zoom=2.5, stretch=2.0, tilt=0.4)
 MILD_VIEWS = replace(
@@ -95,16 +97,27 @@ def held_out_features(
     detection: DetectionSettings,
     views: TrainingSettings,
 ) -> Iterator[tuple[Features, Features, Tensor]]:
-    """What a network finds in both views of each pair, and `second_from_first` (3, 3)."""
+    """What a network finds in both views of each pair, at `views.octaves` sizes, and `second_from_first` (3, 3)."""
     device = next(network.parameters()).device
+    octaves = range(views.octaves)
     pairs = HeldOutPairs(photographs, held_out, views)
     for row in range(len(held_out)):
         batch = pairs[row]
+        images, seen = batch.images.to(device), batch.seen.to(device)
         with torch.inference_mode(), mixed_precision(device):
-            maps = network(batch.images.to(device, memory_format=torch.channels_last))
+            maps = [network(as_seen(images, octave)) for octave in octaves]
+        masks = [seen_at(seen, octave) for octave in octaves]
         for pair in range(views.batch_size):
-            both = (pair, views.batch_size + pair)
-            first, second = (features_of(maps, i, detection, 0.0, batch.seen[i].to(device)) for i in both)
+            first, second = (
+                best_of_octaves(
+                    [
+                        features_of(one, view, detection, 0.0, mask[view], octave=octave)
+                        for one, mask, octave in zip(maps, masks, octaves, strict=True)
+                    ],
+                    detection.max_keypoints,
+                )
+                for view in (pair, views.batch_size + pair)
+            )
             yield first, second, batch.second_from_first[pair]
 
 

@@ -1,0 +1,16 @@
+"""Views at half their size, and half of that: what extraction's scales are to photographs (paper Sec. 3.4)."""
+
+import torch
+from torch import Tensor
+
+from sekd_cli.geometry import halved
+
+
+def as_seen(images: Tensor, octave: int) -> Tensor:
+    """Images (B, 1, H, W) halved so often, as a network takes them."""
+    return halved(images, octave).contiguous(memory_format=torch.channels_last)
+
+
+def seen_at(seen: Tensor, octave: int) -> Tensor:
+    """Which pixels of the halved views show nothing but what is `seen`, (B, H, W) -> (B, h, w) bool."""
+    return halved(seen.float(), octave) == 1 if octave else seen
