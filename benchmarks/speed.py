@@ -4,14 +4,16 @@
 
 Without an image one of 640x480 is drawn. Milliseconds are medians over rounds in which all methods take turns; `cpu`
 counts CPU time, which other processes disturb least; ratios are medians of the rounds' ratios of CPU time to the first
-method's, and between numbers of threads of wall time. Memory is the peak beyond the loaded model, of a process of its
-own. The published network has random weights here: they cost the same, but may find another number of keypoints.
+method's, and between numbers of threads of wall time. Networks see the image at their own sizes, and at one; GFLOP are
+of one pass over the whole. Memory is the peak beyond the loaded model, of a process of its own. The published network
+has random weights here: they cost the same, but may find another number of keypoints.
 """
 
 import argparse
 import json
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,7 +28,7 @@ from sekd_cli.config import DetectionSettings
 from sekd_cli.device import keep_freed_memory, set_threads
 from sekd_cli.evaluation.baselines import Orb, Sift
 from sekd_cli.evaluation.methods import ComputedMethod
-from sekd_cli.evaluation.own import Sekd
+from sekd_cli.evaluation.own import WHOLE, Sekd
 from sekd_cli.evaluation.speed import draw_image
 from sekd_cli.networks import NETWORKS, DenseNetwork
 from sekd_cli.networks.weights_file import load_network, packaged_weights
@@ -57,9 +59,13 @@ def methods_of(names: list[str], grey: np.ndarray) -> dict[str, tuple[ComputedMe
         network = network_of(name)
         facts = {"parameters": network.count_parameters(), "gflop": gflop(network, grey)}
         for precision in PRECISIONS[1:]:
-            label = f"{name} {precision}"
             settings = DetectionSettings(max_keypoints=KEYPOINTS)
-            chosen[label] = Sekd(network, label, settings, torch.device("cpu"), precision), facts
+            for label, views in (
+                (f"{name} {precision}", WHOLE),
+                (f"{name} {precision}, 1 size", replace(WHOLE, scales=(1.0,))),
+            ):
+                method = Sekd(network, label, settings, torch.device("cpu"), precision=precision, views=views)
+                chosen[label] = method, facts
     return chosen | {"sift": (Sift(KEYPOINTS), {}), "orb": (Orb(KEYPOINTS), {})}
 
 
@@ -115,11 +121,11 @@ def measure(options: argparse.Namespace, grey: np.ndarray) -> list[dict[str, Any
 def show(rows: list[dict[str, Any]]) -> None:
     """The table."""
     titles = [column.removesuffix("_ms").removesuffix("_mb") for column in COLUMNS]
-    print(f"{'method':20} threads" + "".join(f"{title:>11}" for title in titles) + "  gain by threads")
+    print(f"{'method':27} threads" + "".join(f"{title:>11}" for title in titles) + "  gain by threads")
     for row in rows:
         cells = (f"{row[column]:11,.{2 if column == 'ratio' else 0 if column in COLUMNS[5:8] else 1}f}"
                  if column in row else f"{'':11}" for column in COLUMNS)  # fmt: skip
-        print(f"{row['method']:20} {row['threads']:7}" + "".join(cells) + f"{row['gain']:11.2f}")
+        print(f"{row['method']:27} {row['threads']:7}" + "".join(cells) + f"{row['gain']:11.2f}")
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -169,7 +170,9 @@ class Extractor:
 
     def _pad(self, pixels: np.ndarray) -> np.ndarray:
         below, right = (-extent % self.stride for extent in pixels.shape)
-        return np.pad(pixels, ((0, below), (0, right)), mode="edge") if below or right else pixels
+        if not below and not right:
+            return pixels
+        return np.asarray(cv2.copyMakeBorder(pixels, 0, below, 0, right, cv2.BORDER_REPLICATE))  # np.pad takes 0.3 ms
 
     def _detect(
         self, patch: "_Patch", level: Level, settings: DetectionSettings, octaves: float

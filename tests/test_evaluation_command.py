@@ -85,6 +85,19 @@ def test_weights_of_the_same_name_are_told_apart(
     assert rows[0]["mma"] == rows[1]["mma"]
 
 
+def test_several_choices_of_sizes_are_rows(
+    planar: Path, untrained_weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("-w", untrained_weights, "--threshold", 0, "--max-keypoints", 0, "--seeds", 1, "--json")
+    sizes = ("--scales", "1", "--scales", "1,0.5")
+    one, two = json.loads(run(capsys, "homography", planar, *command, *sizes)[1])["homography"]
+    assert (one["method"], two["method"]) == ("untrained at 1", "untrained at 1,0.5")
+    assert two["keypoints"] > 1.1 * one["keypoints"]
+    [own] = json.loads(run(capsys, "homography", planar, *command)[1])["homography"]
+    assert own["keypoints"] == two["keypoints"], "the network's own"
+    assert run(capsys, "homography", planar, *command, "--scales", "1;2")[0] == 2
+
+
 def test_a_feature_file_stands_beside_what_is_computed_here(
     planar: Path, untrained_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

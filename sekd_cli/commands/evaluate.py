@@ -50,6 +50,9 @@ def _method_options(max_keypoints: int) -> Callable[[Command], Command]:
         click.option(
             "--precision", "precisions", multiple=True, help="Of sekd: auto (default), float32 or bfloat16; repeat."
         ),
+        click.option(
+            "--scales", multiple=True, help="Of sekd, as for sekd extract; repeat.  [default: the network's own]"
+        ),
     )
 
 
@@ -247,10 +250,11 @@ def _computed(
     threshold: float | None,
     device: str,
     precisions: tuple[str, ...],
+    scales: tuple[str, ...],
     alone: bool = True,
 ) -> "list[ComputedMethod]":
     """The methods that compute features here; sekd with the packaged weights if nothing was asked for and `alone`."""
-    from sekd_cli.config import DetectionSettings
+    from sekd_cli.config import DetectionSettings, ViewSettings, parse_scales
     from sekd_cli.device import keep_freed_memory, resolve_device
     from sekd_cli.evaluation.baselines import Orb, Sift
     from sekd_cli.evaluation.own import Sekd
@@ -263,9 +267,13 @@ def _computed(
     for name in dict.fromkeys(methods):
         if name == "sekd":
             settings = DetectionSettings(max_keypoints=max_keypoints, threshold=threshold)
-            for path, precision in product(weights or (packaged_weights(),), precisions or ("auto",)):
-                label = path.stem if len(precisions) < 2 else f"{path.stem} {precision}"
-                chosen.append(Sekd(load_network(path), label, settings, resolve_device(device), precision))
+            for path, precision, at in product(
+                weights or (packaged_weights(),), precisions or ("auto",), scales or ("",)
+            ):
+                several = [f" {precision}" * (len(precisions) > 1), f" at {at}" * (len(scales) > 1)]
+                views = ViewSettings(max_size=0, scales=parse_scales(at) if at else None)
+                network, label = load_network(path), path.stem + "".join(several)
+                chosen.append(Sekd(network, label, settings, resolve_device(device), precision=precision, views=views))
         else:
             chosen.append(Orb(max_keypoints) if name == "orb" else Sift(max_keypoints, root=name == "rootsift"))
     return chosen

@@ -13,6 +13,8 @@ from sekd_cli.extraction import Extractor
 from sekd_cli.images import Photograph
 from sekd_cli.networks import DenseMaps, DenseNetwork
 
+WHOLE = ViewSettings(max_size=0)  # an evaluation resizes images itself, for all methods alike
+
 
 class Sekd(ComputedMethod):
     """A network's features."""
@@ -23,10 +25,11 @@ class Sekd(ComputedMethod):
         label: str,
         settings: DetectionSettings,
         device: torch.device,
+        *,
         precision: str = "float32",
+        views: ViewSettings = WHOLE,
     ) -> None:
         self.label = label
-        views = ViewSettings(max_size=0)
         self._extractor = TimedExtractor(network, settings, device=device, views=views, precision=precision)
 
     def compute(self, grey: NDArray[np.uint8]) -> LocalFeatures:
