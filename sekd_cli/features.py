@@ -116,7 +116,7 @@ def refine(score_logits: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _places(candidate: Tensor) -> Tensor:
-    """Where a map (H, W) is true, (N,) in the flattened map; numpy takes half of torch's time."""
+    """Where a map, of any shape, is true, (N,) in the flattened map; numpy takes half of torch's time."""
     if candidate.device.type == "cpu":
         return torch.from_numpy(np.flatnonzero(candidate.numpy()))
     return candidate.flatten().nonzero()[:, 0]
@@ -131,7 +131,7 @@ def _best(flat: Tensor, logits: Tensor, shape: torch.Size, settings: DetectionSe
     for enough in (min(count, len(flat)), len(flat)):
         places, values = flat, logits
         if enough < len(flat):
-            chosen = logits >= logits.topk(enough, sorted=False).values.min()
+            chosen = _places(logits >= logits.topk(enough, sorted=False).values.min())
             places, values = flat[chosen], logits[chosen]
         values, order = values.sort(descending=True, stable=True)
         places = places[order]
@@ -166,7 +166,7 @@ def detect(
     flat = _places(candidate)
     logits = score_logits.flatten()[flat]
     if threshold > 0:
-        above = logits > math.log(threshold / (1 - threshold))
+        above = _places(logits > math.log(threshold / (1 - threshold)))
         flat, logits = flat[above], logits[above]
     flat, logits = _best(flat, logits, score_logits.shape, settings)
     x, y = flat % score_logits.shape[1], flat // score_logits.shape[1]

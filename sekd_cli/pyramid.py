@@ -122,9 +122,8 @@ def best_of_levels(scores: Sequence[Tensor], limit: int) -> list[int]:
     counts = [len(one) for one in scores]
     if not limit or len(scores) == 1 or sum(counts) <= limit:
         return counts
-    level = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
-    order = torch.cat(list(scores)).argsort(descending=True, stable=True)[:limit]
-    chosen: list[int] = level[order.cpu()].bincount(minlength=len(counts)).tolist()
+    order = np.argsort(-torch.cat(list(scores)).cpu().numpy(), kind="stable")[:limit]
+    chosen: list[int] = np.histogram(order, bins=np.cumsum([0, *counts]))[0].tolist()
     return chosen
 
 
