@@ -63,7 +63,7 @@ class Sekd:
         settings = DetectionSettings(
             max_keypoints=max_keypoints, threshold=threshold, nms_radius=nms_radius, subpixel=subpixel
         )
-        parsed = parse_scales(scales) if isinstance(scales, str) else None if scales is None else tuple(scales)
+        parsed = parse_scales(scales) if scales is None or isinstance(scales, str) else tuple(scales)
         views = ViewSettings(max_size=max_size, scales=parsed, rotations=rotations)
         network = load_network(packaged_weights() if weights is None else Path(weights))
         return cls(

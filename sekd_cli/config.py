@@ -45,9 +45,7 @@ class ViewSettings:
     """At what sizes, and how turned, the network sees an image."""
 
     max_size: int = 1600  # longer edge in pixels; 0 for no limit
-    scales: tuple[float, ...] | str | None = (
-        None  # of the size that `max_size` leaves, or AUTO; None: the network's own
-    )
+    scales: tuple[float, ...] | str | None = None  # of what `max_size` leaves, or AUTO; None: the network's own
     rotations: bool = False  # upright, and turned by one, two and three quarters
 
     def __post_init__(self) -> None:
@@ -65,10 +63,10 @@ class ViewSettings:
         return replace(self, scales=scales) if self.scales is None else self
 
 
-def parse_scales(text: str) -> tuple[float, ...] | str:
-    """`auto`, or numbers with commas between. Raises UsageError."""
-    if text == AUTO:
-        return AUTO
+def parse_scales(text: str | None) -> tuple[float, ...] | str | None:
+    """`auto`, or numbers with commas between; None stays None. Raises UsageError."""
+    if text is None or text == AUTO:
+        return text
     try:
         return tuple(float(number) for number in text.split(","))
     except ValueError:

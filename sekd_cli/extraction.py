@@ -100,12 +100,7 @@ class Extractor:
         found: list[list[_Found]] = [[] for _ in images]
         for same in zip(*(image.levels for image in images), strict=True):
             tiled = self.tile and max(same[0].grey.shape) > self.tile
-            octaves = [image.octaves(level) for image, level in zip(images, same, strict=True)]
-            raw = (
-                [self._tiled(*one) for one in zip(same, octaves, strict=True)]
-                if tiled
-                else self._untiled(same, octaves)
-            )
+            raw = [self._tiled(level) for level in same] if tiled else self._untiled(same)
             for own, one in zip(found, raw, strict=True):
                 own.append(one)
         return [_in_file(image, self._joined(image, own)) for image, own in zip(images, found, strict=True)]
@@ -120,21 +115,19 @@ class Extractor:
             ]
         )
 
-    def _untiled(self, levels: Sequence[Level], octaves: Sequence[float]) -> list["_Found"]:
+    def _untiled(self, levels: Sequence[Level]) -> list["_Found"]:
         patches = self._patches(levels, [whole(*level.grey.shape) for level in levels])
-        each = zip(levels, octaves, patches, strict=True)
-        return [
-            _Found(*self._detect(patch, level, self.settings, octave), patch.describe) for level, octave, patch in each
-        ]
+        each = zip(levels, patches, strict=True)
+        return [_Found(*self._detect(patch, level, self.settings), patch.describe) for level, patch in each]
 
-    def _tiled(self, level: Level, octaves: float) -> "_Found":
+    def _tiled(self, level: Level) -> "_Found":
         everything = replace(self.settings, max_keypoints=0)
         limit = self.settings.max_keypoints or None
         best: _Described | None = None
         height, width = level.grey.shape
         for window in windows(height, width, self.tile // REACH * REACH):
             patch = self._patches([level], [window])[0]
-            keypoints, scores = self._detect(patch, level, everything, octaves)
+            keypoints, scores = self._detect(patch, level, everything)
             own = window.owns(keypoints)
             keypoints, scores = keypoints[own][:limit], scores[own][:limit]
             tile = _Described(keypoints + window.origin(keypoints), scores, patch.describe(keypoints))
@@ -174,9 +167,7 @@ class Extractor:
             return pixels
         return np.asarray(cv2.copyMakeBorder(pixels, 0, below, 0, right, cv2.BORDER_REPLICATE))  # np.pad takes 0.3 ms
 
-    def _detect(
-        self, patch: "_Patch", level: Level, settings: DetectionSettings, octaves: float
-    ) -> tuple[Tensor, Tensor]:
+    def _detect(self, patch: "_Patch", level: Level, settings: DetectionSettings) -> tuple[Tensor, Tensor]:
         """Keypoints (N, 2) in pixels of the patch's window, and scores (N,)."""
         logits = patch.score_logits()
         if level.statistics[1] == 0:  # an even image: what its borders look like is no keypoint
@@ -186,7 +177,7 @@ class Extractor:
             window = patch.window
             part = level.mask[window.top : window.bottom, window.left : window.right]
             mask = torch.from_numpy(np.ascontiguousarray(part)).to(self.device)
-        return detect(logits, settings, self.threshold, mask, octaves=octaves)
+        return detect(logits, settings, self.threshold, mask, octaves=level.octaves)
 
 
 class _View(NamedTuple):

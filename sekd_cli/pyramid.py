@@ -22,6 +22,7 @@ class Level:
     grey: np.ndarray  # (H, W) uint8
     statistics: tuple[float, float]  # mean and standard deviation of `grey` in [0, 1]
     mask: np.ndarray | None  # (H, W) bool, like `grey`: false where no keypoint may be
+    octaves: float  # how often the largest level was halved to give this one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +40,6 @@ class PreparedImage:
         height, width = level.grey.shape
         return width / self.upright_size[0], height / self.upright_size[1]
 
-    def octaves(self, level: Level) -> float:
-        """How often the largest level was halved to give this one."""
-        return 0.5 * math.log2(self.levels[0].grey.size / level.grey.size)
-
 
 def prepare(photograph: Photograph, settings: ViewSettings, mask: np.ndarray | None = None) -> PreparedImage:
     """A photograph at every size that the network shall see. Safe in any thread.
@@ -54,7 +51,7 @@ def prepare(photograph: Photograph, settings: ViewSettings, mask: np.ndarray | N
     height, width = grey.shape
     sizes = level_sizes(width, height, settings)
     return PreparedImage(
-        levels=tuple(_level(grey, mask, size) for size in sizes),
+        levels=tuple(_level(grey, mask, size, sizes[0]) for size in sizes),
         full_mask=mask,
         upright_size=(width, height),
         orientation=photograph.orientation,
@@ -81,7 +78,7 @@ def level_sizes(width: int, height: int, settings: ViewSettings) -> list[tuple[i
     return sorted(sizes, reverse=True)
 
 
-def _level(grey: np.ndarray, mask: np.ndarray | None, size: tuple[int, int]) -> Level:
+def _level(grey: np.ndarray, mask: np.ndarray | None, size: tuple[int, int], largest: tuple[int, int]) -> Level:
     height, width = grey.shape
     if size != (width, height):
         how = cv2.INTER_AREA if size[0] < width or size[1] < height else cv2.INTER_LINEAR
@@ -89,7 +86,9 @@ def _level(grey: np.ndarray, mask: np.ndarray | None, size: tuple[int, int]) -> 
         if mask is not None:
             mask = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT) > 0
     mean, deviation = cv2.meanStdDev(grey)
-    return Level(grey=grey, statistics=(float(mean[0, 0]) / 255, float(deviation[0, 0]) / 255), mask=mask)
+    statistics = (float(mean[0, 0]) / 255, float(deviation[0, 0]) / 255)
+    octaves = 0.5 * math.log2(math.prod(largest) / math.prod(size))
+    return Level(grey=grey, statistics=statistics, mask=mask, octaves=octaves)
 
 
 @dataclass(frozen=True, kw_only=True)

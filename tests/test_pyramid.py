@@ -99,4 +99,4 @@ def test_what_is_chosen_is_what_sorting_everything_chooses(scores: list[list[int
 
 def test_a_level_is_as_many_octaves_down_as_it_was_halved() -> None:
     prepared = prepare(photograph(480, 640), ViewSettings(scales=(1.0, 0.5, 0.25)))
-    assert [prepared.octaves(one) for one in prepared.levels] == [0, 1, 2]
+    assert [one.octaves for one in prepared.levels] == [0, 1, 2]

@@ -267,12 +267,14 @@ def _computed(
     for name in dict.fromkeys(methods):
         if name == "sekd":
             settings = DetectionSettings(max_keypoints=max_keypoints, threshold=threshold)
-            for path, precision, at in product(
-                weights or (packaged_weights(),), precisions or ("auto",), scales or ("",)
-            ):
-                several = [f" {precision}" * (len(precisions) > 1), f" at {at}" * (len(scales) > 1)]
-                views = ViewSettings(max_size=0, scales=parse_scales(at) if at else None)
-                network, label = load_network(path), path.stem + "".join(several)
+            each = product(weights or (packaged_weights(),), precisions or ("auto",), scales or (None,))
+            for path, precision, sizes in each:
+                label = path.stem
+                if len(precisions) > 1:
+                    label += f" {precision}"
+                if len(scales) > 1:
+                    label += f" at {sizes}"
+                network, views = load_network(path), ViewSettings(max_size=0, scales=parse_scales(sizes))
                 chosen.append(Sekd(network, label, settings, resolve_device(device), precision=precision, views=views))
         else:
             chosen.append(Orb(max_keypoints) if name == "orb" else Sift(max_keypoints, root=name == "rootsift"))

@@ -136,8 +136,7 @@ def _set_up(options: ExtractOptions, shard: Shard) -> tuple[Extractor, dict[str,
     detection = DetectionSettings(
         max_keypoints=options.max_keypoints, threshold=options.threshold, nms_radius=options.nms_radius
     )
-    scales = None if options.scales is None else parse_scales(options.scales)
-    views = ViewSettings(max_size=options.max_size, scales=scales, rotations=options.rotations)
+    views = ViewSettings(max_size=options.max_size, scales=parse_scales(options.scales), rotations=options.rotations)
     extractor = Extractor(
         network, detection, device=device, views=views, tile=options.tile, precision=options.precision
     )

@@ -34,6 +34,22 @@ def as_fractions(image: Tensor) -> Tensor:
     return image.float().div_(255) if image.dtype == torch.uint8 else image
 
 
+class Float32Convolution(nn.Conv2d):
+    """A convolution that is computed in float32, whatever the rest is: rounded scores tie, and lose the peak."""
+
+    @classmethod
+    def of(cls, convolution: nn.Conv2d) -> Self:
+        """One that does what a 3x3 convolution does."""
+        made = cls(convolution.in_channels, convolution.out_channels, 3, padding=1)
+        made.load_state_dict(convolution.state_dict())
+        return made
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name for it
+        """(B, C, H, W) -> (B, C', H, W)."""
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.float())
+
+
 class DenseNetwork(nn.Module, ABC):
     """The one interface behind which the networks stand.
 
@@ -47,7 +63,6 @@ class DenseNetwork(nn.Module, ABC):
     default_nms_radius: ClassVar[int]  # pixels
     default_threshold: ClassVar[float]  # keypoint probability below which its keypoints seldom match
     default_scales: ClassVar[tuple[float, ...]]  # of an image, at which it is to see it
-    float32_layers: ClassVar[tuple[str, ...]] = ("detector",)  # at any precision: rounded scores tie, and lose the peak
 
     traceable: ClassVar[bool] = True  # whether its layers are the same for every image
 

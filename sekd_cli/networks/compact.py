@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sekd_cli.geometry import upsample
-from sekd_cli.networks.base import DenseMaps, DenseNetwork, as_fractions
+from sekd_cli.networks.base import DenseMaps, DenseNetwork, Float32Convolution, as_fractions
 
 DETAIL_DIM = 16  # descriptor dimensions read at 1/4, where neighbouring keypoints differ; the rest is context at 1/8
 FIRST_LOGIT = -4.0  # few pixels are keypoints: an untrained detector says so
@@ -70,22 +70,6 @@ class Interleave(nn.Module):
         batch, _, height, width = cells.shape
         pixels = cells.permute(0, 2, 3, 1).reshape(batch, height, width, 2, 2)
         return pixels.transpose(2, 3).reshape(batch, 2 * height, 2 * width)
-
-
-class Float32Convolution(nn.Conv2d):
-    """A convolution that is computed in float32, whatever the rest is."""
-
-    @classmethod
-    def of(cls, convolution: nn.Conv2d) -> Self:
-        """One that does what a 3x3 convolution does."""
-        made = cls(convolution.in_channels, convolution.out_channels, 3, padding=1)
-        made.load_state_dict(convolution.state_dict())
-        return made
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name for it
-        """(B, C, H, W) -> (B, C', H, W)."""
-        with torch.autocast(input.device.type, enabled=False):
-            return super().forward(input.float())
 
 
 class ResidualPair(nn.Module):
@@ -163,7 +147,7 @@ class CompactNetwork(DenseNetwork):
         self.context2 = nn.Conv2d(32, 8, 1)
         self.enlarge_onto: nn.Module = EnlargeOnto()
         self.surroundings = _convolution(8, 8)
-        detector = Float32Convolution(8, 4, 3, padding=1)  # bfloat16 scores tie, and lose the sub-pixel peak
+        detector = Float32Convolution(8, 4, 3, padding=1)
         self.detector: nn.Module = detector
         self.interleave: nn.Module = Interleave()
         nn.init.constant_(cast(Tensor, detector.bias), FIRST_LOGIT)

@@ -15,7 +15,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from sekd_cli.networks.compact import CompactNetwork, Float32Convolution, ResidualPair
+from sekd_cli.networks.base import Float32Convolution
+from sekd_cli.networks.compact import CompactNetwork, ResidualPair
 from sekd_cli.networks.packing import BorderRepeated, convolution_of
 from sekd_cli.precision import has_matrix_units
 

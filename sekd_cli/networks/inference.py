@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from sekd_cli.networks.base import DenseNetwork
+from sekd_cli.networks.base import DenseNetwork, Float32Convolution
 from sekd_cli.networks.compact import CompactNetwork
 from sekd_cli.networks.folding import fold_batch_norms
 from sekd_cli.networks.fusing import can_fuse, fuse
@@ -14,8 +14,8 @@ from sekd_cli.precision import has_matrix_units
 def inference_network(network: DenseNetwork, precision: str, device: torch.device) -> DenseNetwork:
     """A copy of a network that computes in `precision` (float32 or bfloat16) on a device, in evaluation mode.
 
-    In bfloat16 the weights themselves are rounded, so that no cast is left in the way, but for the layers that the
-    network wants in float32 (`DenseNetwork.float32_layers`) and for norms, whose few values cost nothing.
+    In bfloat16 the weights themselves are rounded, so that no cast is left in the way, but for a `Float32Convolution`
+    (on matrix units `FusedInTwoParts` stands for it) and for norms, whose few values cost nothing.
     """
     ready = fold_batch_norms(network)
     if precision == "bfloat16" and device.type == "cpu" and isinstance(ready, CompactNetwork) and has_matrix_units():
@@ -23,10 +23,9 @@ def inference_network(network: DenseNetwork, precision: str, device: torch.devic
     ready = ready.to(device)
     if precision == "bfloat16":
         ready.bfloat16()
-        exact = [getattr(ready, name) for name in ready.float32_layers]
-        exact += [module for module in ready.modules() if isinstance(module, nn.BatchNorm2d)]
-        for module in exact:
-            module.float()
+        for module in ready.modules():
+            if isinstance(module, Float32Convolution | nn.BatchNorm2d):
+                module.float()
     ready.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from its types
     if device.type == "cpu" and isinstance(ready, CompactNetwork) and can_fuse(ready.dtype):
         return fuse(ready)

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sekd_cli.geometry import upsample
-from sekd_cli.networks.compact import CompactNetwork, Float32Convolution, normalised
+from sekd_cli.networks.base import Float32Convolution
+from sekd_cli.networks.compact import CompactNetwork, normalised
 
 Operation = Callable[[Tensor], Tensor]
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sekd_cli.networks.base import DenseMaps, DenseNetwork, as_fractions
+from sekd_cli.networks.base import DenseMaps, DenseNetwork, Float32Convolution, as_fractions
 from sekd_cli.networks.packing import unpack
 
 WIDE_ENOUGH = 64  # output channels from which oneDNN's own transposed convolution is fast
@@ -93,7 +93,7 @@ class PublishedNetwork(DenseNetwork):
         self.stage2 = _stage(64, 128, stride=2)
         self.up1 = _up(128, 64)
         self.up0 = _up(64, 32)
-        self.detector = nn.Conv2d(32, 2, 3, padding=1)
+        self.detector = Float32Convolution(32, 2, 3, padding=1)
         self.descriptor = ResidualBlock(128, 128)
 
     def forward(self, image: Tensor, statistics: Tensor | None = None) -> DenseMaps:
@@ -102,8 +102,5 @@ class PublishedNetwork(DenseNetwork):
         half = self.stage1(full)  # (B, 64, H/2, W/2)
         quarter = self.stage2(half)  # (B, 128, H/4, W/4)
         low_level_map = self.up0(self.up1(quarter) + half) + full  # (B, 32, H, W)
-        with torch.autocast(image.device.type, enabled=False):
-            logits = self.detector(
-                low_level_map.float()
-            )  # (B, 2, H, W); softmax's channel 1 is their difference's sigmoid
+        logits = self.detector(low_level_map)  # (B, 2, H, W); softmax's channel 1 is their difference's sigmoid
         return DenseMaps(logits[:, 1] - logits[:, 0], (self.descriptor(quarter),), low_level_map)

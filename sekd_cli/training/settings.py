@@ -110,6 +110,7 @@ class TrainingSettings:
     affine_adaptation: bool = True
 
     def __post_init__(self) -> None:
+        smallest = 16 * 2**self.octaves  # pixels of a view: the compact network's stride, after all halvings
         checks = (
             (self.network in ("compact", "published"), "network: give compact or published"),
             (not self.shallow or self.network == "compact", "shallow: only the compact network can be"),
@@ -120,7 +121,11 @@ class TrainingSettings:
             (self.rounds >= 1, "rounds: give 1 or more"),
             (min(self.steps_per_update, self.last_steps) >= 1, "steps_per_update, last_steps: give 1 or more"),
             (self.batch_size >= 2, "batch_size: give 2 or more; other photographs are the negatives"),
-            (self.height % 32 == 0 and self.width % 32 == 0, "height, width: give multiples of 32"),
+            (1 <= self.octaves <= 4, "octaves: give 1 to 4"),
+            (
+                self.height % smallest == 0 and self.width % smallest == 0,
+                f"height, width: give multiples of {smallest}",
+            ),
             (min(self.height, self.width) >= 64, "height, width: give 64 or more"),
             (0 < self.photographs_per_round <= 1, "photographs_per_round: give a share, more than 0, at most 1"),
             (0 <= self.validation_share < 0.5, "validation_share: give a share from 0 up to 0.5"),
@@ -140,11 +145,6 @@ class TrainingSettings:
             (
                 self.own_keypoints > 0 or not any(getattr(self, name) for name in OWN_LESSONS),
                 f"{', '.join(OWN_LESSONS)}: these need own_keypoints",
-            ),
-            (1 <= self.octaves <= 4, "octaves: give 1 to 4"),
-            (
-                self.height % 2 ** (self.octaves + 4) == 0 and self.width % 2 ** (self.octaves + 4) == 0,
-                f"height, width: give multiples of {2 ** (self.octaves + 4)}, so that they can be halved",
             ),
             (self.labels_per_photograph >= 1, "labels_per_photograph: give 1 or more"),
             (self.descriptor_repeatability or self.descriptor_distinctness, "without both, reliability is nothing"),

@@ -1,6 +1,6 @@
 """How good a network is, without labels: held-out photographs under fixed homographies and changes of light."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import cv2
@@ -12,7 +12,7 @@ from sekd_cli.config import DetectionSettings, MatchingSettings
 from sekd_cli.evaluation.homography import THRESHOLDS, corner_error, fractions_below, matching_accuracy, repeatability
 from sekd_cli.features import Features, best_of_octaves, features_of
 from sekd_cli.matching import match_descriptors
-from sekd_cli.networks import DenseNetwork
+from sekd_cli.networks import DenseMaps, DenseNetwork
 from sekd_cli.precision import mixed_precision
 from sekd_cli.training.dataset import PairDataset
 from sekd_cli.training.octaves import as_seen, seen_at
@@ -108,17 +108,18 @@ def held_out_features(
             maps = [network(as_seen(images, octave)) for octave in octaves]
         masks = [seen_at(seen, octave) for octave in octaves]
         for pair in range(views.batch_size):
-            first, second = (
-                best_of_octaves(
-                    [
-                        features_of(one, view, detection, 0.0, mask[view], octave=octave)
-                        for one, mask, octave in zip(maps, masks, octaves, strict=True)
-                    ],
-                    detection.max_keypoints,
-                )
-                for view in (pair, views.batch_size + pair)
-            )
+            both = (pair, views.batch_size + pair)
+            first, second = (_features_at(maps, masks, view, detection) for view in both)
             yield first, second, batch.second_from_first[pair]
+
+
+def _features_at(
+    maps: Sequence[DenseMaps], masks: Sequence[Tensor], view: int, detection: DetectionSettings
+) -> Features:
+    """The best of one view at all sizes; maps and masks (V, h, w) are those of all views at each."""
+    each = enumerate(zip(maps, masks, strict=True))
+    found = [features_of(one, view, detection, 0.0, mask[view], octave=octave) for octave, (one, mask) in each]
+    return best_of_octaves(found, detection.max_keypoints)
 
 
 FIGURES = ("repeatability", "localisation_error", "mma_1", "mma_3", "mma_5", "homography_accuracy", "matches")
