@@ -37,13 +37,15 @@ class Features:
 
 
 def local_maxima(score_logits: Tensor, radius: int) -> Tensor:
-    """Pixels that are the largest of the (2 radius + 1)^2 window around them: (H, W) -> (H, W) bool.
+    """Pixels that are the largest of the (2 radius + 1)^2 window around them: (..., H, W) -> (..., H, W) bool.
 
     On a CPU OpenCV's dilation and numpy's comparison do it, in a fiftieth of the time of torch's max pooling and with
     the same result.
     """
     if score_logits.device.type != "cpu":
         return score_logits == max_pool(score_logits, radius)
+    if score_logits.ndim > 2:
+        return torch.stack([local_maxima(one, radius) for one in score_logits])
     values = score_logits.numpy()
     return torch.from_numpy(np.equal(values, dilate(values, radius)))
 
@@ -55,10 +57,11 @@ def dilate(values: np.ndarray, radius: int) -> np.ndarray:
 
 
 def max_pool(values: Tensor, radius: int) -> Tensor:
-    """What `dilate` gives, on any device."""
+    """What `dilate` gives, of maps (..., H, W) on any device."""
     size = 2 * radius + 1
-    rows = F.max_pool2d(values[None, None], (1, size), stride=1, padding=(0, radius))
-    return F.max_pool2d(rows, (size, 1), stride=1, padding=(radius, 0))[0, 0]
+    maps = values.reshape(1, -1, *values.shape[-2:])
+    rows = F.max_pool2d(maps, (1, size), stride=1, padding=(0, radius))
+    return F.max_pool2d(rows, (size, 1), stride=1, padding=(radius, 0)).view_as(values)
 
 
 def _one_of_each_plateau(flat: Tensor, logits: Tensor, shape: torch.Size, radius: int) -> Tensor:
@@ -90,15 +93,19 @@ def octave_score(logits: Tensor, octaves: float) -> Tensor:
 
 
 def refine(score_logits: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Sub-pixel positions (N, 2) of local maxima at whole pixels x, y (N,) of a map (H, W).
+    """Sub-pixel positions (..., N, 2) of local maxima at whole pixels x, y (..., N) of maps (..., H, W).
 
     A quadratic through the 3x3 logarithms of the scores, for which a Gaussian peak is exact, its top clamped to one
     pixel (paper Sec. 3.4: a quadratic fit). Beyond the image the border value repeats; no position leaves the image.
     """
-    height, width = score_logits.shape
-    around = torch.arange(-1, 2, device=x.device)[:, None]
-    rows, columns = (y + around).clamp(0, height - 1), (x + around).clamp(0, width - 1)  # (3, N)
-    z = F.logsigmoid(score_logits.flatten()[rows[:, None] * width + columns])  # (3, 3, N): of rows, of columns
+    *maps, height, width = score_logits.shape
+    around = torch.arange(-1, 2, device=x.device).reshape(3, *[1] * x.ndim)
+    rows, columns = (y + around).clamp(0, height - 1), (x + around).clamp(0, width - 1)  # (3, ..., N)
+    places = rows[:, None] * width + columns  # (3, 3, ..., N): of rows, of columns
+    if maps:
+        first = torch.arange(math.prod(maps), device=x.device) * (height * width)
+        places += first.reshape(*maps, 1)
+    z = F.logsigmoid(score_logits.flatten()[places])
 
     gradient_x = (z[1, 2] - z[1, 0]) / 2
     gradient_y = (z[2, 1] - z[0, 1]) / 2
@@ -110,7 +117,7 @@ def refine(score_logits: Tensor, x: Tensor, y: Tensor) -> Tensor:
     safe = torch.where(peaked, determinant, torch.ones_like(determinant))
     offset_x = (curve_xy * gradient_y - curve_yy * gradient_x) / safe
     offset_y = (curve_xy * gradient_x - curve_xx * gradient_y) / safe
-    offset = torch.stack((offset_x, offset_y), dim=-1) * peaked[:, None]
+    offset = torch.stack((offset_x, offset_y), dim=-1) * peaked[..., None]
     refined_x, refined_y = (torch.stack((x, y), dim=-1) + offset.clamp(-1, 1)).unbind(dim=-1)
     return torch.stack((refined_x.clamp(0, width - 1), refined_y.clamp(0, height - 1)), dim=-1)
 

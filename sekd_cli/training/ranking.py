@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sekd_cli.features import local_maxima, octave_score, refine, sample_descriptors
-from sekd_cli.geometry import inside, rescale_points
+from sekd_cli.geometry import distances, inside, rescale_points
 from sekd_cli.networks import DenseMaps
 from sekd_cli.training.octaves import seen_at
 from sekd_cli.training.parallax import Correspondence
@@ -61,12 +61,11 @@ def _of_octave(maps: DenseMaps, octave: int, seen: Tensor, count: int, radius: i
     logits = maps.score_logits.float()
     width, shrunk = logits.shape[-1], 2.0**octave
     with torch.no_grad():
-        maxima = torch.stack([local_maxima(one.contiguous(), radius) for one in logits.detach()])
-        maxima &= seen_at(seen, octave)
+        maxima = local_maxima(logits.detach(), radius) & seen_at(seen, octave)
         strengths = logits.detach().masked_fill(~maxima, -torch.inf).flatten(1)
         best, flat = strengths.topk(min(count, strengths.shape[1]), dim=1)
         xy = torch.stack((flat % width, flat // width), dim=-1)
-    peaks = torch.stack([refine(one, *places.unbind(-1)) for one, places in zip(logits, xy, strict=True)])
+    peaks = refine(logits, *xy.unbind(-1))
     return OwnKeypoints(
         xy=rescale_points(xy.float(), shrunk),
         peaks=rescale_points(peaks, shrunk),
@@ -126,7 +125,7 @@ def matching_losses(own: OwnKeypoints, correspondence: Correspondence, scale: fl
     here, there = own.present.chunk(2)
     with torch.no_grad():
         warped = correspondence.in_second(first_peaks)
-        apart = torch.cdist(warped, second_peaks, compute_mode="donot_use_mm_for_euclid_dist")
+        apart = distances(warped, second_peaks)
         right = (apart < RIGHT) & here[:, :, None] & there[:, None]  # (B, K, K)
         cost = torch.where(right, -torch.exp(-apart / EXACT), WRONG_COST)
     views, most = own.logits.shape
@@ -163,7 +162,7 @@ def position_loss(own: OwnKeypoints, correspondence: Correspondence) -> Tensor:
     first, second = own.peaks.chunk(2)  # (B, K, 2)
     there = correspondence.in_second(first).nan_to_num(posinf=-1e4)  # beyond the horizon: inf has no gradient
     with torch.no_grad():
-        distance = torch.cdist(there, second, compute_mode="donot_use_mm_for_euclid_dist")
+        distance = distances(there, second)
         absent = [~part for part in own.present.chunk(2)]
         distance = distance.masked_fill(absent[0][:, :, None] | absent[1][:, None, :], torch.inf)
         nearest, partner = distance.min(dim=2)
