@@ -8,6 +8,7 @@ With rotations it sees every image at all four quarter turns. Keypoints are then
 has them, so they are the same however a photograph lies, and each is described as it looks at each turn.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from sekd_cli.config import DetectionSettings, ViewSettings
 from sekd_cli.errors import ImageError, UsageError
-from sekd_cli.features import detect, sample_descriptors
+from sekd_cli.features import detect, detect_at_once, sample_descriptors
 from sekd_cli.geometry import quarter_turn, rescale_points, warp_points
 from sekd_cli.images import Photograph, to_stored
 from sekd_cli.networks import DenseMaps, DenseNetwork
@@ -62,6 +63,7 @@ class Extractor:
         self.tile = tile
         self.precision = resolve_precision(precision, device)
         self._turns = range(4 if self.views.rotations else 1)
+        self._waits_for_launches = device.type != "cpu"
         ready = inference_network(network, self.precision, device)
         self._network: DenseFunction = traced(ready) if device.type == "cpu" and ready.traceable else ready
 
@@ -117,8 +119,41 @@ class Extractor:
 
     def _untiled(self, levels: Sequence[Level]) -> list["_Found"]:
         patches = self._patches(levels, [whole(*level.grey.shape) for level in levels])
-        each = zip(levels, patches, strict=True)
+        each = list(zip(levels, patches, strict=True))
+        if self._waits_for_launches:
+            return self._at_once(each)
         return [_Found(*self._detect(patch, level, self.settings), patch.describe) for level, patch in each]
+
+    def _at_once(self, each: Sequence[tuple[Level, "_Patch"]]) -> list["_Found"]:
+        """The features of many images, brought to the CPU: a GPU takes as long for a batch of equal ones as for one."""
+        found: dict[int, _Found] = {}
+        of_size: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for index, (level, _) in enumerate(each):
+            of_size[level.grey.shape].append(index)
+        for indices in of_size.values():
+            levels, patches = zip(*(each[index] for index in indices), strict=True)
+            keypoints, scores = detect_at_once(
+                torch.stack([patch.score_logits() for patch in patches]),
+                self.settings,
+                self.threshold,
+                self._allowed(levels),
+                octaves=torch.tensor([level.octaves for level in levels]),
+            )
+            together = _Patch(patches[0].window, _joined_views([patch.views for patch in patches]))
+            descriptors = together.describe(keypoints).cpu()  # (T, B, N, D)
+            features = zip(keypoints.cpu(), scores.cpu(), descriptors.unbind(1), strict=True)
+            for index, (places, values, described) in zip(indices, features, strict=True):
+                there = int((values > 0).sum())
+                found[index] = _Found(places[:there], values[:there], _first_of(described))
+        return [found[index] for index in range(len(each))]
+
+    def _allowed(self, levels: Sequence[Level]) -> Tensor | None:
+        """Where keypoints may be in levels of one size, (B, H, W) bool: not in masks, and nowhere in an even image."""
+        if all(level.mask is None and level.statistics[1] > 0 for level in levels):
+            return None
+        masks = [np.ones(level.grey.shape, bool) if level.mask is None else level.mask for level in levels]
+        even = [level.statistics[1] == 0 for level in levels]
+        return torch.from_numpy(np.stack(masks) & ~np.array(even)[:, None, None]).to(self.device)
 
     def _tiled(self, level: Level) -> "_Found":
         everything = replace(self.settings, max_keypoints=0)
@@ -133,8 +168,7 @@ class Extractor:
             tile = _Described(keypoints + window.origin(keypoints), scores, patch.describe(keypoints))
             best = tile if best is None else best.joined(tile, limit)
         assert best is not None, "an image has at least one tile"
-        descriptors = best.descriptors
-        return _Found(best.keypoints, best.scores, lambda keypoints: descriptors[:, : len(keypoints)])
+        return _Found(best.keypoints, best.scores, _first_of(best.descriptors))
 
     def _patches(self, levels: Sequence[Level], parts: Sequence[Window]) -> list["_Patch"]:
         """What the network says of a window of each level; all go through it together."""
@@ -184,7 +218,7 @@ class _View(NamedTuple):
     """What the network says of a window as it looks at one turn."""
 
     score_logits: Tensor  # (h, w), turned back
-    descriptor_maps: tuple[Tensor, ...]  # each (1, D_i, h_i, w_i), as turned
+    descriptor_maps: tuple[Tensor, ...]  # each (B, D_i, h_i, w_i), as turned
     width: int  # pixels of what went through the network
     turned_from_window: Tensor | None  # (1, 3, 3); None if it isn't turned
 
@@ -200,11 +234,10 @@ class _View(NamedTuple):
         return cls(torch.rot90(logits, -turns), descriptor_maps, maps.score_logits.shape[-1], turned_from_window[None])
 
     def describe(self, keypoints: Tensor) -> Tensor:
-        """Descriptors (1, N, D) of keypoints (N, 2) of the window, as it looks at this turn."""
-        points = keypoints[None]
+        """Descriptors (B, N, D) of keypoints (B, N, 2) of the window, as it looks at this turn."""
         if self.turned_from_window is not None:
-            points = warp_points(points, self.turned_from_window)
-        return sample_descriptors(self.descriptor_maps, points, self.width)
+            keypoints = warp_points(keypoints, self.turned_from_window)
+        return sample_descriptors(self.descriptor_maps, keypoints, self.width)
 
 
 class _Patch(NamedTuple):
@@ -220,8 +253,25 @@ class _Patch(NamedTuple):
         return logits[0] if len(logits) == 1 else torch.stack(logits).mean(dim=0)
 
     def describe(self, keypoints: Tensor) -> Tensor:
-        """Descriptors (T, N, D) of keypoints (N, 2) of the window at every turn."""
-        return torch.cat([view.describe(keypoints) for view in self.views])
+        """Descriptors (T, ..., N, D) of keypoints (..., N, 2) of the window, or of B windows, at every turn."""
+        points = keypoints if keypoints.ndim > 2 else keypoints[None]
+        described = torch.stack([view.describe(points) for view in self.views])
+        return described if keypoints.ndim > 2 else described[:, 0]
+
+
+def _joined_views(views: Sequence[list[_View]]) -> list[_View]:
+    """The views of B windows of one size, at every turn, as one of a batch of B."""
+    return [
+        same[0]._replace(
+            descriptor_maps=tuple(torch.cat(maps) for maps in zip(*(one.descriptor_maps for one in same), strict=True))
+        )
+        for same in zip(*views, strict=True)
+    ]
+
+
+def _first_of(descriptors: Tensor) -> Callable[[Tensor], Tensor]:
+    """How `_Found` describes its first keypoints where all are described, (T, N, D)."""
+    return lambda keypoints: descriptors[:, : len(keypoints)]
 
 
 class _Described(NamedTuple):

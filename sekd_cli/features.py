@@ -83,7 +83,7 @@ def _one_of_each_plateau(flat: Tensor, logits: Tensor, shape: torch.Size, radius
     return local_maxima(rank.view(shape), radius).flatten()[flat]
 
 
-def octave_score(logits: Tensor, octaves: float) -> Tensor:
+def octave_score(logits: Tensor, octaves: float | Tensor) -> Tensor:
     """Scores of keypoints found at a smaller size of an image, as logits, as they compete with those of its own size.
 
     octaves: how often that was halved. A keypoint of half the size is placed half as exactly, and takes a place of the
@@ -181,6 +181,53 @@ def detect(
     return keypoints, octave_score(logits, octaves).sigmoid()
 
 
+def detect_at_once(
+    score_logits: Tensor,
+    settings: DetectionSettings,
+    threshold: float,
+    mask: Tensor | None = None,
+    *,
+    octaves: Tensor | float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """What `detect` finds in each of many maps, for a device that waits for launches: (B, N, 2), scores (B, N).
+
+    score_logits, mask: (B, H, W); octaves: one, or of each, (B,). N is the most that any has; where a map has fewer,
+    scores are 0. The device is waited for twice: for how many there are, and for which maps have equal scores that may
+    be one plateau, which `detect` then does again.
+    """
+    score_logits = score_logits.detach().float()
+    radius = settings.nms_radius or 0
+    candidate = local_maxima(score_logits, radius)
+    if mask is not None:
+        candidate &= mask
+    if threshold > 0:
+        candidate &= score_logits > math.log(threshold / (1 - threshold))
+    most = int(candidate.flatten(1).sum(dim=1).max())
+    count = min(most, settings.max_keypoints or most)
+    strengths = score_logits.masked_fill(~candidate, -torch.inf).flatten(1)
+    flat = strengths.topk(min(count + 1, strengths.shape[1]), dim=1).indices.sort(dim=1).values  # one beyond the cut
+    values, order = strengths.gather(1, flat).sort(dim=1, descending=True, stable=True)
+    flat = flat.gather(1, order)
+    x, y = flat % score_logits.shape[2], flat // score_logits.shape[2]
+
+    tied = (values[:, 1:] == values[:, :-1]) & values[:, 1:].isfinite()
+    doubtful = tied & (x.diff(dim=1).abs() <= radius) & (y.diff(dim=1).abs() <= radius)  # as in _one_of_each_plateau
+    doubtful[:, 1:] |= tied[:, 1:] & tied[:, :-1]
+    doubtful[:, count - 1 : count] |= tied[:, count - 1 : count]
+    x, y, values = x[:, :count], y[:, :count], values[:, :count]
+    keypoints = refine(score_logits, x, y) if settings.subpixel else torch.stack((x, y), dim=-1).float()
+    of_each = torch.as_tensor(octaves, dtype=values.dtype, device=values.device).expand(len(values))
+    scores = octave_score(values, of_each[:, None]).sigmoid()
+    for index, again in enumerate(doubtful.any(dim=1).tolist()):
+        if again:
+            only = None if mask is None else mask[index]
+            alone = detect(score_logits[index], settings, threshold, only, octaves=float(of_each[index]))
+            found = len(alone[1])
+            keypoints[index, :found], scores[index, :found] = alone
+            scores[index, found:] = 0
+    return keypoints, scores
+
+
 def sample_descriptors(descriptor_maps: tuple[Tensor, ...], keypoints: Tensor, width: int) -> Tensor:
     """Descriptors at keypoints, each map read bilinearly and the whole L2-normalised (paper Sec. 3.2).
 
@@ -188,7 +235,10 @@ def sample_descriptors(descriptor_maps: tuple[Tensor, ...], keypoints: Tensor, w
     Returns (B, N, D) float32, rows of unit length.
     """
     sampled = [sample_map(maps.float(), keypoints, map_scale=width / maps.shape[-1]) for maps in descriptor_maps]
-    rows = [one.t().contiguous() for one in torch.cat(sampled, dim=1)]  # image by image: a third of the time
+    joined = torch.cat(sampled, dim=1)
+    if joined.device.type != "cpu":
+        return F.normalize(joined.transpose(1, 2).contiguous(), dim=2)
+    rows = [one.t().contiguous() for one in joined]  # image by image: a third of the time
     return F.normalize(torch.stack(rows), dim=2)
 
 

@@ -54,7 +54,7 @@ def inside(xy: Tensor, height: int, width: int, border: float = 0.0) -> Tensor:
 
 
 def distances(points: Tensor, others: Tensor) -> Tensor:
-    """How far each of points (B, P, 2) is from each of others (B, Q, 2), in pixels, (B, P, Q); exact to its last digits.
+    """How far each of points (B, P, 2) is from each of others (B, Q, 2), in pixels, (B, P, Q).
 
     By x and y apart: on a GPU `torch.cdist` takes a hundred times as long for two dimensions.
     """

@@ -180,6 +180,32 @@ def test_a_batch_gives_what_each_image_gives_alone() -> None:
         np.testing.assert_allclose(together.descriptors, alone.descriptors, atol=1e-5)
 
 
+@pytest.mark.parametrize("options", [{}, {"rotations": True}, {"scales": (1.0, 0.5), "max_keypoints": 0}])
+def test_a_gpu_finds_at_once_what_a_cpu_finds_one_by_one(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = extractor(untrained(), threshold=0, **{"max_keypoints": 100} | options)
+    photographs = [photograph_of(drawn(seed=seed)[..., 0]) for seed in range(3)]
+    photographs.append(
+        photograph_of(np.ascontiguousarray(photographs[0].pixels[:, :-3]))
+    )  # another size, equally padded
+    photographs.append(photograph_of(np.full_like(photographs[0].pixels, 99)))
+    masks = [None, np.random.default_rng(0).random(photographs[1].pixels.shape) < 0.5, None, None, None]
+    images = [one.prepare(photograph, mask) for photograph, mask in zip(photographs, masks, strict=True)]
+    assert len({one.padded_sizes(image) for image in images}) == 1
+    by_one = one.extract(images)
+    monkeypatch.setattr(one, "_waits_for_launches", True)
+    for together, alone in zip(one.extract(images), by_one, strict=True):
+        np.testing.assert_array_equal(together.keypoints, alone.keypoints)
+        np.testing.assert_allclose(together.scores, alone.scores, rtol=1e-6)
+        np.testing.assert_allclose(together.descriptors, alone.descriptors, atol=1e-6)
+        np.testing.assert_array_equal(together.scales, alone.scales)
+        if alone.turned is not None:
+            np.testing.assert_allclose(together.turned, alone.turned, atol=1e-6)
+    assert len(by_one[0]) > 50
+    assert len(by_one[-1]) == 0
+
+
 def test_masked_pixels_have_no_keypoints_and_the_others_keep_theirs() -> None:
     pixels = dots(60, 60, (10, 10), (40, 10), (10, 40))
     mask = np.ones((60, 60), dtype=bool)

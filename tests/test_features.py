@@ -13,6 +13,7 @@ from sekd_cli.features import (
     OCTAVE_COST,
     best_of_octaves,
     detect,
+    detect_at_once,
     dilate,
     features_of,
     local_maxima,
@@ -65,6 +66,46 @@ def test_dilation_on_the_cpu_and_max_pooling_elsewhere_give_the_same(
 ) -> None:
     values = random_map(height, width, seed)
     assert np.array_equal(dilate(values.numpy(), radius), max_pool(values, radius))
+
+
+def test_maps_of_a_batch_have_the_maxima_and_the_refined_peaks_that_each_has_alone() -> None:
+    maps = torch.stack([random_map(20, 31, seed) for seed in range(6)]).reshape(2, 3, 20, 31)
+    together = local_maxima(maps, 2)
+    x, y = torch.randint(31, (2, 3, 40)), torch.randint(20, (2, 3, 40))
+    peaks = refine(maps, x, y)
+    for row in range(2):
+        for column in range(3):
+            one = maps[row, column]
+            assert torch.equal(together[row, column], local_maxima(one, 2))
+            assert torch.equal(max_pool(maps, 2)[row, column], max_pool(one, 2))
+            assert torch.equal(peaks[row, column], refine(one, x[row, column], y[row, column]))
+
+
+@given(
+    st.integers(0, 1000),
+    st.integers(1, 4),
+    st.sampled_from([2, 3, 30, 10**6]),
+    st.sampled_from([0, 1, 5, 50]),
+    st.sampled_from([(False, 0.0), (True, 0.0), (True, 0.5), (False, 0.999999)]),
+)
+def test_what_many_maps_have_at_once_is_what_each_has_alone(
+    seed: int, radius: int, levels: int, most: int, limits: tuple[bool, float]
+) -> None:
+    masked, threshold = limits
+    maps = torch.stack([(random_map(24, 31, seed + index) * levels).round() / levels for index in range(4)])
+    maps[1] = 0.0  # one plateau
+    mask = torch.rand(4, 24, 31, generator=torch.Generator().manual_seed(seed)) < 0.5
+    mask[2] = False
+    octaves = torch.tensor([0.0, 1.0, 0.0, 0.5])
+    settings = DetectionSettings(max_keypoints=most, nms_radius=radius)
+    keypoints, scores = detect_at_once(maps, settings, threshold, mask if masked else None, octaves=octaves)
+    assert len(keypoints) == len(scores) == 4
+    for index in range(4):
+        only = mask[index] if masked else None
+        alone, of_each = detect(maps[index], settings, threshold, only, octaves=float(octaves[index]))
+        found = scores[index] > 0
+        assert torch.equal(keypoints[index][found], alone)
+        torch.testing.assert_close(scores[index][found], of_each, rtol=1e-6, atol=0)
 
 
 @given(st.integers(0, 1000), st.integers(1, 5), st.integers(2, 6))

@@ -216,3 +216,10 @@ def test_halving_takes_means_of_cells_and_agrees_with_rescaled_points() -> None:
         places = geometry.rescale_points(torch.tensor([[3.0, 1.0]]), 2.0**octave)
         assert geometry.halved(columns, octave)[0, 0, 1, 3] == places[0, 0], "a ramp's value is its column"
     assert geometry.halved(columns[0].expand(5, 8, 16), 2).shape == (5, 2, 4)
+
+
+def test_distances_are_exact_and_infinite_to_what_lies_beyond_the_horizon() -> None:
+    points, others = torch.rand(2, 5, 2) * 600, torch.rand(2, 7, 2) * 600
+    points[1, 3] = torch.inf
+    expected = (points.double()[:, :, None] - others.double()[:, None]).square().sum(-1).sqrt()
+    torch.testing.assert_close(geometry.distances(points, others), expected.float())
