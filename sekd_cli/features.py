@@ -19,6 +19,7 @@ from sekd_cli.geometry import rescale_points, sample_map
 from sekd_cli.networks import DenseMaps
 
 OCTAVE_COST = 0.5  # logits that a keypoint loses for each time the image was halved (docs/EXPERIMENTS.md, 85)
+MOST_OF_A_KIND = 8  # local maxima of one value in a row, beyond which they are compared in the map
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,13 +72,13 @@ def _one_of_each_plateau(flat: Tensor, logits: Tensor, shape: torch.Size, radius
     where they are equal, which takes a plateau: one point of it is enough.
     """
     alone = torch.ones_like(flat, dtype=torch.bool)
-    tied = logits[1:] == logits[:-1]
-    if not bool(tied.any()):
-        return alone
     x, y = flat % shape[1], flat // shape[1]
-    near = tied & (x.diff().abs() <= radius) & (y.diff().abs() <= radius)
-    if not bool(near.any() | (tied[1:] & tied[:-1]).any()):  # two of a kind, far apart: chance
-        return alone
+    for apart in range(1, MOST_OF_A_KIND):  # equals lie side by side, mostly two that chance made equal
+        same = logits[apart:] == logits[:-apart]
+        if not bool(same.any()):
+            return alone
+        near = ((x[apart:] - x[:-apart]).abs() <= radius) & ((y[apart:] - y[:-apart]).abs() <= radius)
+        alone[apart:] &= ~(same & near)
     rank = torch.zeros(shape.numel(), device=flat.device)
     rank[flat] = torch.arange(len(flat), 0, -1, device=flat.device, dtype=rank.dtype)
     return local_maxima(rank.view(shape), radius).flatten()[flat]

@@ -128,6 +128,16 @@ def test_without_ties_every_local_maximum_is_a_keypoint(seed: int) -> None:
     assert torch.equal(found, local_maxima(values, 2))
 
 
+@given(st.integers(0, 1000), st.integers(1, 4), st.sampled_from([2, 4, 8, 40, 200]))
+def test_a_maximum_counts_where_none_before_it_in_its_window_is_equal(seed: int, radius: int, levels: int) -> None:
+    few_values = (random_map(20, 27, seed) * levels).round() / levels
+    keypoints, _ = detect(few_values, DetectionSettings(max_keypoints=0, nms_radius=radius, subpixel=False), 0)
+    y, x = np.nonzero(maxima_by_brute_force(few_values.numpy(), radius))
+    near = np.maximum(abs(y[:, None] - y), abs(x[:, None] - x)) <= radius
+    first = ~np.tril(near, -1).any(axis=1)  # row by row; what shares a window is equal
+    assert set(map(tuple, keypoints.int().tolist())) == set(zip(x[first].tolist(), y[first].tolist(), strict=True))
+
+
 def test_an_even_map_has_one_keypoint() -> None:
     keypoints, scores = detect(torch.zeros(40, 50), DetectionSettings(nms_radius=4), threshold=0.3)
     assert keypoints.tolist() == [[0.0, 0.0]]
