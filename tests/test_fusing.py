@@ -22,15 +22,18 @@ PRECISIONS = [
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("active", [False, True])
+@pytest.mark.parametrize(("batch", "height", "width"), [(2, 5, 7), (1, 1, 1), (2, 1, 1), (1, 1, 2)])
 @torch.inference_mode()
-def test_a_fused_convolution_by_the_plain_one(dtype: torch.dtype, active: bool) -> None:
+def test_a_fused_convolution_by_the_plain_one(
+    dtype: torch.dtype, active: bool, batch: int, height: int, width: int
+) -> None:
     torch.manual_seed(0)
     plain = nn.Conv2d(8, 16, 3, stride=2, padding=1).to(dtype)
-    maps = torch.randn(2, 8, 10, 14).to(dtype).to(memory_format=torch.channels_last)
+    maps = torch.randn(batch, 8, 2 * height, 2 * width).to(dtype).to(memory_format=torch.channels_last)
     fused, expected = FusedConvolution(plain, active=active), plain(maps.float().to(dtype)).float()
     tolerance = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 2e-2, "rtol": 1e-2}
     torch.testing.assert_close(fused(maps).float(), expected.relu() if active else expected, **tolerance)
-    onto = torch.randn(2, 16, 5, 7).to(dtype).to(memory_format=torch.channels_last)
+    onto = torch.randn(batch, 16, height, width).to(dtype).to(memory_format=torch.channels_last)
     torch.testing.assert_close(fused.onto(maps, onto).float(), (expected + onto.float()).relu(), **tolerance)
 
 
