@@ -38,9 +38,7 @@ def _convolve(maps: Tensor, weight: Tensor, bias: Tensor, geometry: list[int], t
 
 
 def _convolve_onto(maps: Tensor, finer: Tensor, weight: Tensor, bias: Tensor, geometry: list[int]) -> Tensor:
-    if (
-        finer.size(2) * finer.size(3) == 1
-    ):  # torch 2.11 fails to add a map of one pixel
+    if finer.size(2) * finer.size(3) == 1:  # torch 2.11 fails to add a map of one pixel
         return torch.relu(finer + _convolve(maps, weight, bias, geometry, "none"))
     fused: Tensor = torch.ops.mkldnn._convolution_pointwise(
         maps, finer, weight, bias, geometry[:2], geometry[2:], [1, 1], 1, "add", 1.0, "relu", [], ""
