@@ -1,0 +1,109 @@
+"""Milliseconds an image by the size of the batch, of the network alone and of extraction with 2,048 keypoints.
+
+    python benchmarks/batches.py [--image FILE] [--device cuda] [--batches 1 8 32] [--sizes 640x480 1600x1200] [--json]
+
+The image, by default one of the examples, is resized. Medians over rounds, of wall time, the device waited for; what is
+beside the network is detection, descriptors and the way back to the file's pixels. Reading is not in it.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import cv2
+import torch
+
+from sekd_cli.config import DetectionSettings
+from sekd_cli.device import keep_freed_memory, resolve_device
+from sekd_cli.extraction import Extractor
+from sekd_cli.images import Photograph, read_image
+from sekd_cli.networks.weights_file import load_network, packaged_weights
+from sekd_cli.pyramid import PreparedImage
+
+IMAGE = Path(__file__).parents[1] / "examples" / "china.jpg"
+KEYPOINTS = 2048
+
+
+def milliseconds(work: Callable[[], object], device: torch.device, rounds: int) -> float:
+    """Median of a call, after two that don't count."""
+    spent = []
+    for _ in range(rounds + 2):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        spent.append(1e3 * (time.perf_counter() - start))
+    return median(spent[2:])
+
+
+@torch.inference_mode()
+def network_alone(extractor: Extractor, images: list[PreparedImage]) -> None:
+    """What the network says of all images at every size."""
+    for same in zip(*(image.levels for image in images), strict=True):
+        extractor._run([level.grey for level in same], [level.statistics for level in same])
+
+
+def measure(
+    extractor: Extractor, photograph: Photograph, size: tuple[int, int], batches: list[int], rounds: int
+) -> list[dict[str, float | str | int]]:
+    """A row for each size of the batch."""
+    pixels = cv2.resize(photograph.pixels, size, interpolation=cv2.INTER_AREA)
+    image = extractor.prepare(replace(photograph, pixels=pixels, stored_size=size))
+    rows: list[dict[str, float | str | int]] = []
+    for batch in batches:
+        images = [image] * batch
+        network = milliseconds(lambda images=images: network_alone(extractor, images), extractor.device, rounds)
+        whole = milliseconds(lambda images=images: extractor.extract(images), extractor.device, rounds)
+        rows.append(
+            {
+                "size": f"{size[0]}x{size[1]}",
+                "precision": extractor.precision,
+                "batch": batch,
+                "network_ms": network / batch,
+                "extract_ms": whole / batch,
+                "images_per_s": 1e3 * batch / whole,
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    """Print a table, or --json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--image", type=Path, default=IMAGE)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--sizes", nargs="+", default=["640x480", "1600x1200"])
+    parser.add_argument("--precisions", nargs="+", default=["auto", "float32"])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    device = resolve_device(options.device)
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    network, photograph = load_network(packaged_weights()), read_image(options.image)
+    settings = DetectionSettings(max_keypoints=KEYPOINTS)
+    rows = []
+    for precision in options.precisions:
+        extractor = Extractor(network, settings, device=device, precision=precision)
+        for size in options.sizes:
+            width, height = (int(edge) for edge in size.split("x"))
+            rows += measure(extractor, photograph, (width, height), options.batches, options.rounds)
+    if options.json:
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+        print(json.dumps({"device": name, "rows": rows}))
+        return
+    print(f"{'size':>10} {'precision':>10} {'batch':>6} {'network ms':>11} {'extract ms':>11} {'images/s':>9}")
+    for row in rows:
+        print(
+            f"{row['size']:>10} {row['precision']:>10} {row['batch']:>6} {row['network_ms']:>11.2f} "
+            f"{row['extract_ms']:>11.2f} {row['images_per_s']:>9.1f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
