@@ -5,8 +5,8 @@
 PHOTOGRAPHS is a folder; without it the example photographs are taken, again and again, as JPEGs that are enlarged to
 the longer edge given. In each round the pipeline goes
 from files to a feature file, and then extraction alone (network and post-processing), and the network alone, run on the
-same images, decoded and shrunk, with as many threads; what is told is the median of the rounds and of their ratios.
-Shares are of the processor time of the pipeline.
+same images one by one, decoded and shrunk, with as many threads; what is told is the median of the rounds and of their
+ratios. Shares are of the processor time of the pipeline.
 """
 
 import argparse
@@ -27,6 +27,7 @@ import cv2
 import torch
 
 from sekd_cli import extraction_pipeline
+from sekd_cli.commands.extract_run import CPU_BATCH, CPU_BATCH_PIXELS
 from sekd_cli.config import DetectionSettings
 from sekd_cli.device import available_cores, keep_freed_memory
 from sekd_cli.extraction import Extractor, PreparedImage
@@ -85,7 +86,9 @@ def enlarged(folder: Path, edge: int) -> Path:
 
 def pipeline(jobs: list[Job], extractor: Extractor, threads: int) -> float:
     """Seconds from files to a feature file."""
-    settings = PipelineSettings(workers=max(2, threads), threads=threads)
+    settings = PipelineSettings(
+        batch_size=CPU_BATCH, batch_pixels=CPU_BATCH_PIXELS, workers=max(2, threads), threads=threads
+    )
     attributes = file_attributes(network="any", weights_sha256="any", settings={})
     with tempfile.TemporaryDirectory() as folder, FeatureWriter(Path(folder) / "feats.h5", attributes) as writer:
         start = time.perf_counter()

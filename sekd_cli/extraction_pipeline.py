@@ -65,6 +65,7 @@ class PipelineSettings:
     """What decides speed and memory, and no number in the file but the type of descriptors."""
 
     batch_size: int = 1
+    batch_pixels: int = 0  # of all sizes of its images, beyond which a batch gets no more of them; 0 for no limit
     workers: int = 2  # decoding threads
     threads: int = 1  # of the network on a CPU
     max_pixels: int = DEFAULT_MAX_PIXELS  # largest image to decode; 0 for no limit
@@ -82,7 +83,7 @@ def extract_all(
     with _BackgroundWriter(writer, settings.descriptor_dtype) as background:
         with network, ThreadPoolExecutor(settings.workers, "decode") as pool:
             loaded = _load_ahead(jobs, extractor, settings, pool)
-            for number, batch in enumerate(_batches(loaded, extractor, settings.batch_size), start=1):
+            for number, batch in enumerate(_batches(loaded, extractor, settings), start=1):
                 if number % GIVE_BACK_EVERY == 0:
                     give_back_memory()
                 if isinstance(batch, Outcome):
@@ -183,9 +184,9 @@ def _load_ahead(
 
 
 def _batches(
-    loaded: Iterable[_Loaded | Outcome], extractor: Extractor, batch_size: int
+    loaded: Iterable[_Loaded | Outcome], extractor: Extractor, settings: PipelineSettings
 ) -> Iterator[list[_Loaded] | Outcome]:
-    """Images of equal padded sizes together, up to `batch_size`; at most four batches wait to become full."""
+    """Images of equal padded sizes together, as many as the settings let; at most four batches wait to become full."""
     pending: dict[tuple[tuple[int, int], ...], list[_Loaded]] = {}
     for item in loaded:
         if isinstance(item, Outcome):
@@ -193,9 +194,11 @@ def _batches(
             continue
         sizes = extractor.padded_sizes(item.image)
         pending.setdefault(sizes, []).append(item)
-        if len(pending[sizes]) >= batch_size:
+        pixels = sum(height * width for height, width in sizes)
+        count = max(1, settings.batch_pixels // pixels) if settings.batch_pixels else settings.batch_size
+        if len(pending[sizes]) >= min(count, settings.batch_size):
             yield pending.pop(sizes)
-        elif sum(map(len, pending.values())) >= 4 * batch_size:
+        elif sum(map(len, pending.values())) >= 4 * settings.batch_size:
             yield pending.pop(max(pending, key=lambda sizes: len(pending[sizes])))
     yield from pending.values()
 

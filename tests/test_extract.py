@@ -6,7 +6,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import cv2
 import h5py
@@ -15,6 +16,8 @@ import pytest
 from hostile_images import broken_files, drawn, encoded, whole_files, write_files
 
 from sekd_cli import cli
+from sekd_cli.extraction import Extractor
+from sekd_cli.extraction_pipeline import PipelineSettings, _batches
 from sekd_cli.feature_file import FeatureReader, FeatureWriter
 from sekd_cli.stored_features import StoredFeatures
 
@@ -293,6 +296,33 @@ def test_processes_of_torchrun_write_files_of_their_own(
     assert extract("photos") == 0
     assert capsys.readouterr().out == "feats.2-of-3.h5\n"
     assert sorted(stored("feats.2-of-3.h5")) == ["b.png"]
+
+
+def test_a_batch_has_as_many_images_as_the_settings_let_and_only_equal_ones() -> None:
+    small, other, large = ((64, 64), (32, 32)), ((64, 96), (32, 64)), ((640, 640), (320, 320))
+    loaded = [SimpleNamespace(image=sizes) for sizes in [*[small] * 5, other, *[large] * 2, *[small] * 2]]
+    extractor = cast(Extractor, SimpleNamespace(padded_sizes=lambda image: image))
+
+    def batches(**options: Any) -> list[list[Any]]:
+        made = _batches(cast(Any, loaded), extractor, PipelineSettings(**options))
+        return [[item.image for item in cast(Any, batch)] for batch in made]
+
+    assert batches() == [[item.image] for item in loaded]
+    assert batches(batch_size=4) == [[small] * 4, [small] * 3, [other], [large] * 2]
+    few = batches(batch_size=4, batch_pixels=12_000)
+    assert few == [[small] * 2, [small] * 2, [other], [large], [large], [small] * 2, [small]]
+
+
+def test_what_is_extracted_does_not_depend_on_the_batch(extract: Extract, photos: Path) -> None:
+    for number in range(5):
+        (photos / f"more{number}.png").write_bytes(encoded(drawn(64, 96, seed=number), "PNG"))
+    assert extract("photos", "-o", "default.h5") == 0
+    assert extract("photos", "-o", "one.h5", "--batch-size", 1) == 0
+    default, one = stored("default.h5"), stored("one.h5")
+    assert default.keys() == one.keys()
+    for name, features in one.items():
+        np.testing.assert_allclose(default[name].keypoints, features.keypoints, atol=1e-3)
+        np.testing.assert_allclose(default[name].descriptors, features.descriptors, atol=1e-4)
 
 
 def test_batches_and_half_precision(extract: Extract, photos: Path) -> None:

@@ -49,7 +49,7 @@ from sekd_cli.commands import options
 @click.option("--failures", type=click.Path(dir_okay=False, path_type=Path), help="List failed images here, as JSONL.")
 @options.device
 @click.option("--precision", default="auto", show_default=True, help="auto (the fastest here), float32 or bfloat16.")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Images at a time; default: 1 on a CPU, 8 on a GPU.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Images at a time; default: 4 small ones, 8 on a GPU.")
 @click.option("--threads", type=click.IntRange(min=1), help="Of the CPU; default: all cores.")
 @click.option("--max-pixels", default=250_000_000, show_default=True, help="Refuse larger images; 0 for no limit.")
 @click.option("--tile", type=int, help="Edge in pixels above which images are done in tiles; 0 for never.")
