@@ -2,20 +2,19 @@
 
     python benchmarks/batches.py [--image FILE] [--device cuda] [--batches 1 8 32] [--sizes 640x480 1600x1200] [--json]
 
-The image, by default one of the examples, is resized. Medians over rounds, of wall time, the device waited for; what is
-beside the network is detection, descriptors and the way back to the file's pixels. Reading is not in it.
+The image, by default one of the examples, is resized. Medians over rounds, on a GPU of the time until it is done, on a
+CPU of one thread's processor time; what is beside the network is detection, descriptors and the way back to the file's
+pixels. Reading is not in it.
 """
 
 import argparse
 import json
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 
 import cv2
 import torch
+from measuring import median_ms
 
 from sekd_cli.config import DetectionSettings
 from sekd_cli.device import keep_freed_memory, resolve_device
@@ -26,18 +25,6 @@ from sekd_cli.pyramid import PreparedImage
 
 IMAGE = Path(__file__).parents[1] / "examples" / "china.jpg"
 KEYPOINTS = 2048
-
-
-def milliseconds(work: Callable[[], object], device: torch.device, rounds: int) -> float:
-    """Median of a call, after two that don't count."""
-    spent = []
-    for _ in range(rounds + 2):
-        start = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        spent.append(1e3 * (time.perf_counter() - start))
-    return median(spent[2:])
 
 
 @torch.inference_mode()
@@ -56,8 +43,8 @@ def measure(
     rows: list[dict[str, float | str | int]] = []
     for batch in batches:
         images = [image] * batch
-        network = milliseconds(lambda images=images: network_alone(extractor, images), extractor.device, rounds)
-        whole = milliseconds(lambda images=images: extractor.extract(images), extractor.device, rounds)
+        network = median_ms(lambda images=images: network_alone(extractor, images), rounds, extractor.device)
+        whole = median_ms(lambda images=images: extractor.extract(images), rounds, extractor.device)
         rows.append(
             {
                 "size": f"{size[0]}x{size[1]}",

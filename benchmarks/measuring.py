@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 
 class Cost(NamedTuple):
@@ -49,3 +50,16 @@ def cost(work: Callable[[], object], *, warm_up: Callable[[], object] = lambda: 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
     """The power of `sizes` that `values` grow with, by least squares of the logarithms."""
     return float(np.polyfit(np.log(sizes), np.log(np.maximum(values, 1e-9)), 1)[0])
+
+
+def median_ms(work: Callable[[], object], times: int, device: torch.device) -> float:
+    """Median milliseconds of a call, after one that doesn't count: on a CPU of its processor time."""
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    spent = []
+    for _ in range(times + 1):
+        start = clock()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        spent.append(clock() - start)
+    return float(np.median(spent[1:]) * 1e3)

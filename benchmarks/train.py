@@ -10,14 +10,13 @@ thread, which other programs disturb little. PHOTOGRAPHS: folders or files; by d
 import argparse
 import json
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from measuring import median_ms
 
 from sekd_cli.device import keep_freed_memory, resolve_device
 from sekd_cli.images import find_images
@@ -30,19 +29,6 @@ from sekd_cli.training.settings import PRESETS, TrainingSettings
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 RELEASED_PHOTOGRAPHS = 3085  # of the released weights' run, without those held out: for the labelling's share
-
-
-def median_ms(work: Callable[[], object], times: int, device: torch.device) -> float:
-    """Median milliseconds of a call, after one that doesn't count."""
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
-    spent = []
-    for _ in range(times + 1):
-        start = clock()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        spent.append(clock() - start)
-    return float(np.median(spent[1:]) * 1e3)
 
 
 def measure(settings: TrainingSettings, photographs: Photographs, device: torch.device, times: int) -> dict[str, Any]:

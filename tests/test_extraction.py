@@ -186,9 +186,8 @@ def test_a_gpu_finds_at_once_what_a_cpu_finds_one_by_one(
 ) -> None:
     one = extractor(untrained(), threshold=0, **{"max_keypoints": 100} | options)
     photographs = [photograph_of(drawn(seed=seed)[..., 0]) for seed in range(3)]
-    photographs.append(
-        photograph_of(np.ascontiguousarray(photographs[0].pixels[:, :-3]))
-    )  # another size, equally padded
+    narrower = np.ascontiguousarray(photographs[0].pixels[:, :-3])
+    photographs.append(photograph_of(narrower))  # padded to the same size
     photographs.append(photograph_of(np.full_like(photographs[0].pixels, 99)))
     masks = [None, np.random.default_rng(0).random(photographs[1].pixels.shape) < 0.5, None, None, None]
     images = [one.prepare(photograph, mask) for photograph, mask in zip(photographs, masks, strict=True)]
