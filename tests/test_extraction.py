@@ -31,13 +31,16 @@ class Peaks(DenseNetwork):
     default_scales = (1.0,)
     traceable = False  # for those below, which listen and fail
 
-    def forward(self, image: torch.Tensor, statistics: torch.Tensor | None = None) -> DenseMaps:
+    def prepared(self, image: torch.Tensor, statistics: torch.Tensor | None = None) -> torch.Tensor:
         assert statistics is not None
-        batch, _, height, width = image.shape
+        return as_fractions(image)
+
+    def layers(self, pixels: torch.Tensor) -> DenseMaps:
+        batch, _, height, width = pixels.shape
         assert height % self.stride == width % self.stride == 0
         x = torch.arange(width).expand(batch, height, width) / 1000
         y = torch.arange(height)[:, None].expand(batch, height, width) / 1000
-        return DenseMaps(20 * as_fractions(image)[:, 0] - 10, (torch.stack((x, y, torch.ones_like(x)), dim=1),), image)
+        return DenseMaps(20 * pixels[:, 0] - 10, (torch.stack((x, y, torch.ones_like(x)), dim=1),), pixels)
 
 
 def photograph_of(pixels: np.ndarray, orientation: int = 1) -> Photograph:

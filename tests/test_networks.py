@@ -5,7 +5,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sekd_cli.geometry import pixel_grid, sample_map
 from sekd_cli.networks import NETWORKS, CompactNetwork, DenseMaps, DenseNetwork, PublishedNetwork
-from sekd_cli.networks.compact import image_statistics
+from sekd_cli.networks.compact import MINIMUM_DEVIATION, Normalise, image_statistics
+from sekd_cli.networks.packing import NormaliseCells, pack
 from sekd_cli.networks.published import Enlargement
 
 EVERY_NETWORK = pytest.mark.parametrize("kind", NETWORKS.values(), ids=NETWORKS.keys())
@@ -161,3 +162,19 @@ def test_image_statistics_are_mean_and_deviation_of_each_image() -> None:
 
 def test_an_image_of_one_pixel_has_statistics() -> None:
     torch.testing.assert_close(image_statistics(torch.full((1, 1, 1, 1), 0.7)), torch.tensor([[0.7, 0.0]]))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bytes_are_looked_up_where_they_would_be_computed(dtype: torch.dtype, packed: bool) -> None:
+    pixels = torch.randint(0, 256, (2, 1, 32, 64), dtype=torch.uint8)
+    statistics = torch.tensor([[0.5, 0.25], [0.1, 0.0]])  # an even image, too
+    normalise = NormaliseCells(4) if packed else Normalise()
+    expected = (pixels - 255 * statistics[:, :1, None, None]) * (
+        1 / (255 * statistics[:, 1:, None, None].clamp(min=MINIMUM_DEVIATION))
+    )
+    expected = (pack(expected, 4) if packed else expected).to(dtype)
+    found = normalise(pixels, statistics, dtype)
+    assert found.dtype == dtype
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found, expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-6, atol=1e-6)

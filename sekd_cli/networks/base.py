@@ -66,13 +66,26 @@ class DenseNetwork(nn.Module, ABC):
 
     traceable: ClassVar[bool] = True  # whether its layers are the same for every image
 
-    @abstractmethod
     def forward(self, image: Tensor, statistics: Tensor | None = None) -> DenseMaps:
         """The maps of a batch (B, 1, H, W).
 
         statistics: (B, 2), mean and standard deviation of the whole photograph, where the batch holds tiles of it;
         networks that don't normalise their input ignore them.
         """
+        return self.finished(self.layers(self.prepared(image, statistics)))
+
+    def prepared(self, image: Tensor, statistics: Tensor | None = None) -> Tensor:
+        """What the layers take; arguments as in `forward`."""
+        del statistics
+        return as_fractions(image).to(self.dtype)
+
+    @abstractmethod
+    def layers(self, pixels: Tensor) -> DenseMaps:
+        """All that is learned: the part that can be recorded as a graph (see `tracing`)."""
+
+    def finished(self, maps: DenseMaps) -> DenseMaps:
+        """The maps as `forward` gives them."""
+        return maps
 
     @classmethod
     def holding(cls, names: Collection[str]) -> Self:

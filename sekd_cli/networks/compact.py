@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from typing import ClassVar, Self, cast
 
+import cv2
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,19 +24,35 @@ def image_statistics(image: Tensor) -> Tensor:
     return torch.stack((mean, deviation), dim=1)
 
 
-def normalised(pixels: Tensor, statistics: Tensor) -> Tensor:
-    """Pixels (B, 1, H, W), or the like, less their image's mean and by its deviation, which are (B, 2) of fractions."""
-    white = 255.0 if pixels.dtype == torch.uint8 else 1.0
+def normalised(pixels: Tensor, statistics: Tensor, dtype: torch.dtype) -> Tensor:
+    """Pixels (B, C, H, W) less their image's mean and by its deviation, which are (B, 2) of fractions."""
+    if pixels.dtype == torch.uint8 and pixels.device.type == "cpu":
+        values = torch.arange(256).expand(len(pixels), 1, 1, 256)
+        return _looked_up(pixels, _standardised(values, 255.0, statistics).to(dtype)[:, 0, 0])
+    return _standardised(pixels, 255.0 if pixels.dtype == torch.uint8 else 1.0, statistics).to(dtype)
+
+
+def _standardised(pixels: Tensor, white: float, statistics: Tensor) -> Tensor:
     mean, deviation = (white * statistics)[..., None, None].unbind(1)  # (B, 1, 1)
     return (pixels - mean[:, None]).mul_(deviation[:, None].clamp(min=white * MINIMUM_DEVIATION).reciprocal())
+
+
+def _looked_up(pixels: Tensor, tables: Tensor) -> Tensor:
+    """For each byte of an image what its table (256,) has there, in channels-last memory; OpenCV has no bfloat16."""
+    images = pixels.permute(0, 2, 3, 1).contiguous()
+    found = torch.empty_like(images, dtype=tables.dtype)
+    as_moved = torch.int16 if tables.itemsize == 2 else torch.int32
+    for image, table, place in zip(images, tables.view(as_moved), found.view(as_moved), strict=True):
+        cv2.LUT(image.numpy().reshape(1, -1), table.numpy(), place.numpy().reshape(1, -1))
+    return found.permute(0, 3, 1, 2)
 
 
 class Normalise(nn.Module):
     """`normalised` where another layer may stand for it."""
 
-    def forward(self, image: Tensor, statistics: Tensor) -> Tensor:
+    def forward(self, image: Tensor, statistics: Tensor, dtype: torch.dtype) -> Tensor:
         """As `normalised`."""
-        return normalised(image, statistics)
+        return normalised(image, statistics, dtype)
 
 
 def _convolution(
@@ -157,11 +174,15 @@ class CompactNetwork(DenseNetwork):
         """Shallow, if the weights with these names are."""
         return cls(shallow="context_detail.weight" not in names)
 
-    def forward(self, image: Tensor, statistics: Tensor | None = None) -> DenseMaps:
-        """See `DenseNetwork.forward`; the input is normalised by `statistics`, by default those of each image."""
+    def prepared(self, image: Tensor, statistics: Tensor | None = None) -> Tensor:
+        """The image normalised by `statistics`, by default those of each image."""
         if statistics is None:
             statistics = image_statistics(as_fractions(image))
-        level2 = self.level2(self.normalise(image, statistics).to(self.dtype))  # (B, 8, H/2, W/2)
+        return cast(Tensor, self.normalise(image, statistics, self.dtype))
+
+    def layers(self, pixels: Tensor) -> DenseMaps:
+        """See `DenseNetwork.layers`; scores are left in cells of 2x2 pixels, (B, 4, H/2, W/2)."""
+        level2 = self.level2(pixels)  # (B, 8, H/2, W/2)
         level4 = self.level4(level2)  # (B, 32, H/4, W/4)
         level8 = self.level8(level4)  # (B, 64, H/8, W/8)
         level16 = self.level16(level8)  # (B, 96, H/16, W/16)
@@ -176,5 +197,8 @@ class CompactNetwork(DenseNetwork):
 
         context2 = self.context2(fine) + upsample(self.context4(level8), 2)  # (B, 8, H/4, W/4)
         surroundings = self.surroundings(self.enlarge_onto(context2, level2))  # (B, 8, H/2, W/2)
-        score_logits = self.interleave(self.detector(surroundings))  # (B, 4, H/2, W/2) -> (B, H, W)
-        return DenseMaps(score_logits, (semantic, detail), level2)
+        return DenseMaps(self.detector(surroundings), (semantic, detail), level2)
+
+    def finished(self, maps: DenseMaps) -> DenseMaps:
+        """Cells of scores taken apart, (B, H, W)."""
+        return maps._replace(score_logits=self.interleave(maps.score_logits))

@@ -79,9 +79,9 @@ class NormaliseCells(nn.Module):
         super().__init__()
         self.factor = factor
 
-    def forward(self, image: Tensor, statistics: Tensor) -> Tensor:
+    def forward(self, image: Tensor, statistics: Tensor, dtype: torch.dtype) -> Tensor:
         """(B, 1, H, W) -> (B, factor^2, H / factor, W / factor)."""
-        return normalised(pack(image, self.factor), statistics)
+        return normalised(pack(image, self.factor), statistics, dtype)
 
 
 class Unpack(nn.Module):

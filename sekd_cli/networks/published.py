@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sekd_cli.networks.base import DenseMaps, DenseNetwork, Float32Convolution, as_fractions
+from sekd_cli.networks.base import DenseMaps, DenseNetwork, Float32Convolution
 from sekd_cli.networks.packing import unpack
 
 WIDE_ENOUGH = 64  # output channels from which oneDNN's own transposed convolution is fast
@@ -96,9 +96,9 @@ class PublishedNetwork(DenseNetwork):
         self.detector = Float32Convolution(32, 2, 3, padding=1)
         self.descriptor = ResidualBlock(128, 128)
 
-    def forward(self, image: Tensor, statistics: Tensor | None = None) -> DenseMaps:
-        """See `DenseNetwork.forward`; the input is not normalised, so `statistics` change nothing."""
-        full = self.stage0(self.stem(as_fractions(image).to(self.dtype)))  # (B, 32, H, W)
+    def layers(self, pixels: Tensor) -> DenseMaps:
+        """See `DenseNetwork.layers`; the input is not normalised."""
+        full = self.stage0(self.stem(pixels))  # (B, 32, H, W)
         half = self.stage1(full)  # (B, 64, H/2, W/2)
         quarter = self.stage2(half)  # (B, 128, H/4, W/4)
         low_level_map = self.up0(self.up1(quarter) + half) + full  # (B, 32, H, W)
