@@ -6,8 +6,9 @@ from test_folding import unsettled
 from torch import Tensor, nn
 
 from sekd_cli.networks import CompactNetwork
+from sekd_cli.networks.compact import enlarge_onto
 from sekd_cli.networks.folding import fold_batch_norms
-from sekd_cli.networks.fusing import FusedConvolution, FusedInTwoParts, can_fuse, fuse
+from sekd_cli.networks.fusing import FusedConvolution, FusedEnlargeOnto, FusedInTwoParts, can_fuse, fuse
 from sekd_cli.networks.inference import inference_network
 from sekd_cli.networks.packing import pack_fine_levels
 from sekd_cli.networks.tracing import traced
@@ -47,6 +48,14 @@ def test_a_convolution_in_two_parts_is_exact_far_beyond_bfloat16() -> None:
     parts = FusedInTwoParts(plain.bfloat16())
     assert (parts.convolution(maps).double() - expected).abs().max() > 1e-3
     torch.testing.assert_close(parts(maps).double(), expected, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@torch.inference_mode()
+def test_enlargement_onto_a_map_is_the_same_to_the_bit(dtype: torch.dtype) -> None:
+    maps, finer = torch.randn(2, 32, 5, 7).to(dtype), torch.randn(2, 32, 10, 14).to(dtype)
+    maps, finer = (one.contiguous(memory_format=torch.channels_last) for one in (maps, finer))
+    assert torch.equal(FusedEnlargeOnto(32, dtype)(maps, finer), enlarge_onto(maps, finer))
 
 
 @pytest.mark.skipif(not can_fuse(torch.float32), reason="this CPU or torch has none")

@@ -50,8 +50,8 @@ def test_a_packed_convolution_is_the_same_up_to_the_border(kernel: int, stride: 
 @torch.inference_mode()
 def test_enlargement_onto_a_map_is_a_convolution_of_one_whose_border_repeats() -> None:
     maps, finer = torch.randn(1, 3, 5, 7), torch.randn(1, 3, 10, 14)
-    enlarge_onto = BorderRepeated(packed_convolution(lambda values: upsample(values, 2), 3, 1, 2, padding=0))
-    torch.testing.assert_close(unpack(enlarge_onto(maps, pack(finer, 2)), 2), (finer + upsample(maps, 2)).relu())
+    onto = BorderRepeated(packed_convolution(lambda values: upsample(values, 2), 3, 1, 2, padding=0))
+    torch.testing.assert_close(unpack(onto(maps, pack(finer, 2)), 2), (finer + upsample(maps, 2)).relu())
 
 
 @torch.inference_mode()

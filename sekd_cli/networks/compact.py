@@ -155,6 +155,7 @@ class CompactNetwork(DenseNetwork):
         self.context16 = nn.Conv2d(96, 96, 1)
         self.context8 = nn.Conv2d(96, 64, 1)
         self.context_detail = None if shallow else AddedContext(64, 32)
+        self.onto4: nn.Module = EnlargeOnto()
         self.blend = nn.Sequential() if shallow else nn.Sequential(ResidualPair(32))
         # descriptor: of 1/8, beside the detail of 1/4
         self.semantic = nn.Sequential(_convolution(64, 64), nn.Conv2d(64, self.descriptor_dim - DETAIL_DIM, 1))
@@ -162,7 +163,7 @@ class CompactNetwork(DenseNetwork):
         # scores: levels 8 and 4 brought to 1/2, then four scores a cell of 2x2 pixels
         self.context4 = nn.Conv2d(64, 8, 1)
         self.context2 = nn.Conv2d(32, 8, 1)
-        self.enlarge_onto: nn.Module = EnlargeOnto()
+        self.onto2: nn.Module = EnlargeOnto()
         self.surroundings = _convolution(8, 8)
         detector = Float32Convolution(8, 4, 3, padding=1)
         self.detector: nn.Module = detector
@@ -191,12 +192,12 @@ class CompactNetwork(DenseNetwork):
         context16 = enlarge_onto(self.context16(level32), level16)
         mixed = enlarge_onto(self.context8(context16), level8)
         semantic = self.semantic(mixed)  # (B, 48, H/8, W/8)
-        fine = level4 if self.context_detail is None else enlarge_onto(self.context_detail(mixed), level4)
+        fine = level4 if self.context_detail is None else self.onto4(self.context_detail(mixed), level4)
         fine = self.blend(fine)  # (B, 32, H/4, W/4)
         detail = self.detail(fine)  # (B, 16, H/4, W/4)
 
         context2 = self.context2(fine) + upsample(self.context4(level8), 2)  # (B, 8, H/4, W/4)
-        surroundings = self.surroundings(self.enlarge_onto(context2, level2))  # (B, 8, H/2, W/2)
+        surroundings = self.surroundings(self.onto2(context2, level2))  # (B, 8, H/2, W/2)
         return DenseMaps(self.detector(surroundings), (semantic, detail), level2)
 
     def finished(self, maps: DenseMaps) -> DenseMaps:

@@ -15,6 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from sekd_cli.geometry import upsample
 from sekd_cli.networks.base import Float32Convolution
 from sekd_cli.networks.compact import CompactNetwork, ResidualPair
 from sekd_cli.networks.packing import BorderRepeated, convolution_of
@@ -107,6 +108,21 @@ class FusedPair(nn.Module):
         return self.second.onto(self.first(x), x)
 
 
+class FusedEnlargeOnto(nn.Module):
+    """An `EnlargeOnto`: the finer map through a convolution by one, for the sake of the sum and ReLU in one pass."""
+
+    def __init__(self, channels: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        same = nn.Conv2d(channels, channels, 1)
+        nn.init.dirac_(same.weight)
+        nn.init.zeros_(cast(Tensor, same.bias))
+        self.same = FusedConvolution(same.to(dtype), active=False)
+
+    def forward(self, maps: Tensor, finer: Tensor) -> Tensor:
+        """(B, C, h, w), (B, C, 2h, 2w) -> (B, C, 2h, 2w)."""
+        return self.same.onto(finer, upsample(maps, 2))
+
+
 class FusedBorderRepeated(nn.Module):
     """A `BorderRepeated`."""
 
@@ -153,11 +169,12 @@ class FusedInTwoParts(nn.Module):
 
 def fuse(network: CompactNetwork) -> CompactNetwork:
     """A network whose norms are folded, all of whose convolutions are fused, in place."""
-    detector = network.detector
+    detector, channels = network.detector, network.detail.in_channels
     for name, child in network.named_children():
         setattr(network, name, _fused(child))
     if network.dtype == torch.bfloat16 and has_matrix_units():
         network.detector = FusedInTwoParts(detector)
+        network.onto4 = FusedEnlargeOnto(channels, network.dtype)
     return network
 
 

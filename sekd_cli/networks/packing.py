@@ -139,7 +139,7 @@ def pack_fine_levels(network: CompactNetwork) -> CompactNetwork:
     )
     cast(nn.Sequential, packed.level4[0])[0] = packed_convolution(third, third.in_channels, 2, 1)
     enlarge = packed_convolution(lambda maps: upsample(maps, 2), surroundings.in_channels, 1, 2, padding=0)
-    packed.enlarge_onto = BorderRepeated(enlarge)
+    packed.onto2 = BorderRepeated(enlarge)
     packed.surroundings[0] = packed_convolution(surroundings, surroundings.in_channels, 2, 2)
     packed.detector = Float32Convolution.of(
         packed_convolution(lambda maps: F.pixel_shuffle(detector(maps), 2), detector.in_channels, 2, 4)
