@@ -72,13 +72,14 @@ def _one_of_each_plateau(flat: Tensor, logits: Tensor, shape: torch.Size, radius
     where they are equal, which takes a plateau: one point of it is enough.
     """
     alone = torch.ones_like(flat, dtype=torch.bool)
-    x, y = flat % shape[1], flat // shape[1]
     for apart in range(1, MOST_OF_A_KIND):  # equals lie side by side, mostly two that chance made equal
-        same = logits[apart:] == logits[:-apart]
-        if not bool(same.any()):
+        before = _places(logits[apart:] == logits[:-apart])
+        if not len(before):
             return alone
-        near = ((x[apart:] - x[:-apart]).abs() <= radius) & ((y[apart:] - y[:-apart]).abs() <= radius)
-        alone[apart:] &= ~(same & near)
+        first, second = flat[before], flat[before + apart]
+        across = (first % shape[1] - second % shape[1]).abs()
+        down = (first // shape[1] - second // shape[1]).abs()
+        alone[before + apart] &= (across > radius) | (down > radius)
     rank = torch.zeros(shape.numel(), device=flat.device)
     rank[flat] = torch.arange(len(flat), 0, -1, device=flat.device, dtype=rank.dtype)
     return local_maxima(rank.view(shape), radius).flatten()[flat]
@@ -236,11 +237,10 @@ def sample_descriptors(descriptor_maps: tuple[Tensor, ...], keypoints: Tensor, w
     Returns (B, N, D) float32, rows of unit length.
     """
     sampled = [sample_map(maps.float(), keypoints, map_scale=width / maps.shape[-1]) for maps in descriptor_maps]
-    joined = torch.cat(sampled, dim=1)
-    if joined.device.type != "cpu":
-        return F.normalize(joined.transpose(1, 2).contiguous(), dim=2)
-    rows = [one.t().contiguous() for one in joined]  # image by image: a third of the time
-    return F.normalize(torch.stack(rows), dim=2)
+    if keypoints.device.type != "cpu":
+        return F.normalize(torch.cat(sampled, dim=1).transpose(1, 2).contiguous(), dim=2)
+    rows = [torch.cat([one.t() for one in maps], dim=1) for maps in zip(*sampled, strict=True)]  # a third of the time
+    return F.normalize(rows[0][None] if len(rows) == 1 else torch.stack(rows), dim=2)
 
 
 def features_of(

@@ -122,7 +122,8 @@ def best_of_levels(scores: Sequence[Tensor], limit: int) -> list[int]:
     if not limit or len(scores) == 1 or sum(counts) <= limit:
         return counts
     order = np.argsort(-torch.cat(list(scores)).cpu().numpy(), kind="stable")[:limit]
-    chosen: list[int] = np.histogram(order, bins=np.cumsum([0, *counts]))[0].tolist()
+    level = np.searchsorted(np.cumsum(counts), order, side="right")
+    chosen: list[int] = np.bincount(level, minlength=len(counts)).tolist()
     return chosen
 
 
