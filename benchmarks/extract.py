@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    keep_freed_memory()
+    keep_freed_memory(max(options.threads))
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         photographs = options.photographs or enlarged(Path(folder), options.edge)

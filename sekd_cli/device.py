@@ -49,9 +49,11 @@ def set_threads(threads: int | None) -> None:
     cv2.setNumThreads(torch.get_num_threads())
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(networks: int = 1) -> None:
     """Let the C library keep what is freed for the next tensor, instead of having pages mapped and cleared anew.
 
+    networks: threads that will run one. If there are several, each has an arena of its own (the first threads to begin
+    have them), or what one has just freed, and its cache still holds, is the next tensor of another.
     Where the library isn't glibc nothing changes, and environment variables that set the same (MALLOC_...) rule.
     """
     if any(name.startswith("MALLOC_") for name in os.environ):
@@ -60,7 +62,7 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
-    mallopt(M_ARENA_MAX, 1)  # each thread's own would keep what it freed for itself, and map large blocks one by one
+    mallopt(M_ARENA_MAX, 1 if networks == 1 else 1 + networks)  # all but the first map blocks of 64 MB one by one
     mallopt(M_MMAP_MAX, 0)  # else so are those of 32 MB and more, as an image of 8 megapixels has
     mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 

@@ -79,9 +79,9 @@ def extract_all(
 
     Raises OutputError if the file can't be written.
     """
-    network = _Network(extractor, settings.threads)
-    with _BackgroundWriter(writer, settings.descriptor_dtype) as background:
-        with network, ThreadPoolExecutor(settings.workers, "decode") as pool:
+    background = _BackgroundWriter(writer, settings.descriptor_dtype)
+    with _Network(extractor, settings.threads) as network, background:
+        with ThreadPoolExecutor(settings.workers, "decode") as pool:
             loaded = _load_ahead(jobs, extractor, settings, pool)
             for number, batch in enumerate(_batches(loaded, extractor, settings), start=1):
                 if number % GIVE_BACK_EVERY == 0:
@@ -98,18 +98,26 @@ def extract_all(
 
 
 class _Network:
-    """Runs the extractor on several batches at once, each on one thread; a large image has all threads to itself."""
+    """Runs the extractor on several batches at once, each on one thread; a large image has all threads, one by one.
+
+    That is done by the thread that asks, whose memory comes from the one arena that has blocks of any size (see
+    `keep_freed_memory`); those of the pool begin before all others, to have an arena each.
+    """
 
     def __init__(self, extractor: Extractor, threads: int) -> None:
         self._extractor = extractor
         self._threads = threads
-        self._alone = threading.Lock()
         self._pool = ThreadPoolExecutor(threads, "network", initializer=torch.set_num_threads, initargs=(1,))
         self._running: deque[tuple[list[_Loaded], Future[list[StoredFeatures]]]] = deque()
 
     def begin(self, batch: list[_Loaded]) -> None:
-        """Let a thread take this batch."""
-        self._running.append((batch, self._pool.submit(self._extract, batch)))
+        """Let a thread take this batch; one of a large image is done when this returns."""
+        images = [item.image for item in batch]
+        if sum(level.grey.size for image in images for level in image.levels) < LARGE_PIXELS:
+            future = self._pool.submit(self._extractor.extract, images)
+        else:
+            future = self._done_alone(images)
+        self._running.append((batch, future))
 
     def hand_on(self, background: "_BackgroundWriter", *, everything: bool = False) -> Iterator[Outcome]:
         """Give features to the writer while more batches wait than threads can take; yields what failed."""
@@ -124,6 +132,8 @@ class _Network:
                 background.put(item.job, one, item.source)
 
     def __enter__(self) -> Self:
+        all_there = threading.Barrier(self._threads)
+        list(self._pool.map(lambda _: all_there.wait(), range(self._threads)))
         return self
 
     def __exit__(
@@ -131,16 +141,17 @@ class _Network:
     ) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def _extract(self, batch: list[_Loaded]) -> list[StoredFeatures]:
-        images = [item.image for item in batch]
-        if sum(level.grey.size for image in images for level in image.levels) < LARGE_PIXELS:
-            return self._extractor.extract(images)
-        with self._alone:
-            torch.set_num_threads(self._threads)
-            try:
-                return self._extractor.extract(images)
-            finally:
-                torch.set_num_threads(1)
+    def _done_alone(self, images: list[PreparedImage]) -> Future[list[StoredFeatures]]:
+        future: Future[list[StoredFeatures]] = Future()
+        before = torch.get_num_threads()
+        torch.set_num_threads(self._threads)
+        try:
+            future.set_result(self._extractor.extract(images))
+        except ImageError as error:
+            future.set_exception(error)
+        finally:
+            torch.set_num_threads(before)
+        return future
 
 
 def _load(job: Job, extractor: Extractor, max_pixels: int) -> _Loaded:

@@ -58,6 +58,8 @@ def test_freed_memory_is_kept_unless_the_environment_rules(monkeypatch: pytest.M
     monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_")
     keep_freed_memory()
     assert library.told == {-1: 2**30, -4: 0, -8: 1}  # M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX of malloc.h
+    keep_freed_memory(2)
+    assert library.told[-8] == 3
 
 
 def test_where_there_is_no_such_library_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,7 +132,7 @@ def _set_up(options: ExtractOptions, shard: Shard) -> tuple[Extractor, dict[str,
     """The extractor, and the attributes of its feature file: all that decides the numbers in it."""
     device = resolve_device(options.device)
     set_threads(options.threads)
-    keep_freed_memory()
+    keep_freed_memory(_networks_at_once(device))
     weights = options.weights or packaged_weights()
     network = load_network(weights)
     detection = DetectionSettings(
@@ -153,13 +153,17 @@ def _set_up(options: ExtractOptions, shard: Shard) -> tuple[Extractor, dict[str,
     return extractor, file_attributes(network=network.name, weights_sha256=weights_digest(weights), settings=decisive)
 
 
+def _networks_at_once(device: torch.device) -> int:
+    return min(MOST_AT_ONCE, torch.get_num_threads()) if device.type == "cpu" else 1
+
+
 def _pipeline_settings(options: ExtractOptions, extractor: Extractor) -> PipelineSettings:
     on_cpu = extractor.device.type == "cpu"
     return PipelineSettings(
         batch_size=options.batch_size or (CPU_BATCH if on_cpu else GPU_BATCH),
         batch_pixels=CPU_BATCH_PIXELS if on_cpu and not options.batch_size else 0,
         workers=max(2, min(MOST_WORKERS, options.threads or available_cores())),
-        threads=min(MOST_AT_ONCE, torch.get_num_threads()) if on_cpu else 1,
+        threads=_networks_at_once(extractor.device),
         max_pixels=options.max_pixels,
         descriptor_dtype=options.descriptor_dtype,
     )
