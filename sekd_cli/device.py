@@ -3,14 +3,17 @@
 import ctypes
 import os
 import re
+from collections.abc import Mapping
 
 import cv2
 import torch
 
 from sekd_cli.errors import DeviceError, UsageError
 
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # parameters of glibc's mallopt
-KEPT_BYTES = 1 << 30  # of free memory that the process holds on to before it gives some back
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -3, -4, -8  # parameters of glibc's mallopt
+KEPT_BYTES = 1 << 30  # of free memory that a process of ours holds on to before it gives some back
+KEPT_FOR_OTHERS = 128 << 20  # that a process which uses `sekd` as a library does
+LARGEST_KEPT = 32 << 20  # block, there; the most that glibc takes
 
 
 def resolve_device(name: str) -> torch.device:
@@ -56,15 +59,25 @@ def keep_freed_memory(networks: int = 1) -> None:
     have them), or what one has just freed, and its cache still holds, is the next tensor of another.
     Where the library isn't glibc nothing changes, and environment variables that set the same (MALLOC_...) rule.
     """
+    arenas = 1 if networks == 1 else 1 + networks  # all but the first map blocks of 64 MB one by one
+    # without a limit, blocks of 32 MB and more are mapped one by one, too, as an image of 8 megapixels has
+    _tell_malloc({M_ARENA_MAX: arenas, M_MMAP_MAX: 0, M_TRIM_THRESHOLD: KEPT_BYTES})
+
+
+def keep_freed_tensors() -> None:
+    """`keep_freed_memory` as a process that does other things, too, can bear it: little is kept, and no large block."""
+    _tell_malloc({M_MMAP_THRESHOLD: LARGEST_KEPT, M_TRIM_THRESHOLD: KEPT_FOR_OTHERS})
+
+
+def _tell_malloc(parameters: Mapping[int, int]) -> None:
     if any(name.startswith("MALLOC_") for name in os.environ):
         return
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
-    mallopt(M_ARENA_MAX, 1 if networks == 1 else 1 + networks)  # all but the first map blocks of 64 MB one by one
-    mallopt(M_MMAP_MAX, 0)  # else so are those of 32 MB and more, as an image of 8 megapixels has
-    mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+    for parameter, value in parameters.items():
+        mallopt(parameter, value)
 
 
 def give_back_memory() -> None:

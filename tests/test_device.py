@@ -1,6 +1,9 @@
+from pathlib import Path
+
 import pytest
 import torch
 
+from sekd_cli import Sekd
 from sekd_cli.device import available_cores, keep_freed_memory, resolve_device
 from sekd_cli.errors import DeviceError, UsageError
 
@@ -60,6 +63,14 @@ def test_freed_memory_is_kept_unless_the_environment_rules(monkeypatch: pytest.M
     assert library.told == {-1: 2**30, -4: 0, -8: 1}  # M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX of malloc.h
     keep_freed_memory(2)
     assert library.told[-8] == 3
+
+
+def test_a_process_of_others_keeps_less(monkeypatch: pytest.MonkeyPatch, untrained_weights: Path) -> None:
+    library = Library()
+    monkeypatch.setattr("sekd_cli.device.ctypes.CDLL", lambda name: library)
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
+    Sekd.from_pretrained(untrained_weights, device="cpu")
+    assert library.told == {-1: 2**27, -3: 2**25}  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
 
 
 def test_where_there_is_no_such_library_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
