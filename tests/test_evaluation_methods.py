@@ -46,12 +46,18 @@ def blobs(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 class BlobNetwork(CompactNetwork):
     """Scores that are the image, smoothed: their peaks are the blobs' centres. Descriptors that mean nothing."""
 
-    def forward(self, image: torch.Tensor, statistics: torch.Tensor | None = None) -> DenseMaps:
+    def prepared(self, image: torch.Tensor, statistics: torch.Tensor | None = None) -> torch.Tensor:
+        return as_fractions(image)
+
+    def layers(self, pixels: torch.Tensor) -> DenseMaps:
         kernel = torch.from_numpy(cv2.getGaussianKernel(9, 1.5) @ cv2.getGaussianKernel(9, 1.5).T).float()
-        smooth = torch.nn.functional.conv2d(as_fractions(image), kernel[None, None], padding=4)
+        smooth = torch.nn.functional.conv2d(pixels, kernel[None, None], padding=4)
         logits = torch.logit((smooth[:, 0] * 0.9).clamp(0.01, 0.99))
-        coarse = torch.ones(image.shape[0], 64, image.shape[2] // 8, image.shape[3] // 8)
+        coarse = torch.ones(pixels.shape[0], 64, pixels.shape[2] // 8, pixels.shape[3] // 8)
         return DenseMaps(logits, (coarse,), coarse)
+
+    def finished(self, maps: DenseMaps) -> DenseMaps:
+        return maps
 
 
 def errors_to_nearest(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
