@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -117,6 +118,8 @@ def _scan(descriptors0: Tensor, descriptors1: Tensor, block_rows: int, settings:
     A maximum down the columns of the whole matrix is strided and slow, so the columns' maxima run along; and as only a
     row's largest can be a match, the largest of what is left in a column is all that its rows' own don't tell.
     """
+    if descriptors0.device.type == "cpu":
+        return _scan_on_cpu(descriptors0, descriptors1, block_rows, settings)
     count0, count1 = descriptors0.shape[0], descriptors1.shape[0]
     similarity = descriptors0.new_empty(count0)
     scan = _Scan(
@@ -132,7 +135,7 @@ def _scan(descriptors0: Tensor, descriptors1: Tensor, block_rows: int, settings:
         rows = slice(start, start + block_rows)
         own = descriptors0[rows]
         block = torch.mm(own, descriptors1.T, out=buffer[: len(own)])
-        column = _row_argmax(block)[:, None]
+        column = block.argmax(dim=1, keepdim=True)
         scan.column[rows] = column[:, 0]
         scan.similarity[rows] = block.gather(1, column)[:, 0]
         if settings.temperature > 0:
@@ -146,11 +149,32 @@ def _scan(descriptors0: Tensor, descriptors1: Tensor, block_rows: int, settings:
     return scan
 
 
-def _row_argmax(block: Tensor) -> Tensor:
-    """Column of each row's largest value, (rows, N1) -> (rows,) int64; of equals the first."""
-    if block.device.type == "cpu":  # numpy's is vectorised and takes a tenth of the time of torch's
-        return torch.from_numpy(block.numpy().argmax(axis=1))
-    return block.argmax(dim=1)
+def _scan_on_cpu(descriptors0: Tensor, descriptors1: Tensor, block_rows: int, settings: MatchingSettings) -> _Scan:
+    """`_scan` by numpy, but for the product.
+
+    Its argmax takes a tenth of the time of torch's; and torch lets go of Python's lock at every slice of a tensor, for
+    which threads that match and write then wait for each other, numpy at large operations only.
+    """
+    count0, count1 = len(descriptors0), len(descriptors1)
+    column, similarity = np.empty(count0, np.int64), np.empty(count0, np.float32)
+    row_rest, column_rest = np.full(count0, NOTHING, np.float32), np.full(count1, NOTHING, np.float32)
+    row_sum, column_sum = np.zeros(count0, np.float32), np.zeros(count1, np.float32)
+    buffer, largest = torch.empty(min(block_rows, count0), count1), np.empty(count1, np.float32)
+    for start in range(0, count0, block_rows):
+        own = descriptors0[start : start + block_rows]
+        rows, within = slice(start, start + len(own)), np.arange(len(own))
+        block = torch.mm(own, descriptors1.T, out=buffer[: len(own)]).numpy()
+        chosen = block.argmax(axis=1)
+        column[rows], similarity[rows] = chosen, block[within, chosen]
+        if settings.temperature > 0:
+            likelihood = np.exp((block - 1) / np.float32(settings.temperature))
+            row_sum[rows] = likelihood.sum(axis=1)
+            column_sum += likelihood.sum(axis=0)
+        block[within, chosen] = NOTHING
+        if settings.ratio < 1:
+            row_rest[rows] = block.max(axis=1)
+        np.maximum(column_rest, block.max(axis=0, out=largest), out=column_rest)
+    return _Scan(*map(torch.from_numpy, (column, similarity, row_rest, column_rest, row_sum, column_sum)))
 
 
 def _mutual(scan: _Scan) -> tuple[Tensor, Tensor]:
