@@ -49,9 +49,11 @@ def match_descriptors(
             torch.full((count0,), NO_MATCH, dtype=torch.int64, device=device),
             torch.zeros(count0, dtype=torch.float32, device=device),
         )
-    if block_rows is None:
-        block_rows = CPU_BLOCK_ROWS if device.type == "cpu" else max(1, GPU_BLOCK_VALUES // count1)
-    return _decide(_scan(descriptors0.float(), descriptors1.float(), block_rows, settings), settings)
+    if device.type == "cpu":
+        scan, rows = _scan_on_cpu, CPU_BLOCK_ROWS
+    else:
+        scan, rows = _scan, max(1, GPU_BLOCK_VALUES // count1)
+    return _decide(scan(descriptors0.float(), descriptors1.float(), block_rows or rows, settings), settings)
 
 
 @torch.no_grad()
@@ -113,13 +115,11 @@ def _decide(scan: _Scan, settings: MatchingSettings) -> tuple[Tensor, Tensor]:
 
 
 def _scan(descriptors0: Tensor, descriptors1: Tensor, block_rows: int, settings: MatchingSettings) -> _Scan:
-    """One pass over the similarities, `block_rows` rows at a time.
+    """One pass over the similarities on any device, `block_rows` rows at a time.
 
     A maximum down the columns of the whole matrix is strided and slow, so the columns' maxima run along; and as only a
     row's largest can be a match, the largest of what is left in a column is all that its rows' own don't tell.
     """
-    if descriptors0.device.type == "cpu":
-        return _scan_on_cpu(descriptors0, descriptors1, block_rows, settings)
     count0, count1 = descriptors0.shape[0], descriptors1.shape[0]
     similarity = descriptors0.new_empty(count0)
     scan = _Scan(

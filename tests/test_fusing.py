@@ -6,7 +6,7 @@ from test_folding import unsettled
 from torch import Tensor, nn
 
 from sekd_cli.networks import CompactNetwork
-from sekd_cli.networks.compact import enlarge_onto
+from sekd_cli.networks.compact import EnlargeOnto
 from sekd_cli.networks.folding import fold_batch_norms
 from sekd_cli.networks.fusing import FusedConvolution, FusedEnlargeOnto, FusedInTwoParts, can_fuse, fuse
 from sekd_cli.networks.inference import inference_network
@@ -55,7 +55,7 @@ def test_a_convolution_in_two_parts_is_exact_far_beyond_bfloat16() -> None:
 def test_enlargement_onto_a_map_is_the_same_to_the_bit(dtype: torch.dtype) -> None:
     maps, finer = torch.randn(2, 32, 5, 7).to(dtype), torch.randn(2, 32, 10, 14).to(dtype)
     maps, finer = (one.contiguous(memory_format=torch.channels_last) for one in (maps, finer))
-    assert torch.equal(FusedEnlargeOnto(32, dtype)(maps, finer), enlarge_onto(maps, finer))
+    assert torch.equal(FusedEnlargeOnto(32, dtype)(maps, finer), EnlargeOnto()(maps, finer))
 
 
 @pytest.mark.skipif(not can_fuse(torch.float32), reason="this CPU or torch has none")

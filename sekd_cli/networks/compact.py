@@ -66,17 +66,12 @@ def _convolution(
     return nn.Sequential(*layers, nn.ReLU(inplace=True)) if active else nn.Sequential(*layers)
 
 
-def enlarge_onto(maps: Tensor, finer: Tensor) -> Tensor:
-    """The ReLU of a map enlarged by two and a finer one: (B, C, h, w), (B, C, 2h, 2w) -> (B, C, 2h, 2w)."""
-    return F.relu(finer + upsample(maps, 2), inplace=True)
-
-
 class EnlargeOnto(nn.Module):
-    """`enlarge_onto` where another layer may stand for it."""
+    """The ReLU of a map enlarged by two and a finer one; another layer may stand for it."""
 
     def forward(self, maps: Tensor, finer: Tensor) -> Tensor:
-        """As `enlarge_onto`."""
-        return enlarge_onto(maps, finer)
+        """(B, C, h, w), (B, C, 2h, 2w) -> (B, C, 2h, 2w)."""
+        return F.relu(finer + upsample(maps, 2), inplace=True)
 
 
 class Interleave(nn.Module):
@@ -153,7 +148,9 @@ class CompactNetwork(DenseNetwork):
         self.level32 = _level(96, 96)
         # levels 32 and 16 brought to 1/8 and mixed, then to 1/4
         self.context16 = nn.Conv2d(96, 96, 1)
+        self.onto16: nn.Module = EnlargeOnto()
         self.context8 = nn.Conv2d(96, 64, 1)
+        self.onto8: nn.Module = EnlargeOnto()
         self.context_detail = None if shallow else AddedContext(64, 32)
         self.onto4: nn.Module = EnlargeOnto()
         self.blend = nn.Sequential() if shallow else nn.Sequential(ResidualPair(32))
@@ -189,8 +186,8 @@ class CompactNetwork(DenseNetwork):
         level16 = self.level16(level8)  # (B, 96, H/16, W/16)
         level32 = self.level32(level16)  # (B, 96, H/32, W/32)
 
-        context16 = enlarge_onto(self.context16(level32), level16)
-        mixed = enlarge_onto(self.context8(context16), level8)
+        context16 = self.onto16(self.context16(level32), level16)
+        mixed = self.onto8(self.context8(context16), level8)
         semantic = self.semantic(mixed)  # (B, 48, H/8, W/8)
         fine = level4 if self.context_detail is None else self.onto4(self.context_detail(mixed), level4)
         fine = self.blend(fine)  # (B, 32, H/4, W/4)

@@ -162,9 +162,8 @@ class FusedInTwoParts(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """(B, C, H, W) bfloat16 -> (B, C', H, W) float32."""
         rounded = cast(Tensor, self.convolution(maps))
-        return rounded.float().add_(
-            self.convolution.less(maps, rounded).float()
-        )  # a sum of two types takes thrice as long
+        lost = self.convolution.less(maps, rounded)
+        return rounded.float().add_(lost.float())  # of two types the sum takes thrice as long
 
 
 def fuse(network: CompactNetwork) -> CompactNetwork:

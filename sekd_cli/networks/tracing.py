@@ -1,4 +1,4 @@
-"""A network recorded as a graph, which runs from end to end without Python.
+"""A network's layers recorded as a graph, which runs from end to end without Python.
 
 Python runs one thread at a time, and asks for its turn after every layer: beside threads that decode and write, that
 costs a network of fifty quick layers a fifth of its time. The numbers are the same to the bit. What moves bytes before
@@ -9,22 +9,11 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sekd_cli.networks.base import DenseMaps, DenseNetwork
 
 DenseFunction = Callable[[Tensor, Tensor], DenseMaps]
-
-
-class _Layers(nn.Module):
-    """A network from its first layer to its last."""
-
-    def __init__(self, network: DenseNetwork) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, pixels: Tensor) -> DenseMaps:
-        return self.network.layers(pixels)
 
 
 @torch.inference_mode()
@@ -40,10 +29,10 @@ def traced(network: DenseNetwork) -> DenseFunction:
     pixels = network.prepared(image, torch.tensor([[0.5, 0.25]]))
     with warnings.catch_warnings():  # deprecated for torch.compile, which takes a C++ compiler and 40 s a size
         warnings.simplefilter("ignore")
-        recorded = torch.jit.trace(_Layers(network).eval(), pixels, check_trace=False)  # type: ignore[no-untyped-call]
-        graph = torch.jit.freeze(recorded)
+        recorded = torch.jit.trace_module(network, {"layers": pixels}, check_trace=False)  # type: ignore[no-untyped-call]
+        graph = torch.jit.freeze(recorded, ["layers"])
 
     def run(image: Tensor, statistics: Tensor) -> DenseMaps:
-        return network.finished(DenseMaps(*graph(network.prepared(image, statistics))))
+        return network.finished(DenseMaps(*graph.layers(network.prepared(image, statistics))))
 
     return run
