@@ -58,7 +58,7 @@ class Sekd:
         """Load a network: the shipped weights, a .safetensors of `sekd train`, or the authors' checkpoint.
 
         The other arguments are the options of `sekd extract`; scales may be "auto". On a CPU, where the C library is
-        glibc, the process from then on keeps up to 128 MB of what it frees, without which extraction takes a third
+        glibc, the process from then on keeps up to 128 MB of what it frees, without which extraction takes a sixth
         longer; environment variables of glibc's (MALLOC_...), where there are any, are left to rule. Raises
         InputFileError for a file that is no weights, DeviceError for a device that isn't there, UsageError for values
         that make no sense.

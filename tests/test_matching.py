@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sekd_cli.config import MatchingSettings
 from sekd_cli.errors import UsageError
-from sekd_cli.matching import match_batch, match_descriptors
+from sekd_cli.matching import _scan, _scan_on_cpu, match_batch, match_descriptors
 
 PLAIN = MatchingSettings()
 
@@ -64,6 +64,13 @@ def test_the_smallest_similarity_is_a_cosine() -> None:
     one, other = angles(0), angles(60)
     assert match_descriptors(one, other, MatchingSettings(min_similarity=0.49))[0].tolist() == [0]
     assert match_descriptors(one, other, MatchingSettings(min_similarity=0.51))[0].tolist() == [-1]
+
+
+@pytest.mark.parametrize("chosen", [PLAIN, MatchingSettings(ratio=0.9), MatchingSettings(temperature=0.1)])
+def test_a_cpu_scans_as_other_devices_do(chosen: MatchingSettings) -> None:
+    one, other = random_units(70, 0), random_units(50, 1)
+    for found, expected in zip(_scan_on_cpu(one, other, 16, chosen), _scan(one, other, 70, chosen), strict=True):
+        torch.testing.assert_close(found, expected)
 
 
 def test_dual_softmax_scores_are_the_product_of_both_softmaxes() -> None:
