@@ -2,10 +2,10 @@
 
     python benchmarks/allocator.py [--rounds 3] [--images 120] [--threads 2] [--json]
 
-Ways: as `sekd` tells glibc; all threads in one arena, as it told it before; and as glibc has it when nobody tells it
-anything. Of each: milliseconds of `Sekd.extract` for an example photograph at 640x480 on one thread (processor time);
-and images a second of `sekd extract`'s pipeline, of extraction and of the network alone on `--threads`, as in
-`benchmarks/extract.py --edge 640`. Medians over rounds, and of the rounds' ratios to the first way.
+Ways: as `sekd` tells glibc, and as glibc has it when nobody tells it anything. Of each: milliseconds of `Sekd.extract`
+for an example photograph at 640x480 on one thread (processor time); and images a second of `sekd extract`'s pipeline,
+of extraction and of the network alone on `--threads`, as in `benchmarks/extract.py --edge 640`. Medians over rounds,
+and of the rounds' ratios to the first way.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from measuring import median_ms
 
 from sekd_cli import Sekd
 from sekd_cli.config import DetectionSettings
-from sekd_cli.device import KEPT_BYTES, keep_freed_memory
+from sekd_cli.device import keep_freed_memory
 from sekd_cli.extraction import Extractor
 from sekd_cli.extraction_pipeline import Job
 from sekd_cli.images import ImageEntry, find_images
@@ -33,7 +33,6 @@ from sekd_cli.networks.weights_file import load_network, packaged_weights
 
 WAYS = {  # variables of glibc's, any of which rules out what `sekd` would tell it
     "as sekd has it": {},
-    "one arena": {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(KEPT_BYTES)},
     "as glibc has it": {"MALLOC_ARENA_TEST": "8"},  # its default: tells it nothing
 }
 CPU = torch.device("cpu")
@@ -48,7 +47,7 @@ def from_python() -> dict[str, float]:
 
 def from_shell(images: int, threads: int) -> dict[str, float]:
     """Images a second of the pipeline and of its parts."""
-    keep_freed_memory(threads)
+    keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         photographs = islice(cycle(find_images([enlarged(Path(folder), 640)])), images)
         jobs = [Job(ImageEntry(one.path, f"{number}/{one.name}")) for number, one in enumerate(photographs)]

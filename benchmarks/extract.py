@@ -3,10 +3,10 @@
     python benchmarks/extract.py [PHOTOGRAPHS] [--edge 1600] [--images 60] [--threads 1 2] [--rounds 5] [--json]
 
 PHOTOGRAPHS is a folder; without it the example photographs are taken, again and again, as JPEGs that are enlarged to
-the longer edge given. In each round the pipeline goes
-from files to a feature file, and then extraction alone (network and post-processing), and the network alone, run on the
-same images one by one, decoded and shrunk, with as many threads; what is told is the median of the rounds and of their
-ratios. Shares are of the processor time of the pipeline.
+the longer edge given. In each round the pipeline goes from files to a feature file, and then extraction alone (network
+and post-processing), and the network alone, run on the same images one by one, decoded and shrunk, in as many
+processes; beside it the pipeline with threads instead of processes. What is told is the median of the rounds and of
+their ratios. Shares are of the processor time of the pipeline without processes of its own.
 """
 
 import argparse
@@ -26,15 +26,15 @@ from unittest import mock
 import cv2
 import torch
 
-from sekd_cli import extraction_pipeline
 from sekd_cli.commands.extract_run import CPU_BATCH, CPU_BATCH_PIXELS
 from sekd_cli.config import DetectionSettings
-from sekd_cli.device import available_cores, keep_freed_memory
+from sekd_cli.device import available_cores, keep_freed_memory, set_threads
 from sekd_cli.extraction import Extractor, PreparedImage
-from sekd_cli.extraction_pipeline import Job, PipelineSettings, extract_all
+from sekd_cli.extraction_pipeline import BatchExtractor, Job, PipelineSettings, extract_all
 from sekd_cli.feature_file import FeatureWriter, file_attributes
 from sekd_cli.images import ImageEntry, find_images, read_image
 from sekd_cli.networks.weights_file import load_network, packaged_weights
+from sekd_cli.workers import workers
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -66,7 +66,7 @@ class Clock:
         run = self.timed("network", Extractor._run, within="post-processing")
         extract = self.timed("post-processing", Extractor.extract)
         with (
-            mock.patch.object(extraction_pipeline, "_load", self.timed("decoding", extraction_pipeline._load)),
+            mock.patch.object(BatchExtractor, "load", self.timed("decoding", BatchExtractor.load)),
             mock.patch.object(Extractor, "_run", run),
             mock.patch.object(Extractor, "extract", extract),
             mock.patch.object(FeatureWriter, "write", self.timed("writing", FeatureWriter.write)),
@@ -84,26 +84,35 @@ def enlarged(folder: Path, edge: int) -> Path:
     return folder
 
 
-def pipeline(jobs: list[Job], extractor: Extractor, threads: int) -> float:
+def pipeline(jobs: list[Job], extractor: Extractor, threads: int, *, processes: bool = True) -> float:
     """Seconds from files to a feature file."""
     settings = PipelineSettings(
-        batch_size=CPU_BATCH, batch_pixels=CPU_BATCH_PIXELS, workers=max(2, threads), threads=threads
+        batch_size=CPU_BATCH, batch_pixels=CPU_BATCH_PIXELS, readers=max(2, threads), threads=threads
     )
     attributes = file_attributes(network="any", weights_sha256="any", settings={})
-    with tempfile.TemporaryDirectory() as folder, FeatureWriter(Path(folder) / "feats.h5", attributes) as writer:
+    with (
+        workers(threads if processes and threads > 1 else 0, BatchExtractor(extractor, settings.max_pixels)) as others,
+        tempfile.TemporaryDirectory() as folder,
+        FeatureWriter(Path(folder) / "feats.h5", attributes) as writer,
+    ):
         start = time.perf_counter()
-        failed = [outcome for outcome in extract_all(jobs, extractor, writer, settings) if outcome.failure]
+        failed = [one for one in extract_all(jobs, extractor, writer, settings, others) if one.failure]
         taken = time.perf_counter() - start
     if failed:
         raise SystemExit(f"{failed[0].failure}")
     return taken
 
 
-def alone(work: Callable[[PreparedImage], Any], images: list[PreparedImage], threads: int) -> float:
+def alone(work: Callable[[PreparedImage], None], images: list[PreparedImage], threads: int) -> float:
     """Seconds that a part of the pipeline takes for images that are in memory."""
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+
+    def share(number: int) -> None:
+        for image in images[number::threads]:
+            work(image)
+
+    with workers(threads, share) as running, ThreadPoolExecutor(threads) as pool:
         start = time.perf_counter()
-        list(pool.map(work, images))
+        list(pool.map(lambda number: running[number](number), range(threads)))
         return time.perf_counter() - start
 
 
@@ -119,17 +128,14 @@ def measure(jobs: list[Job], extractor: Extractor, threads: int, rounds: int) ->
     def extraction(image: PreparedImage) -> None:
         extractor.extract([image])
 
-    clock = Clock()
-    seconds: dict[str, list[float]] = {"pipeline": [], "extraction": [], "network": []}
+    seconds: dict[str, list[float]] = {"pipeline": [], "threads": [], "extraction": [], "network": []}
     for round_number in range(rounds + 1):
         if round_number == 1:  # the first warms up
-            clock.seconds.clear()
             seconds = {name: [] for name in seconds}
-        with clock.watching():
-            seconds["pipeline"].append(pipeline(jobs, extractor, threads))
+        seconds["pipeline"].append(pipeline(jobs, extractor, threads))
+        seconds["threads"].append(pipeline(jobs, extractor, threads, processes=False))
         seconds["extraction"].append(alone(extraction, images, threads))
         seconds["network"].append(alone(network, images, threads))
-    total = sum(clock.seconds.values())
     return {
         "photographs": len(jobs),
         "threads": threads,
@@ -137,10 +143,18 @@ def measure(jobs: list[Job], extractor: Extractor, threads: int, rounds: int) ->
         "images_per_second": {name: len(jobs) / median(taken) for name, taken in seconds.items()},
         "pipeline_of": {
             name: median(one / whole for one, whole in zip(seconds[name], seconds["pipeline"], strict=True))
-            for name in ("extraction", "network")
+            for name in ("threads", "extraction", "network")
         },
-        "shares_of_processor_time": {step: taken / total for step, taken in clock.seconds.items()},
     }
+
+
+def shares(jobs: list[Job], extractor: Extractor) -> dict[str, float]:
+    """Where the pipeline's processor time goes."""
+    clock = Clock()
+    with clock.watching():
+        pipeline(jobs, extractor, 1)
+    total = sum(clock.seconds.values())
+    return {step: taken / total for step, taken in clock.seconds.items()}
 
 
 def main() -> None:
@@ -154,8 +168,8 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    keep_freed_memory(max(options.threads))
-    torch.set_num_threads(1)
+    keep_freed_memory()
+    set_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         photographs = options.photographs or enlarged(Path(folder), options.edge)
         found = islice(cycle(find_images([photographs])), options.images)
@@ -164,8 +178,9 @@ def main() -> None:
         device = torch.device("cpu")
         extractor = Extractor(network, DetectionSettings(), device=device, precision=options.precision)
         results = [measure(jobs, extractor, threads, options.rounds) for threads in options.threads]
+        of_time = shares(jobs, extractor)
     if options.json:
-        print(json.dumps(results, indent=2))
+        print(json.dumps({"threads": results, "shares_of_processor_time": of_time}, indent=2))
         return
     size = f"in {options.photographs}" if options.photographs else f"of {options.edge} pixels"
     print(f"{len(jobs)} photographs {size}, {extractor.precision}")
@@ -175,8 +190,7 @@ def main() -> None:
             share = result["pipeline_of"].get(name)
             told = "" if share is None else f"; the pipeline has {share:.0%} of it"
             print(f"  {name:10} {speed:6.1f} images/s{told}")
-        shares = (f"{step} {share:.0%}" for step, share in result["shares_of_processor_time"].items())
-        print(f"  processor time: {', '.join(shares)}")
+    print(f"processor time: {', '.join(f'{step} {share:.0%}' for step, share in of_time.items())}")
 
 
 if __name__ == "__main__":

@@ -43,25 +43,27 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def set_threads(threads: int | None) -> None:
-    """Let torch and OpenCV compute on so many threads; None for all cores, or what OMP_NUM_THREADS says."""
+def wanted_threads(threads: int | None) -> int:
+    """How many threads to compute on: so many if told, else what OMP_NUM_THREADS says, else all cores."""
     if threads is not None:
-        torch.set_num_threads(threads)
-    elif "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(available_cores())
-    cv2.setNumThreads(torch.get_num_threads())
+        return threads
+    return torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else available_cores()
 
 
-def keep_freed_memory(networks: int = 1) -> None:
+def set_threads(threads: int) -> None:
+    """Let torch and OpenCV compute on so many threads."""
+    torch.set_num_threads(threads)
+    cv2.setNumThreads(threads)
+
+
+def keep_freed_memory() -> None:
     """Let the C library keep what is freed for the next tensor, instead of having pages mapped and cleared anew.
 
-    networks: threads that will run one. If there are several, each has an arena of its own (the first threads to begin
-    have them), or what one has just freed, and its cache still holds, is the next tensor of another.
+    There is one arena for all threads, as all but the first map blocks of 64 MB one by one.
     Where the library isn't glibc nothing changes, and environment variables that set the same (MALLOC_...) rule.
     """
-    arenas = 1 if networks == 1 else 1 + networks  # all but the first map blocks of 64 MB one by one
     # without a limit, blocks of 32 MB and more are mapped one by one, too, as an image of 8 megapixels has
-    _tell_malloc({M_ARENA_MAX: arenas, M_MMAP_MAX: 0, M_TRIM_THRESHOLD: KEPT_BYTES})
+    _tell_malloc({M_ARENA_MAX: 1, M_MMAP_MAX: 0, M_TRIM_THRESHOLD: KEPT_BYTES})
 
 
 def keep_freed_tensors() -> None:

@@ -27,7 +27,7 @@ from sekd_cli.networks import DenseMaps, DenseNetwork
 from sekd_cli.networks.inference import inference_network
 from sekd_cli.networks.tracing import DenseFunction, traced
 from sekd_cli.precision import resolve_precision
-from sekd_cli.pyramid import Level, LevelFeatures, PreparedImage, best_of_levels, join_levels, prepare
+from sekd_cli.pyramid import Level, LevelFeatures, PreparedImage, best_of_levels, join_levels, level_sizes, prepare
 from sekd_cli.stored_features import StoredFeatures
 from sekd_cli.tiles import REACH, SMALLEST_TILE, Window, whole, windows
 
@@ -73,11 +73,14 @@ class Extractor:
 
     def padded_sizes(self, image: PreparedImage) -> tuple[tuple[int, int], ...]:
         """Height, width with which each level of an image goes through the network: only equal ones share a batch."""
-        sizes = []
-        for level in image.levels:
-            height, width = level.grey.shape
-            sizes.append((-(-height // self.stride) * self.stride, -(-width // self.stride) * self.stride))
-        return tuple(sizes)
+        return tuple(self._padded(*level.grey.shape) for level in image.levels)
+
+    def padded_sizes_of(self, width: int, height: int) -> tuple[tuple[int, int], ...]:
+        """The `padded_sizes` of an image of so many pixels."""
+        return tuple(self._padded(rows, columns) for columns, rows in level_sizes(width, height, self.views))
+
+    def _padded(self, height: int, width: int) -> tuple[int, int]:
+        return -(-height // self.stride) * self.stride, -(-width // self.stride) * self.stride
 
     def extract(self, images: Sequence[PreparedImage]) -> list[StoredFeatures]:
         """The features of images of equal `padded_sizes`, keypoints in the pixel grid of their files.

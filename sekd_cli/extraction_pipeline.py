@@ -1,22 +1,26 @@
 """Many photographs to one file: decoding, network and writing overlap, and one bad image stops none of the others.
 
-Threads decode ahead of the network, which does as many images at once as it has threads, for on one thread each the
-network is as fast as it can be; another thread writes. Every queue is bounded, so a thousand photographs need the
-memory of ten.
+Headers are read ahead, by which images of one size come together in batches. On a CPU several processes take a batch
+each, decode its images and run the network on one thread, which is then as fast as it can be. Where there are none, on
+a GPU above all, threads do it, whose networks wait for their turn. Another thread writes. All that waits is bounded, so
+a thousand photographs need the memory of ten.
 """
 
 import logging
+import os
 import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
+import cv2
+import numpy as np
 import torch
 
 from sekd_cli.device import give_back_memory
@@ -26,12 +30,13 @@ from sekd_cli.feature_file import FeatureWriter
 from sekd_cli.images import DEFAULT_MAX_PIXELS, ImageEntry, read_image, read_image_size, read_mask
 from sekd_cli.pyramid import PreparedImage
 from sekd_cli.stored_features import Source, StoredFeatures, source_of
+from sekd_cli.workers import Worker, WorkerDiedError
 
 logger = logging.getLogger(__name__)
 
 PREFETCH_PIXELS = 50_000_000  # larger images are decoded one at a time, when their turn comes
 LARGE_PIXELS = 4_000_000  # seen by the network: such an image has all threads, alone, as memory for several may lack
-DECODED_PER_WORKER = 2  # images that wait decoded, for each decoding thread
+HEADERS_AHEAD = 32  # images whose size is known before their turn comes
 GIVE_BACK_EVERY = 64  # batches: features of that many may lie about as free memory
 WAITING_TO_BE_WRITTEN = 8  # images whose features wait for the disk
 COMMIT_IMAGES, COMMIT_SECONDS = 16, 0.1  # features are made durable, and reported, after so many or so long
@@ -52,12 +57,17 @@ class Outcome(NamedTuple):
     failure: str | None = None
 
 
-class _Loaded(NamedTuple):
-    """An image ready for the network."""
+class Extracted(NamedTuple):
+    """The features of an image, or why it has none."""
 
-    job: Job
-    image: PreparedImage
     source: Source
+    features: StoredFeatures | None
+    failure: str = ""
+
+
+Batch = Sequence[Job]
+BatchWorker = Worker[Batch, list[Extracted]]
+Extract = Callable[[Batch], list[Extracted]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,74 +76,154 @@ class PipelineSettings:
 
     batch_size: int = 1
     batch_pixels: int = 0  # of all sizes of its images, beyond which a batch gets no more of them; 0 for no limit
-    workers: int = 2  # decoding threads
+    readers: int = 2  # threads that read headers, and decode where there are no worker processes
     threads: int = 1  # of the network on a CPU
     max_pixels: int = DEFAULT_MAX_PIXELS  # largest image to decode; 0 for no limit
     descriptor_dtype: str = "float32"
 
 
+class BatchExtractor:
+    """From files to features, a batch at a time: what a worker process does."""
+
+    def __init__(self, extractor: Extractor, max_pixels: int) -> None:
+        self._extractor = extractor
+        self._max_pixels = max_pixels
+        self._batches = 0
+
+    def __call__(self, jobs: Batch) -> list[Extracted]:
+        """In a process of its own."""
+        torch.set_num_threads(1)
+        cv2.setNumThreads(1)
+        self._batches += 1
+        if self._batches % GIVE_BACK_EVERY == 0:
+            give_back_memory()
+        return self.features([self.load(job) for job in jobs])
+
+    def load(self, job: Job) -> "_Loaded":
+        """Decode an image, and its mask."""
+        try:
+            source = source_of(job.entry.path, job.mask)  # before reading: a later change is then noticed
+        except OSError:
+            source = Source(0, 0)  # reading says what is wrong
+        try:
+            photograph = read_image(job.entry.path, max_pixels=self._max_pixels)
+            mask = None if job.mask is None else read_mask(job.mask, photograph)
+            return _Loaded(job, source, self._extractor.prepare(photograph, mask))
+        except ImageError as error:
+            return _Loaded(job, source, None, str(error))
+        except MemoryError:
+            return _Loaded(job, source, None, f"{job.entry.path}: too large for the memory; make it smaller")
+
+    def features(self, loaded: Sequence["_Loaded"]) -> list[Extracted]:
+        """The features of each, those of one size found together."""
+        found = {index: Extracted(one.source, None, one.failure) for index, one in enumerate(loaded)}
+        of_size: dict[tuple[tuple[int, int], ...], list[int]] = {}
+        for index, one in enumerate(loaded):
+            if one.image is not None:
+                of_size.setdefault(self._extractor.padded_sizes(one.image), []).append(index)
+        for indices in of_size.values():
+            found |= dict(zip(indices, self._together([loaded[index] for index in indices]), strict=True))
+        return [found[index] for index in range(len(loaded))]
+
+    def _together(self, same: Sequence["_Loaded"]) -> list[Extracted]:
+        try:
+            features = self._extractor.extract([one.image for one in same if one.image is not None])
+        except ImageError as error:
+            if len(same) == 1:
+                return [Extracted(same[0].source, None, f"{same[0].job.entry.path}: {error}")]
+            return [found for one in same for found in self._together([one])]
+        return [Extracted(one.source, _as_in_file(found)) for one, found in zip(same, features, strict=True)]
+
+
+class _Loaded(NamedTuple):
+    """An image ready for the network, or why it isn't."""
+
+    job: Job
+    source: Source
+    image: PreparedImage | None
+    failure: str = ""
+
+
+def _as_in_file(features: StoredFeatures) -> StoredFeatures:
+    """Descriptors laid out by columns, as the file has them, so that the thread that writes need not."""
+    return replace(features, descriptors=np.asfortranarray(features.descriptors))
+
+
 def extract_all(
-    jobs: Iterable[Job], extractor: Extractor, writer: FeatureWriter, settings: PipelineSettings
+    jobs: Iterable[Job],
+    extractor: Extractor,
+    writer: FeatureWriter,
+    settings: PipelineSettings,
+    workers: list[BatchWorker] | None = None,
 ) -> Iterator[Outcome]:
     """Extract every job into the file; yields each outcome once its features are durable, in no particular order.
 
+    workers: processes that do so with a `BatchExtractor` of this extractor; in place of one that dies another is put.
     Raises OutputError if the file can't be written.
     """
     background = _BackgroundWriter(writer, settings.descriptor_dtype)
-    with _Network(extractor, settings.threads) as network, background:
-        with ThreadPoolExecutor(settings.workers, "decode") as pool:
-            loaded = _load_ahead(jobs, extractor, settings, pool)
-            for number, batch in enumerate(_batches(loaded, extractor, settings), start=1):
+    with ThreadPoolExecutor(settings.readers, "read") as readers:
+        here = BatchExtractor(extractor, settings.max_pixels)
+        with _Extraction(here, settings, readers, workers or []) as extraction, background:
+            sized = _sizes_ahead(jobs, extractor, settings, readers)
+            for number, batch in enumerate(_batches(sized, settings), start=1):
                 if number % GIVE_BACK_EVERY == 0:
                     give_back_memory()
                 if isinstance(batch, Outcome):
                     yield batch
                 else:
-                    network.begin(batch)
-                    yield from network.hand_on(background)
+                    extraction.begin(batch)
+                    yield from extraction.hand_on(background)
                 yield from background.finished()
-            yield from network.hand_on(background, everything=True)
-        background.finish()
-        yield from background.finished()
+            yield from extraction.hand_on(background, everything=True)
+            background.finish()
+            yield from background.finished()
 
 
-class _Network:
-    """Runs the extractor on several batches at once, each on one thread; a large image has all threads, one by one.
+class _Extraction:
+    """Has several batches done at once, each on one thread; a large image has all threads, one by one."""
 
-    That is done by the thread that asks, whose memory comes from the one arena that has blocks of any size (see
-    `keep_freed_memory`); those of the pool begin before all others, to have an arena each.
-    """
+    def __init__(
+        self,
+        here: BatchExtractor,
+        settings: PipelineSettings,
+        readers: ThreadPoolExecutor,
+        workers: list[BatchWorker],
+    ) -> None:
+        self._here = here
+        self._threads = settings.threads
+        self._turns = threading.Semaphore(settings.threads)
+        self._alone = threading.Lock()
+        self._readers = readers
+        self._workers = workers
+        self._free: queue.SimpleQueue[BatchWorker | None] = queue.SimpleQueue()  # None: a thread does it here
+        self._at_once = len(workers) or settings.threads + 1  # one thread decodes while the others compute
+        for index in range(self._at_once):
+            self._free.put(workers[index] if workers else None)
+        self._pool = ThreadPoolExecutor(self._at_once, "extract", initializer=torch.set_num_threads, initargs=(1,))
+        self._running: deque[tuple[Batch, Future[list[Extracted]]]] = deque()
 
-    def __init__(self, extractor: Extractor, threads: int) -> None:
-        self._extractor = extractor
-        self._threads = threads
-        self._pool = ThreadPoolExecutor(threads, "network", initializer=torch.set_num_threads, initargs=(1,))
-        self._running: deque[tuple[list[_Loaded], Future[list[StoredFeatures]]]] = deque()
-
-    def begin(self, batch: list[_Loaded]) -> None:
-        """Let a thread take this batch; one of a large image is done when this returns."""
-        images = [item.image for item in batch]
-        if sum(level.grey.size for image in images for level in image.levels) < LARGE_PIXELS:
-            future = self._pool.submit(self._extractor.extract, images)
-        else:
-            future = self._done_alone(images)
-        self._running.append((batch, future))
+    def begin(self, batch: "_SizedBatch") -> None:
+        """Let a thread or process take this batch."""
+        done = self._pool.submit(self._do_alone, batch) if batch.large else self._pool.submit(self._do, batch.jobs)
+        self._running.append((batch.jobs, done))
 
     def hand_on(self, background: "_BackgroundWriter", *, everything: bool = False) -> Iterator[Outcome]:
-        """Give features to the writer while more batches wait than threads can take; yields what failed."""
-        while len(self._running) > (0 if everything else self._threads):
-            batch, future = self._running.popleft()
+        """Give features to the writer while more batches wait than can be done; yields what failed."""
+        while len(self._running) > (0 if everything else self._at_once):
+            jobs, future = self._running.popleft()
             try:
-                features = future.result()
-            except ImageError as error:  # only of a batch of one
-                yield _failed(batch[0].job, f"{batch[0].job.entry.path}: {error}")
+                found = future.result()
+            except _DiedOnError as death:
+                yield from self._after(death, jobs)
                 continue
-            for item, one in zip(batch, features, strict=True):
-                background.put(item.job, one, item.source)
+            for job, one in zip(jobs, found, strict=True):
+                if one.features is None:
+                    yield _failed(job, one.failure)
+                else:
+                    background.put(job, one.features, one.source)
 
     def __enter__(self) -> Self:
-        all_there = threading.Barrier(self._threads)
-        list(self._pool.map(lambda _: all_there.wait(), range(self._threads)))
         return self
 
     def __exit__(
@@ -141,77 +231,143 @@ class _Network:
     ) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def _done_alone(self, images: list[PreparedImage]) -> Future[list[StoredFeatures]]:
-        future: Future[list[StoredFeatures]] = Future()
-        before = torch.get_num_threads()
-        torch.set_num_threads(self._threads)
+    def _do(self, jobs: Batch) -> list[Extracted]:
+        worker = self._free.get()
         try:
-            future.set_result(self._extractor.extract(images))
-        except ImageError as error:
-            future.set_exception(error)
-        finally:
-            torch.set_num_threads(before)
-        return future
+            found = self._by_turns(jobs) if worker is None else worker(jobs)
+        except WorkerDiedError as error:
+            assert worker is not None
+            raise _DiedOnError(worker, str(error)) from error
+        except BaseException:
+            self._free.put(worker)
+            raise
+        self._free.put(worker)
+        return found
+
+    def _after(self, death: "_DiedOnError", jobs: Batch) -> Iterator[Outcome]:
+        """Another worker; then the images of a batch one by one, of which only what kills a worker again fails.
+
+        To be called by the thread that forked the others, while no other one runs a network.
+        """
+        death.worker.stop()
+        self._workers.remove(death.worker)
+        try:
+            with self._alone:
+                self._workers.append(Worker(self._here))
+        except OSError:  # there may be no more processes
+            self._free.put(None)
+        else:
+            self._free.put(self._workers[-1])
+        if len(jobs) > 1:
+            logger.debug("a process died (%s); its %d images are done again, one by one", death.cause, len(jobs))
+            self._running.extend(([job], self._pool.submit(self._do, [job])) for job in jobs)
+            return
+        reason = f"the process that extracted it died ({death.cause}), for lack of memory or by damage to the file"
+        yield _failed(jobs[0], f"{jobs[0].entry.path}: {reason}; make it smaller, or convert it to PNG")
+
+    def _by_turns(self, jobs: Batch) -> list[Extracted]:
+        loaded = list(self._readers.map(self._here.load, jobs))
+        with self._turns:
+            return self._here.features(loaded)
+
+    def _do_alone(self, batch: "_SizedBatch") -> list[Extracted]:
+        ahead = [] if batch.huge else [self._here.load(job) for job in batch.jobs]
+        with self._alone:
+            torch.set_num_threads(self._threads)
+            try:
+                return self._here.features(ahead or [self._here.load(job) for job in batch.jobs])
+            finally:
+                torch.set_num_threads(1)
 
 
-def _load(job: Job, extractor: Extractor, max_pixels: int) -> _Loaded:
-    try:
-        source = source_of(job.entry.path, job.mask)  # before reading: a later change is then noticed
-    except OSError:
-        source = Source(0, 0)  # reading says what is wrong
-    photograph = read_image(job.entry.path, max_pixels=max_pixels)
-    mask = None if job.mask is None else read_mask(job.mask, photograph)
-    return _Loaded(job, extractor.prepare(photograph, mask), source)
+class _DiedOnError(Exception):
+    """A worker died on a batch."""
+
+    def __init__(self, worker: BatchWorker, cause: str) -> None:
+        super().__init__(cause)
+        self.worker = worker
+        self.cause = cause
 
 
-def _load_ahead(
-    jobs: Iterable[Job], extractor: Extractor, settings: PipelineSettings, pool: ThreadPoolExecutor
-) -> Iterator[_Loaded | Outcome]:
-    """Decoded images in the order of the jobs, or why one can't be read."""
+class _Sized(NamedTuple):
+    """An image whose header was read."""
 
-    def load_small(job: Job) -> _Loaded | None:
+    job: Job
+    padded: tuple[tuple[int, int], ...]  # what the network will see at every size, as the image lies in the file
+    large: bool  # to be done alone
+    huge: bool  # and not to be decoded before
+
+
+class _SizedBatch(NamedTuple):
+    """Images to be done together."""
+
+    jobs: list[Job]
+    large: bool = False
+    huge: bool = False
+
+
+def _sizes_ahead(
+    jobs: Iterable[Job], extractor: Extractor, settings: PipelineSettings, readers: ThreadPoolExecutor
+) -> Iterator[_Sized | Outcome]:
+    """The sizes of images in the order of the jobs, or why one can't be read."""
+
+    def sized(job: Job) -> _Sized:
         width, height = read_image_size(job.entry.path, max_pixels=settings.max_pixels)
-        small = width * height <= PREFETCH_PIXELS
-        return _load(job, extractor, settings.max_pixels) if small else None
+        padded = extractor.padded_sizes_of(width, height)
+        seen = sum(rows * columns for rows, columns in padded)
+        huge = width * height > PREFETCH_PIXELS
+        if not huge:
+            _will_be_read(job.entry.path)
+        return _Sized(job, padded, large=huge or seen >= LARGE_PIXELS, huge=huge)
 
-    waiting: deque[tuple[Job, Future[_Loaded | None]]] = deque()
+    waiting: deque[tuple[Job, Future[_Sized]]] = deque()
     remaining = iter(jobs)
     try:
         while True:
-            while len(waiting) < settings.workers * DECODED_PER_WORKER and (job := next(remaining, None)) is not None:
-                waiting.append((job, pool.submit(load_small, job)))
+            while len(waiting) < HEADERS_AHEAD and (job := next(remaining, None)) is not None:
+                waiting.append((job, readers.submit(sized, job)))
             if not waiting:
                 return
             job, future = waiting.popleft()
             try:
-                yield future.result() or _load(job, extractor, settings.max_pixels)
+                yield future.result()
             except ImageError as error:
                 yield _failed(job, str(error))
-            except MemoryError:
-                yield _failed(job, f"{job.entry.path}: too large for the memory; make it smaller")
     finally:
         for _, future in waiting:
             future.cancel()
 
 
-def _batches(
-    loaded: Iterable[_Loaded | Outcome], extractor: Extractor, settings: PipelineSettings
-) -> Iterator[list[_Loaded] | Outcome]:
+def _will_be_read(path: Path) -> None:
+    """Have the system read a file ahead, so that the processes wait for no disk."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    try:
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+    except OSError:
+        return  # reading it says what is wrong
+
+
+def _batches(sized: Iterable[_Sized | Outcome], settings: PipelineSettings) -> Iterator[_SizedBatch | Outcome]:
     """Images of equal padded sizes together, as many as the settings let; at most four batches wait to become full."""
-    pending: dict[tuple[tuple[int, int], ...], list[_Loaded]] = {}
-    for item in loaded:
+    pending: dict[tuple[tuple[int, int], ...], list[Job]] = {}
+    for item in sized:
         if isinstance(item, Outcome):
             yield item
             continue
-        sizes = extractor.padded_sizes(item.image)
-        pending.setdefault(sizes, []).append(item)
-        pixels = sum(height * width for height, width in sizes)
+        if item.large:
+            yield _SizedBatch([item.job], large=True, huge=item.huge)
+            continue
+        pending.setdefault(item.padded, []).append(item.job)
+        pixels = sum(height * width for height, width in item.padded)
         count = max(1, settings.batch_pixels // pixels) if settings.batch_pixels else settings.batch_size
-        if len(pending[sizes]) >= min(count, settings.batch_size):
-            yield pending.pop(sizes)
+        if len(pending[item.padded]) >= min(count, settings.batch_size):
+            yield _SizedBatch(pending.pop(item.padded))
         elif sum(map(len, pending.values())) >= 4 * settings.batch_size:
-            yield pending.pop(max(pending, key=lambda sizes: len(pending[sizes])))
-    yield from pending.values()
+            yield _SizedBatch(pending.pop(max(pending, key=lambda sizes: len(pending[sizes]))))
+    for jobs in pending.values():
+        yield _SizedBatch(jobs)
 
 
 def _failed(job: Job, reason: str) -> Outcome:

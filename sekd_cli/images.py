@@ -6,6 +6,7 @@ R + 0.587 G + 0.114 B, rounded; a JPEG's is stored in it and taken from there. W
 on mid-grey, which neither black nor white content vanishes on.
 """
 
+import os
 import stat
 import threading
 from collections.abc import Iterator
@@ -55,6 +56,15 @@ ORIENTATIONS = {
 }
 
 _opening = threading.Lock()
+
+
+def _nobody_is_opening() -> None:
+    global _opening  # noqa: PLW0603 - a fork leaves behind the thread that may hold it
+    _opening = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_nobody_is_opening)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,11 +2,11 @@ import errno
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import cv2
@@ -15,13 +15,15 @@ import numpy as np
 import pytest
 from hostile_images import broken_files, drawn, encoded, whole_files, write_files
 
-from sekd_cli import cli
+from sekd_cli import cli, images
 from sekd_cli.extraction import Extractor
-from sekd_cli.extraction_pipeline import PipelineSettings, _batches
+from sekd_cli.extraction_pipeline import Job, PipelineSettings, _batches, _Sized
 from sekd_cli.feature_file import FeatureReader, FeatureWriter
 from sekd_cli.stored_features import StoredFeatures
+from sekd_cli.workers import Worker
 
 Extract = Callable[..., int]
+needs_fork = pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux alone")
 
 
 @pytest.fixture
@@ -300,17 +302,27 @@ def test_processes_of_torchrun_write_files_of_their_own(
 
 def test_a_batch_has_as_many_images_as_the_settings_let_and_only_equal_ones() -> None:
     small, other, large = ((64, 64), (32, 32)), ((64, 96), (32, 64)), ((640, 640), (320, 320))
-    loaded = [SimpleNamespace(image=sizes) for sizes in [*[small] * 5, other, *[large] * 2, *[small] * 2]]
-    extractor = cast(Extractor, SimpleNamespace(padded_sizes=lambda image: image))
+    order = [*[small] * 5, other, *[large] * 2, *[small] * 2]
+    sized = [_Sized(cast(Job, sizes), sizes, large=False, huge=False) for sizes in order]
 
     def batches(**options: Any) -> list[list[Any]]:
-        made = _batches(cast(Any, loaded), extractor, PipelineSettings(**options))
-        return [[item.image for item in cast(Any, batch)] for batch in made]
+        return [cast(Any, batch).jobs for batch in _batches(sized, PipelineSettings(**options))]
 
-    assert batches() == [[item.image] for item in loaded]
+    assert batches() == [[sizes] for sizes in order]
     assert batches(batch_size=4) == [[small] * 4, [small] * 3, [other], [large] * 2]
     few = batches(batch_size=4, batch_pixels=12_000)
     assert few == [[small] * 2, [small] * 2, [other], [large], [large], [small] * 2, [small]]
+
+
+def test_images_of_one_size_that_lie_differently_share_a_batch_of_jobs(extract: Extract) -> None:
+    turned = {
+        f"{number}.jpg": encoded(drawn(64, 96, seed=number), "JPEG", orientation=1 + number) for number in range(8)
+    }
+    write_files(Path("photos"), turned)
+    assert extract("photos", "-o", "default.h5") == 0
+    assert extract("photos", "-o", "one.h5", "--batch-size", 1) == 0
+    for name, features in stored("one.h5").items():
+        np.testing.assert_allclose(stored("default.h5")[name].keypoints, features.keypoints, atol=1e-3)
 
 
 def test_what_is_extracted_does_not_depend_on_the_batch(extract: Extract, photos: Path) -> None:
@@ -350,7 +362,7 @@ def test_a_file_names_the_precision_that_auto_was_and_another_does_not_go_on_wit
     assert "--precision bf16: give auto" in capsys.readouterr().err
 
 
-def test_images_too_large_to_decode_ahead_are_done_as_well(
+def test_images_too_large_for_several_at_once_are_done_as_well(
     extract: Extract, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     extract("photos", "-o", "ahead.h5")
@@ -457,6 +469,74 @@ def test_images_done_at_once_and_alone_give_the_same(
     assert extract("photos", "-o", "alone.h5", "--threads", 2) == 0
     for name, features in stored("alone.h5").items():
         np.testing.assert_allclose(features.keypoints, stored("one.h5")[name].keypoints, atol=1e-2)
+
+
+@pytest.mark.parametrize("missing", ["fork", "processes"])
+def test_where_no_process_can_be_forked_threads_do_the_same(
+    missing: str, extract: Extract, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert extract("photos", "-o", "processes.h5", "--threads", 2) == 0
+    if missing == "fork":
+        monkeypatch.setattr("sekd_cli.workers.CAN_FORK", False)
+    else:
+        monkeypatch.setattr("sekd_cli.workers.Worker.__init__", lambda *_: refuse())
+    assert extract("photos", "-o", "threads.h5", "--threads", 2) == 0
+    assert_same(stored("threads.h5"), stored("processes.h5"))
+
+
+def refuse() -> None:
+    raise BlockingIOError(errno.EAGAIN, "no more processes")
+
+
+@needs_fork
+@pytest.mark.parametrize("more", [True, False], ids=["replaced", "no-more-processes"])
+def test_images_that_kill_the_process_fail_alone(
+    more: bool,
+    extract: Extract,
+    photos: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As a crash of a decoder does, or the system when memory runs out; large ones are done by this process before."""
+    write_files(Path("photos"), {f"more{number}.png": encoded(drawn(seed=number), "PNG") for number in range(12)})
+    write_files(Path("photos"), {f"killer{number}.png": encoded(drawn(), "PNG") for number in range(1 + 2 * more)})
+    write_files(Path("photos"), {"0large.png": encoded(drawn(200, 300), "PNG")})
+    assert extract("photos", "-o", "whole.h5", "--threads", 2) == 0
+    parent, whole, read = os.getpid(), stored("whole.h5"), images.read_image
+
+    def read_or_die(path: Path, **options: Any) -> images.Photograph:
+        if path.name.startswith("killer") and os.getpid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(path, **options)
+
+    monkeypatch.setattr("sekd_cli.extraction_pipeline.read_image", read_or_die)
+    monkeypatch.setattr("sekd_cli.extraction_pipeline.LARGE_PIXELS", 60_000)
+    monkeypatch.setattr("sekd_cli.extraction_pipeline.Worker", Worker if more else lambda _: refuse())
+    capsys.readouterr()
+    exit_code = extract("photos", "--threads", 2)
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    found, killers = stored(), {name for name in whole if name.startswith("killer")}
+    missing = whole.keys() - found.keys()
+    assert missing == killers if more else missing <= killers  # one may be done here, where it kills nobody
+    assert exit_code == bool(missing)
+    assert sorted(line.partition(" died (SIGKILL)")[0] for line in errors) == [
+        f"error: photos/{name}: the process that extracted it" for name in sorted(missing)
+    ]
+    for name, features in found.items():
+        np.testing.assert_allclose(features.keypoints, whole[name].keypoints, atol=1e-2)
+
+
+@needs_fork
+def test_what_goes_wrong_in_a_process_is_told_by_this_one(
+    extract: Extract, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError("in a process of its own")
+
+    monkeypatch.setattr(Extractor, "extract", fail)
+    with pytest.raises(ZeroDivisionError, match="of its own") as raised:
+        extract("photos", "--threads", 2)
+    assert "in _together" in raised.value.__notes__[0]
 
 
 def test_ranks_of_torchrun_do_their_shards_and_none_is_killed_for_anothers_bad_image(

@@ -19,6 +19,7 @@ from sekd_cli.feature_file import FeatureReader
 
 KILLS = 20
 PHOTOGRAPHS = 24
+MANY = 200  # not done before an interrupt comes
 LONGEST_DELAY = 0.8  # seconds; about what a run takes
 
 
@@ -36,12 +37,15 @@ def assert_among(some: dict[str, list[np.ndarray]], everything: dict[str, list[n
             np.testing.assert_array_equal(one, other)
 
 
+def photographs(first: int, end: int) -> dict[str, bytes]:
+    """Small ones, by their names."""
+    return {f"{seed:03}.png": encoded(drawn(seed=seed), "PNG") for seed in range(first, end)}
+
+
 @pytest.fixture
 def command(tmp_path: Path, untrained_weights: Path) -> list[str]:
     """`sekd extract` of many small photographs, but for its output."""
-    write_files(
-        tmp_path / "photos", {f"{seed:02}.png": encoded(drawn(seed=seed), "PNG") for seed in range(PHOTOGRAPHS)}
-    )
+    write_files(tmp_path / "photos", photographs(0, PHOTOGRAPHS))
     options = ["--weights", str(untrained_weights), "--threshold", "0", "--device", "cpu", "--threads", "1"]
     return ["extract", str(tmp_path / "photos"), *options, "--output"]
 
@@ -91,15 +95,46 @@ def test_nothing_that_was_reported_is_lost_by_a_kill_at_any_moment(command: list
     assert_among(arrays(path), whole)
 
 
+def children(process: int) -> list[int]:
+    """The processes that another began."""
+    return [int(one) for one in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux alone")
+def test_a_kill_ends_the_processes_that_extract_as_well(command: list[str], tmp_path: Path) -> None:
+    path, log = tmp_path / "killed.h5", tmp_path / "log.txt"
+    several = [*command[:-1], "--threads", "2", "--output", str(path), "--quiet", "--log-file", str(log)]
+    process = ready_processes().Process(target=cli.main, args=(several,))
+    process.start()
+    while process.is_alive() and not (log.exists() and "keypoints" in log.read_text()):
+        time.sleep(0.005)
+    assert process.pid is not None
+    others = children(process.pid)
+    assert len(others) == 2
+    process.kill()
+    process.join()
+    patience = time.monotonic() + 60
+    while any(Path(f"/proc/{other}").exists() for other in others):
+        assert time.monotonic() < patience, "processes are left over"
+        time.sleep(0.01)
+    assert cli.main([*several, "--threads", "1"]) == 0  # and nobody holds the file
+    assert len(arrays(path)) == PHOTOGRAPHS
+
+
 def exit_with(arguments: list[str]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is told to ignore it
     sys.exit(cli.main(arguments))
 
 
-def test_an_interrupt_stops_cleanly_and_the_same_command_goes_on(command: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_interrupt_stops_cleanly_and_the_same_command_goes_on(
+    threads: int, command: list[str], tmp_path: Path
+) -> None:
+    write_files(tmp_path / "photos", photographs(PHOTOGRAPHS, MANY))
     processes = ready_processes()
     path, log = tmp_path / "interrupted.h5", tmp_path / "log.txt"
-    process = processes.Process(target=exit_with, args=([*command, str(path), "--quiet", "--log-file", str(log)],))
+    several = [*command[:-1], "--threads", str(threads), "--output", str(path)]
+    process = processes.Process(target=exit_with, args=([*several, "--quiet", "--log-file", str(log)],))
     process.start()
     while process.is_alive() and not (log.exists() and "keypoints" in log.read_text()):
         time.sleep(0.005)
@@ -109,6 +144,6 @@ def test_an_interrupt_stops_cleanly_and_the_same_command_goes_on(command: list[s
     assert process.exitcode == 130
     assert "Traceback" not in log.read_text()
     done = len(arrays(path))
-    assert 0 < done < PHOTOGRAPHS
-    assert cli.main([*command, str(path)]) == 0
-    assert len(arrays(path)) == PHOTOGRAPHS
+    assert 0 < done < MANY
+    assert cli.main(several) == 0
+    assert len(arrays(path)) == MANY

@@ -15,17 +15,18 @@ import torch
 
 from sekd_cli.commands.progress import progress_bar
 from sekd_cli.config import DetectionSettings, ViewSettings, parse_scales
-from sekd_cli.device import available_cores, keep_freed_memory, resolve_device, set_threads
+from sekd_cli.device import available_cores, keep_freed_memory, resolve_device, set_threads, wanted_threads
 from sekd_cli.errors import NothingToDoError, OutputError, UsageError
 from sekd_cli.export.layout_folder import layout_folder
 from sekd_cli.export.layouts import FEATURE_FILES
 from sekd_cli.extraction import Extractor
-from sekd_cli.extraction_pipeline import Job, Outcome, PipelineSettings, extract_all
+from sekd_cli.extraction_pipeline import BatchExtractor, Job, Outcome, PipelineSettings, extract_all
 from sekd_cli.feature_file import ChangedImageError, FeatureWriter, file_attributes
 from sekd_cli.images import find_images
 from sekd_cli.networks.weights_file import load_network, packaged_weights, weights_digest
 from sekd_cli.shards import Shard, parse_shard, torchrun_shard, wait_for_other_ranks
 from sekd_cli.stored_features import Source, source_of
+from sekd_cli.workers import workers
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ GPU_BATCH = 8  # keeps a GPU busy with photographs of the default size
 CPU_BATCH = 4  # of small photographs, whose coarse layers take less time than starting them does
 CPU_BATCH_PIXELS = 1_600_000  # four of 640x480 at both sizes; larger ones gain nothing, and memory is a thread's each
 MOST_AT_ONCE = 16  # images of the network on a CPU; of the default size each takes 0.1 GB
-MOST_WORKERS = 8  # decoding threads; more are faster than any network here
+MOST_READERS = 8  # threads; more are faster than any network here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,12 +78,20 @@ def run(options: ExtractOptions) -> int:
     jobs = _find_jobs(options, shard)
     if folder is not None:
         folder.check((job.entry.name for job in jobs), overwrite=options.overwrite)
+    threads = wanted_threads(options.threads)
+    set_threads(1)  # as several would be missing in a process that is forked off
     extractor, attributes = _set_up(options, shard)
-    with FeatureWriter(output, attributes, overwrite=options.overwrite) as writer:
+    settings = _pipeline_settings(options, extractor.device, threads, len(jobs))
+    processes = 0 if settings.threads == 1 else min(settings.threads, len(jobs))
+    with (
+        workers(processes, BatchExtractor(extractor, options.max_pixels)) as others,
+        FeatureWriter(output, attributes, overwrite=options.overwrite) as writer,
+    ):
+        set_threads(threads)
         remaining = _remaining(jobs, writer, update=options.update)
         with _Report(len(jobs) - len(remaining), options.failures) as report, progress_bar("extract", len(jobs)) as bar:
             bar.advance(report.skipped)
-            for outcome in extract_all(remaining, extractor, writer, _pipeline_settings(options, extractor)):
+            for outcome in extract_all(remaining, extractor, writer, settings, others):
                 report.add(outcome)
                 bar.advance(note=f"{len(report.failures)} failed" if report.failures else "")
     if options.shard is None:
@@ -131,8 +140,7 @@ def _listed_paths() -> list[str]:
 def _set_up(options: ExtractOptions, shard: Shard) -> tuple[Extractor, dict[str, Any]]:
     """The extractor, and the attributes of its feature file: all that decides the numbers in it."""
     device = resolve_device(options.device)
-    set_threads(options.threads)
-    keep_freed_memory(_networks_at_once(device))
+    keep_freed_memory()
     weights = options.weights or packaged_weights()
     network = load_network(weights)
     detection = DetectionSettings(
@@ -153,17 +161,16 @@ def _set_up(options: ExtractOptions, shard: Shard) -> tuple[Extractor, dict[str,
     return extractor, file_attributes(network=network.name, weights_sha256=weights_digest(weights), settings=decisive)
 
 
-def _networks_at_once(device: torch.device) -> int:
-    return min(MOST_AT_ONCE, torch.get_num_threads()) if device.type == "cpu" else 1
-
-
-def _pipeline_settings(options: ExtractOptions, extractor: Extractor) -> PipelineSettings:
-    on_cpu = extractor.device.type == "cpu"
+def _pipeline_settings(options: ExtractOptions, device: torch.device, threads: int, images: int) -> PipelineSettings:
+    on_cpu = device.type == "cpu"
+    own_batch = (
+        min(CPU_BATCH, -(-images // threads) or 1) if on_cpu else GPU_BATCH
+    )  # of few images each thread has some
     return PipelineSettings(
-        batch_size=options.batch_size or (CPU_BATCH if on_cpu else GPU_BATCH),
+        batch_size=options.batch_size or own_batch,
         batch_pixels=CPU_BATCH_PIXELS if on_cpu and not options.batch_size else 0,
-        workers=max(2, min(MOST_WORKERS, options.threads or available_cores())),
-        threads=_networks_at_once(extractor.device),
+        readers=max(2, min(MOST_READERS, options.threads or available_cores())),
+        threads=min(MOST_AT_ONCE, threads) if on_cpu else 1,
         max_pixels=options.max_pixels,
         descriptor_dtype=options.descriptor_dtype,
     )

@@ -1,0 +1,86 @@
+"""Processes that do tasks for this one."""
+
+import os
+import signal
+import sys
+import time
+
+import pytest
+
+from sekd_cli import workers as module
+from sekd_cli.workers import Worker, WorkerDiedError, workers
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux alone")
+
+
+def own_process(task: str) -> tuple[str, int]:
+    """What it was told and by whom it is done, or a death."""
+    if task == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if task == "leave":
+        os._exit(3)
+    if task == "hang":
+        time.sleep(600)
+    if task == "fail":
+        raise ValueError(task)
+    return task, os.getpid()
+
+
+def gone(process: int) -> bool:
+    """Whether there is no such process any more."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def test_each_does_tasks_in_a_process_of_its_own_until_the_block_ends() -> None:
+    with workers(2, own_process) as running:
+        done = [worker(task) for task in ("a", "b") for worker in running]
+        processes = {process for _, process in done}
+    assert [task for task, _ in done] == ["a", "a", "b", "b"]
+    assert len(processes) == 2
+    assert os.getpid() not in processes
+    assert all(map(gone, processes))
+
+
+def test_an_error_is_raised_here_and_the_worker_goes_on() -> None:
+    with workers(1, own_process) as (worker,):
+        with pytest.raises(ValueError, match="fail") as raised:
+            worker("fail")
+        assert "in own_process" in raised.value.__notes__[0]
+        assert worker("a")[0] == "a"
+
+
+@pytest.mark.parametrize(("death", "cause"), [("die", "SIGKILL"), ("leave", "exit code 3")])
+def test_a_death_is_told_with_its_cause_and_another_takes_its_place(death: str, cause: str) -> None:
+    with workers(1, own_process) as running:
+        with pytest.raises(WorkerDiedError, match=cause):
+            running[0](death)
+        with pytest.raises(WorkerDiedError, match=cause):
+            running[0]("a")
+        running[0].stop()
+        running[0] = Worker(own_process)
+        assert running[0]("a")[0] == "a"
+
+
+def test_one_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SECONDS_TO_STOP", 0.1)
+    with workers(1, own_process) as (worker,):
+        _, process = worker("a")
+        worker._connection.send("hang")
+    assert gone(process)
+
+
+def test_ctrl_c_is_for_the_parent() -> None:
+    with workers(1, own_process) as (worker,):
+        _, process = worker("a")
+        os.kill(process, signal.SIGINT)
+        assert worker("b") == ("b", process)
+
+
+def test_none_where_a_system_cannot_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CAN_FORK", False)
+    with workers(2, own_process) as running:
+        assert running == []
