@@ -2,9 +2,9 @@
 
     python benchmarks/exhaustive.py [--images 1000] [--keypoints 32] [--cache 0.25] [--reads-only] [--json]
 
-Writes a feature file of random features, matches all pairs of it to a match file as `sekd match` does, and counts the
-reads of each image. The memory for features is given as a share of all features, so few keypoints show what thousands
-do. With --reads-only the features of all pairs are read in that order, but not matched.
+Writes a feature file of random features, matches all pairs of it to a match file as `sekd match` does by threads, and
+counts the reads of each image. The memory for features is given as a share of all features, so few keypoints show what
+thousands do. With --reads-only the features of all pairs are read in that order, but not matched.
 """
 
 import argparse

@@ -30,7 +30,7 @@ from sekd_cli.feature_file import FeatureWriter
 from sekd_cli.images import DEFAULT_MAX_PIXELS, ImageEntry, read_image, read_image_size, read_mask
 from sekd_cli.pyramid import PreparedImage
 from sekd_cli.stored_features import Source, StoredFeatures, source_of
-from sekd_cli.workers import Worker, WorkerDiedError
+from sekd_cli.workers import Crew, Worker, WorkerDiedError
 
 logger = logging.getLogger(__name__)
 
@@ -184,38 +184,25 @@ class _Extraction:
     """Has several batches done at once, each on one thread; a large image has all threads, one by one."""
 
     def __init__(
-        self,
-        here: BatchExtractor,
-        settings: PipelineSettings,
-        readers: ThreadPoolExecutor,
-        workers: list[BatchWorker],
+        self, here: BatchExtractor, settings: PipelineSettings, readers: ThreadPoolExecutor, workers: list[BatchWorker]
     ) -> None:
         self._here = here
         self._threads = settings.threads
         self._turns = threading.Semaphore(settings.threads)
-        self._alone = threading.Lock()
         self._readers = readers
-        self._workers = workers
-        self._free: queue.SimpleQueue[BatchWorker | None] = queue.SimpleQueue()  # None: a thread does it here
-        self._at_once = len(workers) or settings.threads + 1  # one thread decodes while the others compute
-        for index in range(self._at_once):
-            self._free.put(workers[index] if workers else None)
-        self._pool = ThreadPoolExecutor(self._at_once, "extract", initializer=torch.set_num_threads, initargs=(1,))
-        self._running: deque[tuple[Batch, Future[list[Extracted]]]] = deque()
+        self._crew = Crew(workers, here, self._by_turns, settings.threads + 1)  # one decodes while the others compute
 
     def begin(self, batch: "_SizedBatch") -> None:
         """Let a thread or process take this batch."""
-        done = self._pool.submit(self._do_alone, batch) if batch.large else self._pool.submit(self._do, batch.jobs)
-        self._running.append((batch.jobs, done))
+        how = None if not batch.large else self._huge_alone if batch.huge else self._alone
+        self._crew.begin(batch.jobs, how)
 
     def hand_on(self, background: "_BackgroundWriter", *, everything: bool = False) -> Iterator[Outcome]:
         """Give features to the writer while more batches wait than can be done; yields what failed."""
-        while len(self._running) > (0 if everything else self._at_once):
-            jobs, future = self._running.popleft()
-            try:
-                found = future.result()
-            except _DiedOnError as death:
-                yield from self._after(death, jobs)
+        for jobs, found in self._crew.done(0 if everything else self._crew.size):
+            if isinstance(found, WorkerDiedError):
+                reason = f"the process that extracted it died ({found}), for lack of memory or by damage to the file"
+                yield _failed(jobs[0], f"{jobs[0].entry.path}: {reason}; make it smaller, or convert it to PNG")
                 continue
             for job, one in zip(jobs, found, strict=True):
                 if one.features is None:
@@ -229,64 +216,24 @@ class _Extraction:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._pool.shutdown(cancel_futures=True)
-
-    def _do(self, jobs: Batch) -> list[Extracted]:
-        worker = self._free.get()
-        try:
-            found = self._by_turns(jobs) if worker is None else worker(jobs)
-        except WorkerDiedError as error:
-            assert worker is not None
-            raise _DiedOnError(worker, str(error)) from error
-        except BaseException:
-            self._free.put(worker)
-            raise
-        self._free.put(worker)
-        return found
-
-    def _after(self, death: "_DiedOnError", jobs: Batch) -> Iterator[Outcome]:
-        """Another worker; then the images of a batch one by one, of which only what kills a worker again fails.
-
-        To be called by the thread that forked the others, while no other one runs a network.
-        """
-        death.worker.stop()
-        self._workers.remove(death.worker)
-        try:
-            with self._alone:
-                self._workers.append(Worker(self._here))
-        except OSError:  # there may be no more processes
-            self._free.put(None)
-        else:
-            self._free.put(self._workers[-1])
-        if len(jobs) > 1:
-            logger.debug("a process died (%s); its %d images are done again, one by one", death.cause, len(jobs))
-            self._running.extend(([job], self._pool.submit(self._do, [job])) for job in jobs)
-            return
-        reason = f"the process that extracted it died ({death.cause}), for lack of memory or by damage to the file"
-        yield _failed(jobs[0], f"{jobs[0].entry.path}: {reason}; make it smaller, or convert it to PNG")
+        self._crew.__exit__(kind, value, traceback)
 
     def _by_turns(self, jobs: Batch) -> list[Extracted]:
         loaded = list(self._readers.map(self._here.load, jobs))
         with self._turns:
+            torch.set_num_threads(1)
             return self._here.features(loaded)
 
-    def _do_alone(self, batch: "_SizedBatch") -> list[Extracted]:
-        ahead = [] if batch.huge else [self._here.load(job) for job in batch.jobs]
-        with self._alone:
+    def _alone(self, jobs: Batch) -> list[Extracted]:
+        loaded = [self._here.load(job) for job in jobs]
+        with self._crew.forking:
             torch.set_num_threads(self._threads)
-            try:
-                return self._here.features(ahead or [self._here.load(job) for job in batch.jobs])
-            finally:
-                torch.set_num_threads(1)
+            return self._here.features(loaded)
 
-
-class _DiedOnError(Exception):
-    """A worker died on a batch."""
-
-    def __init__(self, worker: BatchWorker, cause: str) -> None:
-        super().__init__(cause)
-        self.worker = worker
-        self.cause = cause
+    def _huge_alone(self, jobs: Batch) -> list[Extracted]:
+        with self._crew.forking:
+            torch.set_num_threads(self._threads)
+            return self._here.features([self._here.load(job) for job in jobs])
 
 
 class _Sized(NamedTuple):

@@ -66,7 +66,7 @@ class MatchWriter(KeptWriter):
     def __init__(self, path: Path, attributes: Mapping[str, Any], *, overwrite: bool = False) -> None:
         """See `KeptWriter`."""
         super().__init__(path, attributes, overwrite=overwrite)
-        self._empty = not self._started()
+        self.started = self._started()  # whether there are matches of before
 
     def is_complete(self, pair: Pair, fingerprints: tuple[int, int]) -> bool:
         """Whether a pair is there, either way round, made of features with these fingerprints.
@@ -74,7 +74,7 @@ class MatchWriter(KeptWriter):
         Raises ChangedFeaturesError if it was made of others.
         """
         with self._reading():
-            return not self._empty and self._is_complete(pair, fingerprints)
+            return self.started and self._is_complete(pair, fingerprints)
 
     def _is_complete(self, pair: Pair, fingerprints: tuple[int, int]) -> bool:
         for names, expected in ((pair, fingerprints), (pair[::-1], fingerprints[::-1])):
@@ -92,7 +92,7 @@ class MatchWriter(KeptWriter):
         """Add the matches of one pair. Raises OutputError if the file can't be written."""
         file = self._writer.file
         try:
-            for place in () if self._empty else (_place(pair), _place(pair[::-1])):
+            for place in (_place(pair), _place(pair[::-1])) if self.started else ():
                 if place in file:
                     del file[place]
             group = file.create_group(_place(pair))

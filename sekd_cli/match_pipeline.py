@@ -3,19 +3,24 @@
 Pairs are taken in blocks. The images of a block's rows stay in memory, the others stream past, as in a blocked matrix
 product: of n images of which m fit into the memory given, each is read about 1 + n / 2m times for all pairs of them,
 and once where all fit. No result depends on the order.
+
+On a CPU several processes match, each of which reads what it needs; elsewhere threads do. One thread writes.
 """
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 
 from sekd_cli.config import MatchingSettings, VerificationSettings
+from sekd_cli.device import give_back_memory
 from sekd_cli.errors import ImageError, InputFileError
 from sekd_cli.feature_file import FeatureReader
 from sekd_cli.match_file import ChangedFeaturesError, MatchWriter
@@ -23,6 +28,7 @@ from sekd_cli.pair_matching import MatchableImage, match_images, match_together,
 from sekd_cli.pairs import Pair
 from sekd_cli.stored_matches import StoredMatches
 from sekd_cli.verification import Camera
+from sekd_cli.workers import Crew, Worker, WorkerDiedError
 
 BATCHES_IN_FLIGHT = 4  # for each thread: enough that none waits while features are read or matches written
 COMMIT_PAIRS, COMMIT_SECONDS = 64, 1.0  # matches are made durable, and reported, after so many or so long
@@ -33,6 +39,10 @@ CameraOf = Callable[[str, tuple[int, int]], Camera | None]
 
 Batch = list[tuple[MatchableImage, MatchableImage]]
 """Pairs that are matched together."""
+
+TASK_PAIRS = 32  # that a process takes at a time, fewer where there are few: 0.2 s
+GIVE_BACK_EVERY = 16  # tasks: images that others took the place of lie about as free memory
+ROWS_OF_CACHE = 0.5  # of a process's memory for features: those of the rows of a block
 
 
 class Plan(NamedTuple):
@@ -75,6 +85,64 @@ def plan(pairs: Iterable[Pair]) -> Plan:
     return Plan(list(numbers), different[first], len(different) - len(first), len(given) - len(different))
 
 
+class Matched(NamedTuple):
+    """The matches of a pair and the fingerprints of what was matched, or why there are none."""
+
+    matches: StoredMatches | None
+    fingerprints: tuple[int, int] = (0, 0)
+    failure: str = ""
+
+
+class PairMatcher:
+    """From names to matches: what a worker process does."""
+
+    def __init__(
+        self,
+        path: Path,
+        cache_bytes: int,
+        matching: MatchingSettings,
+        verification: VerificationSettings | None = None,
+        camera_of: CameraOf = lambda name, size: None,
+    ) -> None:
+        """path: of the feature file, opened by whoever matches first. cache_bytes: of features in its memory."""
+        self._path = path
+        self._cache_bytes = cache_bytes
+        self._matching = matching
+        self._verification = verification
+        self._camera_of = camera_of
+        self._images: ImageCache | None = None
+        self._tasks = 0
+
+    def __call__(self, pairs: Sequence[Pair]) -> list[Matched]:
+        """The matches of each."""
+        if self._images is None:
+            torch.set_num_threads(1)
+            cv2.setNumThreads(1)
+            self._images = ImageCache(
+                FeatureReader(self._path),
+                torch.device("cpu"),
+                self._cache_bytes,
+                self._camera_of,
+                turned=self._matching.rotations,
+            )
+        self._tasks += 1
+        if self._tasks % GIVE_BACK_EVERY == 0:
+            give_back_memory()
+        return [self._matched(self._images.get(first), self._images.get(second)) for first, second in pairs]
+
+    def _matched(self, image0: MatchableImage | str, image1: MatchableImage | str) -> Matched:
+        if isinstance(image0, str) or isinstance(image1, str):
+            return Matched(None, failure=_reasons(image0, image1))
+        try:
+            matches = match_images(image0, image1, self._matching, self._verification)
+        except ImageError as error:
+            return Matched(None, failure=str(error))
+        return Matched(matches, (image0.fingerprint, image1.fingerprint))
+
+
+PairWorker = Worker[Sequence[Pair], list[Matched]]
+
+
 def match_all(
     work: Plan,
     features: FeatureReader,
@@ -84,13 +152,112 @@ def match_all(
     matching: MatchingSettings,
     verification: VerificationSettings | None = None,
     camera_of: CameraOf = lambda name, size: None,
+    workers: list[PairWorker] | None = None,
 ) -> Iterator[Outcome]:
     """Match every pair into the file; yields each outcome once its matches are durable, in no particular order.
 
-    Raises OutputError if the file can't be written or holds matches of other features, DeviceError if the device runs
-    out of memory.
+    workers: processes that do so with a `PairMatcher` of the same features and settings; in place of one that dies
+    another is put. Raises OutputError if the file can't be written or holds matches of other features, DeviceError if
+    the device runs out of memory.
     """
-    cache = FeatureCache(features, settings, camera_of, turned=matching.rotations)
+    if workers:
+        share = settings.cache_bytes // len(workers)
+        matcher = PairMatcher(features.path, share, matching, verification, camera_of)
+        fingerprint_of = _Fingerprints(features, turned=matching.rotations)
+        yield from _match_by_workers(
+            work, writer, settings, matcher=matcher, workers=workers, fingerprint_of=fingerprint_of
+        )
+    else:
+        cache = FeatureCache(features, settings, camera_of, turned=matching.rotations)
+        yield from _match_by_threads(work, cache, writer, settings, matching=matching, verification=verification)
+
+
+def _match_by_workers(
+    work: Plan,
+    writer: MatchWriter,
+    settings: PipelineSettings,
+    *,
+    matcher: PairMatcher,
+    workers: list[PairWorker],
+    fingerprint_of: "_Fingerprints",
+) -> Iterator[Outcome]:
+    written = _Written(writer)
+    rows = ROWS_OF_CACHE * settings.cache_bytes / len(workers) // max(1, fingerprint_of.largest(work.names[:10]))
+    order = _order_in_blocks(work, max(1, int(rows)))
+    task_pairs = max(1, min(TASK_PAIRS, len(order) // (4 * len(workers))))
+    with Crew(workers, matcher, matcher, threads=0) as crew:
+
+        def took(waiting: int) -> Iterator[Outcome]:
+            for pairs, found in crew.done(waiting):
+                if isinstance(found, WorkerDiedError):
+                    reason = f"the process that matched them died ({found}); give a smaller --cache, or fewer --threads"
+                    written.add(Outcome(pairs[0], failure=reason))
+                    continue
+                for pair, one in zip(pairs, found, strict=True):
+                    written.take(pair, one)
+            yield from written.reported()
+
+        task: list[Pair] = []
+        for index in order:
+            pair = work.names[work.pairs[index, 0]], work.names[work.pairs[index, 1]]
+            if writer.started and (told := _told_before(writer, pair, fingerprint_of, update=settings.update)):
+                written.add(told)
+                yield from written.reported()
+                continue
+            task.append(pair)
+            if len(task) == task_pairs:
+                crew.begin(task)
+                task = []
+                yield from took(BATCHES_IN_FLIGHT * crew.size)
+        if task:
+            crew.begin(task)
+        while crew.waiting:
+            yield from took(crew.waiting - 1)
+        yield from written.reported(now=True)
+
+
+def _told_before(writer: MatchWriter, pair: Pair, fingerprint_of: "_Fingerprints", *, update: bool) -> Outcome | None:
+    """What can be said of a pair without matching it: it's there, or its features aren't."""
+    first, second = fingerprint_of(pair[0]), fingerprint_of(pair[1])
+    if isinstance(first, str) or isinstance(second, str):
+        return Outcome(pair, failure=_reasons(first, second))
+    return Outcome(pair, skipped=True) if _is_done(writer, pair, (first, second), update) else None
+
+
+class _Fingerprints:
+    """The fingerprints of images by their names, or why they can't be read; each found once."""
+
+    def __init__(self, features: FeatureReader, *, turned: bool) -> None:
+        self._images = ImageCache(features, torch.device("cpu"), 0, lambda name, size: None, turned=turned)
+        self._known: dict[str, int | str] = {}
+
+    def __call__(self, name: str) -> int | str:
+        if name not in self._known:
+            image = self._images.get(name)
+            self._known[name] = image if isinstance(image, str) else image.fingerprint
+        return self._known[name]
+
+    def largest(self, names: Sequence[str]) -> int:
+        """Bytes of the largest of some images."""
+        return max(map(_size, map(self._images.get, names)), default=0)
+
+
+def _order_in_blocks(work: Plan, rows: int) -> np.ndarray:
+    """Numbers of pairs, block by block of so many images that stay, each block's others one after the other."""
+    row, column = work.pairs.min(axis=1), work.pairs.max(axis=1)
+    _, rank = np.unique(row, return_inverse=True)
+    return np.lexsort((row, column, rank // rows))
+
+
+def _match_by_threads(
+    work: Plan,
+    cache: "FeatureCache",
+    writer: MatchWriter,
+    settings: PipelineSettings,
+    *,
+    matching: MatchingSettings,
+    verification: VerificationSettings | None,
+) -> Iterator[Outcome]:
     at_once = max(1, min(settings.threads, len(work.pairs)))
     share = max(1, settings.threads // at_once)  # threads for one pair: more than one where pairs are few
     written = _Written(writer)
@@ -105,23 +272,27 @@ def match_all(
         try:
             for pair, image0, image1 in cache.walk(work):
                 if isinstance(image0, str) or isinstance(image1, str):
-                    reasons = [reason for reason in (image0, image1) if isinstance(reason, str)]
-                    written.add(Outcome(pair, failure="; ".join(reasons)))
+                    written.add(Outcome(pair, failure=_reasons(image0, image1)))
                 elif _is_done(writer, pair, (image0.fingerprint, image1.fingerprint), settings.update):
                     written.add(Outcome(pair, skipped=True))
                 else:
                     start(gathering.add(image0, image1))
                 while len(running) >= BATCHES_IN_FLIGHT * at_once:
-                    written.take(*running.popleft())
+                    written.take_batch(*running.popleft())
                 yield from written.reported()
             start(gathering.batch)
             while running:
-                written.take(*running.popleft())
+                written.take_batch(*running.popleft())
                 yield from written.reported()
             yield from written.reported(now=True)
         finally:
             for _, future in running:
                 future.cancel()
+
+
+def _reasons(*found: object) -> str:
+    """Why images can't be matched."""
+    return "; ".join(one for one in found if isinstance(one, str))
 
 
 def _match(
@@ -178,15 +349,20 @@ class _Written:
         """Report this, in turn."""
         self._outcomes.append(outcome)
 
-    def take(self, batch: Batch, future: Future[list[StoredMatches | ImageError]]) -> None:
+    def take_batch(self, batch: Batch, future: Future[list[StoredMatches | ImageError]]) -> None:
         """Write the matches of pairs as soon as they are there."""
-        for (image0, image1), matches in zip(batch, future.result(), strict=True):
-            pair = image0.name, image1.name
-            if isinstance(matches, ImageError):
-                self.add(Outcome(pair, failure=str(matches)))
-                continue
-            self._writer.write(pair, matches, (image0.fingerprint, image1.fingerprint))
-            self.add(Outcome(pair, int((matches.matches0 >= 0).sum())))
+        for (image0, image1), found in zip(batch, future.result(), strict=True):
+            fingerprints = image0.fingerprint, image1.fingerprint
+            one = Matched(None, failure=str(found)) if isinstance(found, ImageError) else Matched(found, fingerprints)
+            self.take((image0.name, image1.name), one)
+
+    def take(self, pair: Pair, one: Matched) -> None:
+        """Write the matches of a pair."""
+        if one.matches is None:
+            self.add(Outcome(pair, failure=one.failure))
+            return
+        self._writer.write(pair, one.matches, one.fingerprints)
+        self.add(Outcome(pair, int((one.matches.matches0 >= 0).sum())))
 
     def reported(self, *, now: bool = False) -> Iterator[Outcome]:
         """Outcomes that are durable: none until it is time to commit, or `now`."""
@@ -197,6 +373,51 @@ class _Written:
             yield from outcomes
 
 
+class ImageCache:
+    """The images that were used last, in bounded memory."""
+
+    def __init__(
+        self, features: FeatureReader, device: torch.device, room: int, camera_of: CameraOf, *, turned: bool = False
+    ) -> None:
+        """room: bytes; one image is kept in any case. turned: read descriptors at other turns too."""
+        self._features = features
+        self._device = device
+        self._room = room
+        self._camera_of = camera_of
+        self._turned = turned
+        self._kept: OrderedDict[str, MatchableImage | str] = OrderedDict()
+        self._size = 0
+        self.reads = 0  # of images, so far
+
+    def get(self, name: str) -> MatchableImage | str:
+        """An image, or why there is none; it is kept until others need its room."""
+        image = self._kept.get(name)
+        if image is None:
+            image = self._kept[name] = self._load(name)
+            self._size += _size(image)
+        self._kept.move_to_end(name)
+        while self._size > self._room and len(self._kept) > 1:
+            self._size -= _size(self._kept.popitem(last=False)[1])
+        return image
+
+    def take(self, name: str) -> MatchableImage | str:
+        """An image that somebody else keeps from now on."""
+        image = self._kept.pop(name, None)
+        if image is None:
+            return self._load(name)
+        self._size -= _size(image)
+        return image
+
+    def _load(self, name: str) -> MatchableImage | str:
+        self.reads += 1
+        try:
+            stored = self._features.read(name, turned=self._turned)
+            camera = self._camera_of(name, stored.image_size)
+        except (ImageError, InputFileError) as error:
+            return str(error)
+        return matchable_image(name, stored, self._device, camera)
+
+
 class FeatureCache:
     """Features in bounded memory: most of it for the rows of the block at hand, the rest for what was used last."""
 
@@ -204,15 +425,14 @@ class FeatureCache:
         self, features: FeatureReader, settings: PipelineSettings, camera_of: CameraOf, *, turned: bool = False
     ) -> None:
         """turned: read descriptors at other turns too."""
-        self._features = features
-        self._device = settings.device
-        self._room = settings.cache_bytes // 8  # for images that pass; each is needed once a block
-        self._row_room = settings.cache_bytes - self._room
-        self._camera_of = camera_of
-        self._turned = turned
-        self._passing: OrderedDict[str, MatchableImage | str] = OrderedDict()
-        self._passing_size = 0
-        self.reads = 0  # of images, so far
+        room = settings.cache_bytes // 8  # for images that pass; each is needed once a block
+        self._row_room = settings.cache_bytes - room
+        self._passing = ImageCache(features, settings.device, room, camera_of, turned=turned)
+
+    @property
+    def reads(self) -> int:
+        """Of images, so far."""
+        return self._passing.reads
 
     def walk(self, work: Plan) -> Iterator[tuple[Pair, MatchableImage | str, MatchableImage | str]]:
         """Every pair with its images, or why there is none, in an order that needs few reads."""
@@ -225,43 +445,15 @@ class FeatureCache:
             size, end = 0, start
             while end < len(order) and (not held or size < self._row_room):
                 number = int(sorted_rows[end])
-                held[number] = self._take(work.names[number])
+                held[number] = self._passing.take(work.names[number])
                 size += _size(held[number])
                 end = int(np.searchsorted(sorted_rows, number, side="right"))
             block = order[start:end]
             for index in block[np.lexsort((row[block], column[block]))]:
                 first, second = work.pairs[index].tolist()
-                images = [held.get(number) or self._pass(work.names[number]) for number in (first, second)]
+                images = [held.get(number) or self._passing.get(work.names[number]) for number in (first, second)]
                 yield (work.names[first], work.names[second]), images[0], images[1]
             start = end
-
-    def _take(self, name: str) -> MatchableImage | str:
-        """An image for a row: out of those that passed, if it is one of them."""
-        image = self._passing.pop(name, None)
-        if image is None:
-            return self._load(name)
-        self._passing_size -= _size(image)
-        return image
-
-    def _pass(self, name: str) -> MatchableImage | str:
-        """An image that is used now, and kept until others need its room."""
-        image = self._passing.get(name)
-        if image is None:
-            image = self._passing[name] = self._load(name)
-            self._passing_size += _size(image)
-        self._passing.move_to_end(name)
-        while self._passing_size > self._room and len(self._passing) > 1:
-            self._passing_size -= _size(self._passing.popitem(last=False)[1])
-        return image
-
-    def _load(self, name: str) -> MatchableImage | str:
-        self.reads += 1
-        try:
-            stored = self._features.read(name, turned=self._turned)
-            camera = self._camera_of(name, stored.image_size)
-        except (ImageError, InputFileError) as error:
-            return str(error)
-        return matchable_image(name, stored, self._device, camera)
 
 
 def _size(image: MatchableImage | str) -> int:

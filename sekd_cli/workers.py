@@ -10,16 +10,22 @@ import ctypes
 import gc
 import multiprocessing
 import os
+import queue
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from typing import Any, Generic, TypeVar
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
 
 Task = TypeVar("Task")
 Reply = TypeVar("Reply")
+Item = TypeVar("Item")
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal that a process gets when its parent is gone
 CAN_FORK = sys.platform == "linux"
@@ -70,6 +76,99 @@ class Worker(Generic[Task, Reply]):
             self._process.kill()
             self._process.join()
         self._connection.close()
+
+
+class Crew(Generic[Item, Reply]):
+    """Workers that take batches of items and reply to each item, or threads of this process where there are none.
+
+    In the place of a worker that dies comes another, and its batch is done again, one by one: so an item that kills a
+    worker is told, and costs the others nothing but time.
+    """
+
+    def __init__(
+        self,
+        running: list[Worker[Sequence[Item], list[Reply]]],
+        work: Callable[[Sequence[Item]], list[Reply]],
+        here: Callable[[Sequence[Item]], list[Reply]],
+        threads: int,
+    ) -> None:
+        """work: what another worker does. here: what a thread does instead, of which there are `threads` or none."""
+        self.size = len(running) or threads
+        self.forking = threading.Lock()  # whoever computes in this process holds it
+        self._running = running
+        self._work = work
+        self._here = here
+        self._free: queue.SimpleQueue[Worker[Sequence[Item], list[Reply]] | None] = queue.SimpleQueue()
+        for index in range(self.size):
+            self._free.put(running[index] if running else None)
+        self._pool = ThreadPoolExecutor(self.size, "crew")
+        self._waiting: deque[tuple[Sequence[Item], Future[list[Reply]]]] = deque()
+
+    def begin(self, items: Sequence[Item], here: Callable[[Sequence[Item]], list[Reply]] | None = None) -> None:
+        """Have a batch done, in a thread by `here` if given."""
+        self._waiting.append((items, self._pool.submit(here or self._do, items)))
+
+    @property
+    def waiting(self) -> int:
+        """Batches that were begun and not told of."""
+        return len(self._waiting)
+
+    def done(self, waiting: int) -> Iterator[tuple[Sequence[Item], list[Reply] | WorkerDiedError]]:
+        """Batches in order, until no more than `waiting` are left, or of one item, what killed its worker.
+
+        To be called by the thread that forked the workers. Raises what the work raises.
+        """
+        while len(self._waiting) > waiting:
+            items, future = self._waiting.popleft()
+            try:
+                yield items, future.result()
+            except _DiedOnError as death:
+                self._replace(death.worker)
+                if len(items) == 1:
+                    yield items, death.error
+                for item in items if len(items) > 1 else ():
+                    self.begin([item])
+
+    def _do(self, items: Sequence[Item]) -> list[Reply]:
+        worker = self._free.get()
+        try:
+            replies = self._here(items) if worker is None else worker(items)
+        except WorkerDiedError as error:
+            assert worker is not None, "who is alive doesn't die"
+            raise _DiedOnError(worker, error) from error
+        except BaseException:
+            self._free.put(worker)
+            raise
+        self._free.put(worker)
+        return replies
+
+    def _replace(self, dead: Worker[Any, Any]) -> None:
+        dead.stop()
+        self._running.remove(dead)
+        try:
+            with self.forking:
+                self._running.append(Worker(self._work))
+        except OSError:  # there may be no more processes
+            self._free.put(None)
+        else:
+            self._free.put(self._running[-1])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+class _DiedOnError(Exception):
+    """A worker died on a batch."""
+
+    def __init__(self, worker: Worker[Any, Any], error: WorkerDiedError) -> None:
+        super().__init__(str(error))
+        self.worker = worker
+        self.error = error
 
 
 @contextmanager

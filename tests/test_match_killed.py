@@ -40,7 +40,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """`sekd match` of all pairs of many images, but for its output."""
     features = write_views(tmp_path / "feats.h5", NAMES)
     (tmp_path / "pairs.txt").write_text("".join(map(format_pair, exhaustive(NAMES))), encoding="utf-8")
-    options = ["--features", str(features), "--verify", "homography", "--device", "cpu", "--threads", "1"]
+    options = ["--features", str(features), "--verify", "homography", "--device", "cpu", "--threads", "2"]
     return ["match", str(tmp_path / "pairs.txt"), *options, "--output"]
 
 

@@ -2,6 +2,9 @@
 
 import dataclasses
 import itertools
+import os
+import signal
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,12 +22,21 @@ from sekd_cli.config import MatchingSettings, VerificationSettings
 from sekd_cli.errors import DeviceError, ImageError, OutputError
 from sekd_cli.feature_file import FeatureReader, FeatureWriter
 from sekd_cli.match_file import MatchReader, MatchWriter, match_attributes
-from sekd_cli.match_pipeline import FeatureCache, Outcome, PipelineSettings, match_all, plan
+from sekd_cli.match_pipeline import (
+    FeatureCache,
+    Outcome,
+    PairMatcher,
+    PipelineSettings,
+    _order_in_blocks,
+    match_all,
+    plan,
+)
 from sekd_cli.pair_matching import match_images, match_together, matchable_image
 from sekd_cli.pairs import Pair, exhaustive
 from sekd_cli.stored_features import StoredFeatures
 from sekd_cli.stored_matches import StoredMatches
 from sekd_cli.verification import Camera
+from sekd_cli.workers import workers
 
 CPU = torch.device("cpu")
 ONE_IMAGE = 80 * (2 + 16) * 4  # bytes of one drawn image's features
@@ -37,14 +49,28 @@ def features(tmp_path: Path) -> Path:
     return write_views(tmp_path / "feats.h5", NAMES)
 
 
-def run(features: Path, output: Path, pairs: list[Pair], **options: Any) -> list[Outcome]:
-    """Match pairs into a file; options of `match_all` and of its settings."""
+def run(features: Path, output: Path, pairs: list[Pair], processes: int = 0, **options: Any) -> list[Outcome]:
+    """Match pairs into a file, in so many processes; options of `match_all` and of its settings."""
     chosen = {
         name: options.pop(name) for name in ("threads", "cache_bytes", "update", "batch_values") if name in options
     }
     options.setdefault("matching", MatchingSettings())
-    with FeatureReader(features) as reader, MatchWriter(output, match_attributes(reader, {})) as writer:
-        return list(match_all(plan(pairs), reader, writer, PipelineSettings(device=CPU, **chosen), **options))
+    settings = PipelineSettings(device=CPU, **chosen)
+    with (
+        FeatureReader(features) as reader,
+        workers(processes, PairMatcher(features, settings.cache_bytes, **options)) as others,
+        MatchWriter(output, match_attributes(reader, {})) as writer,
+    ):
+        return list(match_all(plan(pairs), reader, writer, settings, workers=others, **options))
+
+
+both_ways = pytest.mark.parametrize(
+    "processes",
+    [
+        pytest.param(0, id="threads"),
+        pytest.param(2, id="processes", marks=pytest.mark.skipif(sys.platform != "linux", reason="can't fork")),
+    ],
+)
 
 
 def contents(path: Path) -> dict[str, list[np.ndarray]]:
@@ -73,8 +99,9 @@ def test_each_pair_is_planned_once_and_none_with_itself() -> None:
     assert plan([]).pairs.shape == (0, 2)
 
 
-def test_true_matches_are_found(features: Path, tmp_path: Path) -> None:
-    outcomes = run(features, tmp_path / "m.h5", [("view0.jpg", "view3.jpg")])
+@both_ways
+def test_true_matches_are_found(features: Path, tmp_path: Path, processes: int) -> None:
+    outcomes = run(features, tmp_path / "m.h5", [("view0.jpg", "view3.jpg")], processes=processes)
     assert [outcome.pair for outcome in outcomes] == [("view0.jpg", "view3.jpg")]
     assert outcomes[0].matches >= 60  # of the 60 points that both show, and a few of the others
     first, second = drawn_features(0), drawn_features(3)
@@ -88,13 +115,16 @@ def test_true_matches_are_found(features: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("cache_bytes", [0, 4 * ONE_IMAGE, 10**9])
+@both_ways
 def test_order_memory_and_threads_change_nothing(
-    features: Path, tmp_path: Path, threads: int, cache_bytes: int
+    features: Path, tmp_path: Path, threads: int, cache_bytes: int, processes: int
 ) -> None:
     pairs = list(exhaustive(NAMES))
     run(features, tmp_path / "plain.h5", pairs)
     shuffled = [pairs[index] for index in np.random.default_rng(0).permutation(len(pairs))]
-    outcomes = run(features, tmp_path / "other.h5", shuffled, threads=threads, cache_bytes=cache_bytes)
+    outcomes = run(
+        features, tmp_path / "other.h5", shuffled, threads=threads, cache_bytes=cache_bytes, processes=processes
+    )
     assert sorted(outcome.pair for outcome in outcomes) == sorted(pairs)
     assert_same(tmp_path / "other.h5", tmp_path / "plain.h5")
 
@@ -183,6 +213,19 @@ def test_every_image_is_read_a_few_times_only(tmp_path: Path, room: int, most_re
     assert cache.reads <= most_reads
 
 
+@pytest.mark.parametrize(("room", "most_reads"), [(40, 40), (20, 120), (10, 240)])
+def test_a_process_reads_every_image_a_few_times_only(tmp_path: Path, room: int, most_reads: int) -> None:
+    names = [f"{index:02}.jpg" for index in range(40)]
+    write_views(tmp_path / "feats.h5", names, common=2, own=2, width=2)
+    size = 4 * (2 + 2) * 4
+    work = plan(exhaustive(names))
+    matcher = PairMatcher(tmp_path / "feats.h5", room * size, MatchingSettings())
+    for index in _order_in_blocks(work, room // 2):
+        matcher([(names[work.pairs[index, 0]], names[work.pairs[index, 1]])])
+    assert matcher._images is not None
+    assert matcher._images.reads <= most_reads
+
+
 @pytest.mark.parametrize(("share", "most"), [(1.1, 1), (0.5, 3), (0.25, 4)])
 def test_all_pairs_of_a_thousand_images_read_each_a_few_times_only(share: float, most: int) -> None:
     """share: of all features, what the memory holds."""
@@ -241,19 +284,21 @@ def test_a_second_run_matches_only_what_is_new(features: Path, tmp_path: Path, m
     assert sum(outcome.skipped for outcome in outcomes) == 6
 
 
-def test_changed_features_stop_it_or_are_matched_again(features: Path, tmp_path: Path) -> None:
+@both_ways
+def test_changed_features_stop_it_or_are_matched_again(features: Path, tmp_path: Path, processes: int) -> None:
     pairs = list(exhaustive(NAMES[:3]))
-    run(features, tmp_path / "m.h5", pairs)
+    run(features, tmp_path / "m.h5", pairs, processes=processes)
     write_views(features, [NAMES[1], NAMES[0], *NAMES[2:]])  # the first two have changed places
     with pytest.raises(OutputError, match="changed since"):
-        run(features, tmp_path / "m.h5", pairs)
-    outcomes = run(features, tmp_path / "m.h5", pairs, update=True)
+        run(features, tmp_path / "m.h5", pairs, processes=processes)
+    outcomes = run(features, tmp_path / "m.h5", pairs, update=True, processes=processes)
     assert not any(outcome.skipped for outcome in outcomes)
-    run(features, tmp_path / "fresh.h5", pairs)
+    run(features, tmp_path / "fresh.h5", pairs, processes=processes)
     assert_same(tmp_path / "m.h5", tmp_path / "fresh.h5")
 
 
-def test_pairs_that_fail_are_told_and_the_others_done(features: Path, tmp_path: Path) -> None:
+@both_ways
+def test_pairs_that_fail_are_told_and_the_others_done(features: Path, tmp_path: Path, processes: int) -> None:
     with FeatureWriter(features, ATTRIBUTES) as writer:
         writer.write("wide.jpg", drawn_features(0, width=32))
         writer.write("damaged.jpg", drawn_features(0))
@@ -262,7 +307,7 @@ def test_pairs_that_fail_are_told_and_the_others_done(features: Path, tmp_path: 
         del file["damaged.jpg/keypoints"]
     bad = ["missing.jpg", "wide.jpg", "damaged.jpg", "../x", "a\udcff.jpg"]
     pairs = [(name, "view0.jpg") for name in bad] + [("view0.jpg", "view1.jpg"), ("empty.jpg", "view0.jpg")]
-    outcomes = {outcome.pair: outcome for outcome in run(features, tmp_path / "m.h5", pairs)}
+    outcomes = {outcome.pair: outcome for outcome in run(features, tmp_path / "m.h5", pairs, processes=processes)}
     assert outcomes["view0.jpg", "view1.jpg"].matches > 50
     assert outcomes["empty.jpg", "view0.jpg"] == Outcome(("empty.jpg", "view0.jpg"), matches=0)
     for name, reason in zip(
@@ -291,10 +336,11 @@ def test_unnormalised_and_broken_descriptors_are_made_comparable(tmp_path: Path)
     np.testing.assert_allclose(found.scores0[others & (found.matches0 == expected.matches0)].max(), 1, atol=0.1)
 
 
-def test_verified_pairs_keep_inliers_and_their_model(features: Path, tmp_path: Path) -> None:
+@both_ways
+def test_verified_pairs_keep_inliers_and_their_model(features: Path, tmp_path: Path, processes: int) -> None:
     settings = VerificationSettings(model="homography", threshold=1)
-    run(features, tmp_path / "m.h5", [("view1.jpg", "view4.jpg")], verification=settings)
-    run(features, tmp_path / "plain.h5", [("view1.jpg", "view4.jpg")])
+    run(features, tmp_path / "m.h5", [("view1.jpg", "view4.jpg")], verification=settings, processes=processes)
+    run(features, tmp_path / "plain.h5", [("view1.jpg", "view4.jpg")], processes=processes)
     with MatchReader(tmp_path / "m.h5") as reader, MatchReader(tmp_path / "plain.h5") as unverified:
         found, plain = reader.read(("view1.jpg", "view4.jpg")), unverified.read(("view1.jpg", "view4.jpg"))
     assert found.model_name == "homography"
@@ -321,7 +367,8 @@ def test_a_pair_that_nothing_explains_keeps_no_match_and_no_model(tmp_path: Path
             assert reader.read(("a.jpg", "b.jpg")).model is None
 
 
-def test_an_image_without_a_camera_fails_in_its_pairs_only(features: Path, tmp_path: Path) -> None:
+@both_ways
+def test_an_image_without_a_camera_fails_in_its_pairs_only(features: Path, tmp_path: Path, processes: int) -> None:
     def camera_of(name: str, size: tuple[int, int]) -> Camera:
         if name == "view1.jpg":
             raise ImageError("view1.jpg: no focal length")
@@ -333,6 +380,7 @@ def test_an_image_without_a_camera_fails_in_its_pairs_only(features: Path, tmp_p
         list(exhaustive(NAMES[:3])),
         verification=VerificationSettings(model="essential", threshold=1),
         camera_of=camera_of,
+        processes=processes,
     )
     assert sorted(outcome.pair for outcome in outcomes if outcome.failure) == [
         ("view0.jpg", "view1.jpg"),
@@ -361,3 +409,32 @@ def test_a_device_without_memory_is_told(features: Path, tmp_path: Path, monkeyp
     monkeypatch.setattr("sekd_cli.pair_matching.match_descriptors", exhausted)
     with pytest.raises(DeviceError, match="memory"):
         run(features, tmp_path / "m.h5", [("view0.jpg", "view1.jpg")])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="can't fork")
+def test_processes_do_the_rest_of_a_file(features: Path, tmp_path: Path) -> None:
+    pairs = list(exhaustive(NAMES))
+    run(features, tmp_path / "m.h5", pairs[:6])
+    outcomes = run(features, tmp_path / "m.h5", [pair[::-1] for pair in pairs], processes=2, cache_bytes=2 * ONE_IMAGE)
+    assert sum(outcome.skipped for outcome in outcomes) == 6
+    assert {frozenset(outcome.pair) for outcome in outcomes} == set(map(frozenset, pairs))
+    assert len(contents(tmp_path / "m.h5")) == len(pairs)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="can't fork")
+def test_a_pair_that_kills_the_process_fails_alone(
+    features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent, killer = os.getpid(), ("view2.jpg", "view5.jpg")
+
+    def match_or_die(image0: Any, image1: Any, *settings: Any) -> StoredMatches:
+        if (image0.name, image1.name) == killer and os.getpid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return match_images(image0, image1, *settings)
+
+    monkeypatch.setattr(match_pipeline, "match_images", match_or_die)
+    outcomes = run(features, tmp_path / "m.h5", list(exhaustive(NAMES)), processes=2)
+    failed = {outcome.pair: outcome.failure for outcome in outcomes if outcome.failure}
+    assert failed.keys() == {killer}
+    assert "died (SIGKILL); give a smaller --cache" in str(failed[killer])
+    assert len(contents(tmp_path / "m.h5")) == len(outcomes) - 1 == len(list(exhaustive(NAMES))) - 1

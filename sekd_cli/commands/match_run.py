@@ -19,10 +19,11 @@ from sekd_cli.export.layout_folder import MATCH_FILES, layout_folder
 from sekd_cli.feature_file import FeatureReader
 from sekd_cli.focal_length import read_focal_length
 from sekd_cli.match_file import MatchWriter, check_flat_names, match_attributes
-from sekd_cli.match_pipeline import CameraOf, Outcome, PipelineSettings, Plan, match_all, plan
+from sekd_cli.match_pipeline import CameraOf, Outcome, PairMatcher, PipelineSettings, Plan, match_all, plan
 from sekd_cli.pairs import read_pairs
 from sekd_cli.shards import Shard, parse_shard
 from sekd_cli.verification import DEFAULT_THRESHOLDS, Camera, camera_of
+from sekd_cli.workers import workers
 
 logger = logging.getLogger(__name__)
 
@@ -91,8 +92,15 @@ def run(options: MatchOptions) -> int:
     work = _plan(options, shard)
     if folder is not None:
         folder.check(work.names, overwrite=options.overwrite)
+    cameras = _cameras(verification, options.images)
+    processes = min(settings.threads, len(work.pairs)) if device.type == "cpu" else 1
+    share = settings.cache_bytes // processes
     with (
         _open_features(options) as features,
+        workers(
+            processes if device.type == "cpu" else 0,
+            PairMatcher(options.features, share, matching, verification, cameras),
+        ) as others,
         MatchWriter(options.output, match_attributes(features, decisive), overwrite=options.overwrite) as writer,
         _Report(options.failures) as report,
         progress_bar("match", len(work.pairs), "pairs") as bar,
@@ -104,7 +112,8 @@ def run(options: MatchOptions) -> int:
             settings,
             matching=matching,
             verification=verification,
-            camera_of=_cameras(verification, options.images),
+            camera_of=cameras,
+            workers=others,
         ):
             report.add(outcome)
             bar.advance(note=f"{report.failed} failed" if report.failed else None)
