@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -46,7 +47,9 @@ class Worker(Generic[Task, Reply]):
             target=_serve, args=(work, theirs, os.getpid()), daemon=True
         )
         try:
-            self._process.start()
+            with warnings.catch_warnings():  # of threads in a process that forks: see above
+                warnings.simplefilter("ignore", DeprecationWarning)
+                self._process.start()
         except OSError:
             self._connection.close()
             raise
@@ -173,12 +176,12 @@ class _DiedOnError(Exception):
 
 @contextmanager
 def workers(count: int, work: Callable[[Task], Reply]) -> Iterator[list[Worker[Task, Reply]]]:
-    """So many, fewer where there may be no more processes, none where this system can't fork; they end with the block.
+    """So many, fewer where there may be no more processes, none where this process can't fork; they end with the block.
 
     The block may put others in the place of those that died.
     """
     running: list[Worker[Task, Reply]] = []
-    if CAN_FORK:
+    if CAN_FORK and not multiprocessing.current_process().daemon:  # which may have no children
         with contextlib.suppress(OSError):
             while len(running) < count:
                 running.append(Worker(work))

@@ -80,7 +80,14 @@ def test_ctrl_c_is_for_the_parent() -> None:
         assert worker("b") == ("b", process)
 
 
-def test_none_where_a_system_cannot_fork(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CAN_FORK", False)
+def workers_of_a_worker(_: str) -> int:
+    """How many it may have."""
     with workers(2, own_process) as running:
-        assert running == []
+        return len(running)
+
+
+def test_none_where_a_process_cannot_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    with workers(1, workers_of_a_worker) as (worker,):
+        assert worker("") == 0
+    monkeypatch.setattr(module, "CAN_FORK", False)
+    assert workers_of_a_worker("") == 0
