@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sekd_cli.config import DetectionSettings, ViewSettings
 from sekd_cli.errors import ImageError, UsageError
-from sekd_cli.features import detect, detect_at_once, sample_descriptors
+from sekd_cli.features import detect_at_once, detect_places, keypoints_at, sample_descriptors
 from sekd_cli.geometry import quarter_turn, rescale_points, warp_points
 from sekd_cli.images import Photograph, to_stored
 from sekd_cli.networks import DenseMaps, DenseNetwork
@@ -125,7 +125,7 @@ class Extractor:
         each = list(zip(levels, patches, strict=True))
         if self._waits_for_launches:
             return self._at_once(each)
-        return [_Found(*self._detect(patch, level, self.settings), patch.describe) for level, patch in each]
+        return [self._found(patch, level, self.settings) for level, patch in each]
 
     def _at_once(self, each: Sequence[tuple[Level, "_Patch"]]) -> list["_Found"]:
         """The features of many images, brought to the CPU: a GPU takes as long for a batch of equal ones as for one."""
@@ -147,7 +147,7 @@ class Extractor:
             features = zip(keypoints.cpu(), scores.cpu(), descriptors.unbind(1), strict=True)
             for index, (places, values, described) in zip(indices, features, strict=True):
                 there = int((values > 0).sum())
-                found[index] = _Found(places[:there], values[:there], _first_of(described))
+                found[index] = _Found(values[:there], _first(places), _first_of(described))
         return [found[index] for index in range(len(each))]
 
     def _allowed(self, levels: Sequence[Level]) -> Tensor | None:
@@ -165,13 +165,14 @@ class Extractor:
         height, width = level.grey.shape
         for window in windows(height, width, self.tile // REACH * REACH):
             patch = self._patches([level], [window])[0]
-            keypoints, scores = self._detect(patch, level, everything)
+            found = self._found(patch, level, everything)
+            keypoints, scores = found.keypoints(len(found.scores)), found.scores
             own = window.owns(keypoints)
             keypoints, scores = keypoints[own][:limit], scores[own][:limit]
             tile = _Described(keypoints + window.origin(keypoints), scores, patch.describe(keypoints))
             best = tile if best is None else best.joined(tile, limit)
         assert best is not None, "an image has at least one tile"
-        return _Found(best.keypoints, best.scores, _first_of(best.descriptors))
+        return _Found(best.scores, _first(best.keypoints), _first_of(best.descriptors))
 
     def _patches(self, levels: Sequence[Level], parts: Sequence[Window]) -> list["_Patch"]:
         """What the network says of a window of each level; all go through it together."""
@@ -204,17 +205,20 @@ class Extractor:
             return pixels
         return np.asarray(cv2.copyMakeBorder(pixels, 0, below, 0, right, cv2.BORDER_REPLICATE))  # np.pad takes 0.3 ms
 
-    def _detect(self, patch: "_Patch", level: Level, settings: DetectionSettings) -> tuple[Tensor, Tensor]:
-        """Keypoints (N, 2) in pixels of the patch's window, and scores (N,)."""
+    def _found(self, patch: "_Patch", level: Level, settings: DetectionSettings) -> "_Found":
+        """The keypoints of a window, in its pixels; they are refined when they are asked for."""
         logits = patch.score_logits()
         if level.statistics[1] == 0:  # an even image: what its borders look like is no keypoint
-            return logits.new_zeros((0, 2)), logits.new_zeros(0)
-        mask = None
-        if level.mask is not None:
-            window = patch.window
-            part = level.mask[window.top : window.bottom, window.left : window.right]
-            mask = torch.from_numpy(np.ascontiguousarray(part)).to(self.device)
-        return detect(logits, settings, self.threshold, mask, octaves=level.octaves)
+            return _Found(logits.new_zeros(0), _first(logits.new_zeros((0, 2))), patch.describe)
+        mask = self._mask(level, patch.window)
+        places, scores = detect_places(logits, settings, self.threshold, mask, octaves=level.octaves)
+        return _Found(scores, lambda count: keypoints_at(places[:count], logits, settings), patch.describe)
+
+    def _mask(self, level: Level, window: Window) -> Tensor | None:
+        if level.mask is None:
+            return None
+        part = level.mask[window.top : window.bottom, window.left : window.right]
+        return torch.from_numpy(np.ascontiguousarray(part)).to(self.device)
 
 
 class _View(NamedTuple):
@@ -272,6 +276,11 @@ def _joined_views(views: Sequence[list[_View]]) -> list[_View]:
     ]
 
 
+def _first(keypoints: Tensor) -> Callable[[int], Tensor]:
+    """How `_Found` has its first keypoints where all are refined, (N, 2)."""
+    return lambda count: keypoints[:count]
+
+
 def _first_of(descriptors: Tensor) -> Callable[[Tensor], Tensor]:
     """How `_Found` describes its first keypoints where all are described, (T, N, D)."""
     return lambda keypoints: descriptors[:, : len(keypoints)]
@@ -293,15 +302,15 @@ class _Described(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """Keypoints in the pixels of a level, on the device, best first, and how to describe the best of them."""
+    """The scores of keypoints of a level, on the device, best first, and how to have the best of them."""
 
-    keypoints: Tensor  # (N, 2)
     scores: Tensor  # (N,)
+    keypoints: Callable[[int], Tensor]  # the first n of them in pixels of the level, (n, 2)
     describe: Callable[[Tensor], Tensor]  # the first n of them, (n, 2) -> (T, n, D)
 
     def in_photograph(self, count: int, scale_x: float, scale_y: float) -> LevelFeatures:
         """The first `count` as features on the CPU, keypoints taken back to the upright photograph."""
-        keypoints, scores = self.keypoints[:count], self.scores[:count]
+        keypoints, scores = self.keypoints(count), self.scores[:count]
         back = torch.tensor((1 / scale_x, 1 / scale_y), dtype=torch.float64)
         return LevelFeatures(
             keypoints=rescale_points(keypoints.cpu().double(), back),

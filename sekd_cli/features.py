@@ -19,6 +19,7 @@ from sekd_cli.geometry import rescale_points, sample_map
 from sekd_cli.networks import DenseMaps
 
 OCTAVE_COST = 0.5  # logits that a keypoint loses for each time the image was halved (docs/EXPERIMENTS.md, 85)
+MOST_LOST = 32  # of the best local maxima, as others of their plateau are kept
 MOST_OF_A_KIND = 8  # local maxima of one value in a row, beyond which they are compared in the map
 
 
@@ -100,6 +101,8 @@ def refine(score_logits: Tensor, x: Tensor, y: Tensor) -> Tensor:
     A quadratic through the 3x3 logarithms of the scores, for which a Gaussian peak is exact, its top clamped to one
     pixel (paper Sec. 3.4: a quadratic fit). Beyond the image the border value repeats; no position leaves the image.
     """
+    if score_logits.device.type == "cpu" and score_logits.ndim == x.ndim + 1 == 2 and not score_logits.requires_grad:
+        return _refine_on_cpu(score_logits, x.numpy(), y.numpy())
     *maps, height, width = score_logits.shape
     around = torch.arange(-1, 2, device=x.device).reshape(3, *[1] * x.ndim)
     rows, columns = (y + around).clamp(0, height - 1), (x + around).clamp(0, width - 1)  # (3, ..., N)
@@ -124,6 +127,30 @@ def refine(score_logits: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return torch.stack((refined_x.clamp(0, width - 1), refined_y.clamp(0, height - 1)), dim=-1)
 
 
+def _refine_on_cpu(score_logits: Tensor, x: np.ndarray, y: np.ndarray) -> Tensor:
+    """`refine` of one map by numpy, whose two dozen small steps take half of torch's time, to the same numbers."""
+    height, width = score_logits.shape
+    columns = np.stack((np.maximum(x - 1, 0), x, np.minimum(x + 1, width - 1)))
+    rows = np.stack((np.maximum(y - 1, 0), y, np.minimum(y + 1, height - 1)))
+    around = score_logits.numpy().ravel().take(rows[:, None] * width + columns)
+    z = F.logsigmoid(torch.from_numpy(around)).numpy()
+
+    gradient_x = (z[1, 2] - z[1, 0]) / 2
+    gradient_y = (z[2, 1] - z[0, 1]) / 2
+    curve_xx = z[1, 2] + z[1, 0] - 2 * z[1, 1]
+    curve_yy = z[2, 1] + z[0, 1] - 2 * z[1, 1]
+    curve_xy = (z[2, 2] + z[0, 0] - z[0, 2] - z[2, 0]) / 4
+    determinant = curve_xx * curve_yy - curve_xy**2
+    peaked = (determinant > 1e-9) & (curve_xx < 0)
+    safe = np.where(peaked, determinant, np.float32(1))
+    offset_x = (curve_xy * gradient_y - curve_yy * gradient_x) / safe * peaked
+    offset_y = (curve_xy * gradient_x - curve_xx * gradient_y) / safe * peaked
+    refined = np.empty((len(x), 2), np.float32)
+    refined[:, 0] = (x + offset_x.clip(-1, 1)).clip(0, width - 1)
+    refined[:, 1] = (y + offset_y.clip(-1, 1)).clip(0, height - 1)
+    return torch.from_numpy(refined)
+
+
 def _places(candidate: Tensor) -> Tensor:
     """Where a map, of any shape, is true, (N,) in the flattened map; numpy takes half of torch's time."""
     if candidate.device.type == "cpu":
@@ -134,10 +161,10 @@ def _places(candidate: Tensor) -> Tensor:
 def _best(flat: Tensor, logits: Tensor, shape: torch.Size, settings: DetectionSettings) -> tuple[Tensor, Tensor]:
     """The best `max_keypoints` of local maxima (N,), one of each plateau, best first; of equals the first in the map.
 
-    Only those are sorted that can be among them, unless plateaus take some away.
+    Only those are sorted that can be among them, unless plateaus take more away than a few.
     """
     count = settings.max_keypoints or len(flat)
-    for enough in (min(count, len(flat)), len(flat)):
+    for enough in (min(count + MOST_LOST, len(flat)), len(flat)):
         places, values = flat, logits
         if enough < len(flat):
             chosen = _places(logits >= logits.topk(enough, sorted=False).values.min())
@@ -147,7 +174,7 @@ def _best(flat: Tensor, logits: Tensor, shape: torch.Size, settings: DetectionSe
         if settings.nms_radius:
             kept = _one_of_each_plateau(places, values, shape, settings.nms_radius)
             places, values = places[kept], values[kept]
-        if len(places) >= enough:
+        if len(places) >= count:
             break
     return places[:count], values[:count]
 
@@ -166,6 +193,19 @@ def detect(
     octaves: as in `octave_score`, which makes the scores.
     Returns keypoints (N, 2) in pixels and scores (N,), best first.
     """
+    places, scores = detect_places(score_logits, settings, threshold, mask, octaves=octaves)
+    return keypoints_at(places, score_logits, settings), scores
+
+
+def detect_places(
+    score_logits: Tensor,
+    settings: DetectionSettings,
+    threshold: float,
+    mask: Tensor | None = None,
+    *,
+    octaves: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """What `detect` finds before it is refined: places (N,) in the flattened map, and scores."""
     score_logits = score_logits.detach().float().contiguous()
     if settings.nms_radius is None:
         raise ValueError("settings without a suppression radius: complete them with the network's own")
@@ -178,9 +218,15 @@ def detect(
         above = _places(logits > math.log(threshold / (1 - threshold)))
         flat, logits = flat[above], logits[above]
     flat, logits = _best(flat, logits, score_logits.shape, settings)
-    x, y = flat % score_logits.shape[1], flat // score_logits.shape[1]
-    keypoints = refine(score_logits, x, y) if settings.subpixel else torch.stack((x, y), dim=-1).float()
-    return keypoints, octave_score(logits, octaves).sigmoid()
+    return flat, octave_score(logits, octaves).sigmoid()
+
+
+def keypoints_at(places: Tensor, score_logits: Tensor, settings: DetectionSettings) -> Tensor:
+    """Keypoints (N, 2) in pixels: places (N,) of the flattened map (H, W), refined."""
+    x, y = places % score_logits.shape[1], places // score_logits.shape[1]
+    if not settings.subpixel:
+        return torch.stack((x, y), dim=-1).float()
+    return refine(score_logits.detach().float().contiguous(), x, y)
 
 
 def detect_at_once(

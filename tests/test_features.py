@@ -176,6 +176,16 @@ def test_the_best_are_kept_and_zero_keeps_all() -> None:
     assert torch.equal(every_score, every_score.sort(descending=True)[0])
 
 
+@given(st.integers(0, 1000), st.integers(1, 4), st.sampled_from([2, 3, 30]), st.sampled_from([1, 5, 40]))
+def test_the_best_are_kept_where_plateaus_take_many_away(seed: int, radius: int, levels: int, most: int) -> None:
+    values = (random_map(30, 40, seed) * levels).round() / levels
+    values[:10] = 2.0  # four hundred maxima, few keypoints
+    every_keypoint, every_score = detect(values, DetectionSettings(max_keypoints=0, nms_radius=radius), threshold=0)
+    best, best_scores = detect(values, DetectionSettings(max_keypoints=most, nms_radius=radius), threshold=0)
+    assert torch.equal(best, every_keypoint[:most])
+    assert torch.equal(best_scores, every_score[:most])
+
+
 def test_no_keypoint_lies_where_the_mask_is_false() -> None:
     mask = torch.zeros(40, 50, dtype=torch.bool)
     mask[:, 25:] = True
