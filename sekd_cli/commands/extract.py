@@ -50,7 +50,7 @@ from sekd_cli.commands import options
 @options.device
 @click.option("--precision", default="auto", show_default=True, help="auto (the fastest here), float32 or bfloat16.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images at a time; default: 4 small ones, 8 on a GPU.")
-@click.option("--threads", type=click.IntRange(min=1), help="Of the CPU; default: all cores.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU cores to use; default: all.")
 @click.option("--max-pixels", default=250_000_000, show_default=True, help="Refuse larger images; 0 for no limit.")
 @click.option("--tile", type=int, help="Edge in pixels above which images are done in tiles; 0 for never.")
 def extract(**given: Any) -> int:
