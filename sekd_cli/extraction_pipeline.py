@@ -12,14 +12,13 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-import cv2
 import numpy as np
 import torch
 
@@ -67,7 +66,6 @@ class Extracted(NamedTuple):
 
 Batch = Sequence[Job]
 BatchWorker = Worker[Batch, list[Extracted]]
-Extract = Callable[[Batch], list[Extracted]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +90,6 @@ class BatchExtractor:
 
     def __call__(self, jobs: Batch) -> list[Extracted]:
         """In a process of its own."""
-        torch.set_num_threads(1)
-        cv2.setNumThreads(1)
         self._batches += 1
         if self._batches % GIVE_BACK_EVERY == 0:
             give_back_memory()

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 
@@ -116,8 +115,6 @@ class PairMatcher:
     def __call__(self, pairs: Sequence[Pair]) -> list[Matched]:
         """The matches of each."""
         if self._images is None:
-            torch.set_num_threads(1)
-            cv2.setNumThreads(1)
             self._images = ImageCache(
                 FeatureReader(self._path),
                 torch.device("cpu"),

@@ -24,6 +24,8 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
+from sekd_cli.device import set_threads
+
 Task = TypeVar("Task")
 Reply = TypeVar("Reply")
 Item = TypeVar("Item")
@@ -42,6 +44,7 @@ class Worker(Generic[Task, Reply]):
 
     def __init__(self, work: Callable[[Task], Reply]) -> None:
         """Fork. Raises OSError if there may be no more processes."""
+        self._died = False
         self._connection, theirs = multiprocessing.Pipe()
         self._process = multiprocessing.get_context("fork").Process(
             target=_serve, args=(work, theirs, os.getpid()), daemon=True
@@ -61,7 +64,8 @@ class Worker(Generic[Task, Reply]):
         try:
             self._connection.send(task)
             reply = self._connection.recv()
-        except (EOFError, ConnectionError) as error:
+        except (EOFError, OSError) as error:  # the latter in the middle of a reply
+            self._died = True
             self._process.join(SECONDS_TO_STOP)
             code = self._process.exitcode or 0
             cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
@@ -69,6 +73,11 @@ class Worker(Generic[Task, Reply]):
         if isinstance(reply, BaseException):
             raise reply
         return reply  # type: ignore[no-any-return]
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can take a task."""
+        return not self._died
 
     def stop(self) -> None:
         """Let it end."""
@@ -95,9 +104,13 @@ class Crew(Generic[Item, Reply]):
         here: Callable[[Sequence[Item]], list[Reply]],
         threads: int,
     ) -> None:
-        """work: what another worker does. here: what a thread does instead, of which there are `threads` or none."""
+        """work: what another worker does. here: what a thread does instead, of which there are `threads` or none.
+
+        Where there are workers threads stand in one at a time, and only if there may be no more processes.
+        """
         self.size = len(running) or threads
-        self.forking = threading.Lock()  # whoever computes in this process holds it
+        self.forking = threading.Lock()  # whoever computes in this process beside workers holds it
+        self._alone = self.forking if running else contextlib.nullcontext()
         self._running = running
         self._work = work
         self._here = here
@@ -135,15 +148,16 @@ class Crew(Generic[Item, Reply]):
     def _do(self, items: Sequence[Item]) -> list[Reply]:
         worker = self._free.get()
         try:
-            replies = self._here(items) if worker is None else worker(items)
+            if worker is not None:
+                return worker(items)
+            with self._alone:
+                return self._here(items)
         except WorkerDiedError as error:
-            assert worker is not None, "who is alive doesn't die"
+            assert worker is not None, "threads don't die"
             raise _DiedOnError(worker, error) from error
-        except BaseException:
-            self._free.put(worker)
-            raise
-        self._free.put(worker)
-        return replies
+        finally:
+            if worker is None or worker.alive:
+                self._free.put(worker)
 
     def _replace(self, dead: Worker[Any, Any]) -> None:
         dead.stop()
@@ -178,10 +192,12 @@ class _DiedOnError(Exception):
 def workers(count: int, work: Callable[[Task], Reply]) -> Iterator[list[Worker[Task, Reply]]]:
     """So many, fewer where there may be no more processes, none where this process can't fork; they end with the block.
 
-    The block may put others in the place of those that died.
+    If there are any, this process computes on one thread from now on, too: others would be missing in a fork, and
+    OpenCV waits for its own. The block may put others in the place of those that died.
     """
     running: list[Worker[Task, Reply]] = []
-    if CAN_FORK and not multiprocessing.current_process().daemon:  # which may have no children
+    if count and CAN_FORK and not multiprocessing.current_process().daemon:  # which may have no children
+        set_threads(1)
         with contextlib.suppress(OSError):
             while len(running) < count:
                 running.append(Worker(work))

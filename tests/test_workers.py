@@ -1,13 +1,20 @@
 """Processes that do tasks for this one."""
 
+import multiprocessing
 import os
 import signal
+import socket
+import struct
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
+import cv2
 import pytest
+import torch
 
 from sekd_cli import workers as module
+from sekd_cli.device import set_threads
 from sekd_cli.workers import Worker, WorkerDiedError, workers
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux alone")
@@ -65,12 +72,48 @@ def test_a_death_is_told_with_its_cause_and_another_takes_its_place(death: str, 
         assert running[0]("a")[0] == "a"
 
 
+def test_a_death_in_the_middle_of_a_reply_is_one_as_well() -> None:
+    with workers(1, own_process) as (worker,):
+        _, process = worker("a")
+        os.kill(process, signal.SIGKILL)
+        worker._connection, theirs = multiprocessing.Pipe()
+        with socket.socket(fileno=os.dup(theirs.fileno())) as end:
+            end.sendall(struct.pack("!i", 100) + b"too little")
+            end.shutdown(socket.SHUT_WR)
+        with pytest.raises(WorkerDiedError, match="SIGKILL"):
+            worker("b")
+        assert not worker.alive
+
+
 def test_one_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SECONDS_TO_STOP", 0.1)
     with workers(1, own_process) as (worker,):
         _, process = worker("a")
         worker._connection.send("hang")
     assert gone(process)
+
+
+def compute(_: str) -> float:
+    """By torch and OpenCV, on as much as they would share among threads."""
+    values = torch.ones(1500, 1500)
+    return float((values @ values).sum()) + float(cv2.GaussianBlur(values.numpy(), (9, 9), 2.0).sum())
+
+
+def test_one_computes_though_threads_have_done_so_before_the_fork() -> None:
+    before = torch.get_num_threads(), cv2.getNumThreads()
+    try:
+        set_threads(3)
+        expected = compute("here")
+        with workers(1, compute) as (worker,):
+            assert worker("there") == pytest.approx(expected, rel=1e-5)
+            with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(3,)) as pool:
+                pool.submit(compute, "here").result()  # as for a large image, by a thread that stays
+                another = Worker(compute)
+                assert another("there") == pytest.approx(expected, rel=1e-5)
+                another.stop()
+    finally:
+        torch.set_num_threads(before[0])
+        cv2.setNumThreads(before[1])
 
 
 def test_ctrl_c_is_for_the_parent() -> None:

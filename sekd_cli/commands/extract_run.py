@@ -79,7 +79,7 @@ def run(options: ExtractOptions) -> int:
     if folder is not None:
         folder.check((job.entry.name for job in jobs), overwrite=options.overwrite)
     threads = wanted_threads(options.threads)
-    set_threads(1)  # as several would be missing in a process that is forked off
+    set_threads(1)  # see `workers`
     extractor, attributes = _set_up(options, shard)
     settings = _pipeline_settings(options, extractor.device, threads, len(jobs))
     processes = 0 if settings.threads == 1 else min(settings.threads, len(jobs))
@@ -87,7 +87,8 @@ def run(options: ExtractOptions) -> int:
         workers(processes, BatchExtractor(extractor, options.max_pixels)) as others,
         FeatureWriter(output, attributes, overwrite=options.overwrite) as writer,
     ):
-        set_threads(threads)
+        if not others:
+            set_threads(threads)
         remaining = _remaining(jobs, writer, update=options.update)
         with _Report(len(jobs) - len(remaining), options.failures) as report, progress_bar("extract", len(jobs)) as bar:
             bar.advance(report.skipped)

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 SOME_FAILED = 1  # exit code
 GPU_THREADS = 4  # batches whose kernels and copies overlap; more only take memory, but where the CPU verifies
+MOST_PROCESSES = 16  # by default: one writes what they match, and they share the memory for features
 GPU_BATCH_VALUES = 1 << 25  # similarities at once: 128 MB, eight pairs of 2048 keypoints
 
 
@@ -81,9 +82,10 @@ def run(options: MatchOptions) -> int:
     decisive = asdict(matching) | ({"model": None} if verification is None else asdict(verification))
     decisive["shard"] = str(shard)  # so that merging notices one that is missing or double
     device = resolve_device(options.device)
+    cores = min(MOST_PROCESSES, available_cores())
     settings = PipelineSettings(
         device=device,
-        threads=options.threads or (GPU_THREADS if device.type != "cpu" and not verification else available_cores()),
+        threads=options.threads or (GPU_THREADS if device.type != "cpu" and not verification else cores),
         cache_bytes=int(options.cache * 1e9),
         update=options.update,
         batch_values=0 if device.type == "cpu" else GPU_BATCH_VALUES,
