@@ -7,6 +7,7 @@ in `geometry`'s convention. Everything here works on candidates, never in a Pyth
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -17,6 +18,8 @@ from torch import Tensor
 from sekd_cli.config import DetectionSettings
 from sekd_cli.geometry import rescale_points, sample_map
 from sekd_cli.networks import DenseMaps
+
+Array = TypeVar("Array", Tensor, np.ndarray)
 
 OCTAVE_COST = 0.5  # logits that a keypoint loses for each time the image was halved (docs/EXPERIMENTS.md, 85)
 MOST_LOST = 32  # of the best local maxima, as others of their plateau are kept
@@ -112,19 +115,27 @@ def refine(score_logits: Tensor, x: Tensor, y: Tensor) -> Tensor:
         places += first.reshape(*maps, 1)
     z = F.logsigmoid(score_logits.flatten()[places])
 
+    across, down, determinant, peaked = _top(z)
+    safe = torch.where(peaked, determinant, torch.ones_like(determinant))
+    offset = torch.stack((across / safe, down / safe), dim=-1) * peaked[..., None]
+    refined_x, refined_y = (torch.stack((x, y), dim=-1) + offset.clamp(-1, 1)).unbind(dim=-1)
+    return torch.stack((refined_x.clamp(0, width - 1), refined_y.clamp(0, height - 1)), dim=-1)
+
+
+def _top(z: Array) -> tuple[Array, Array, Array, Array]:
+    """The top of a quadratic through 3x3 values (3, 3, ..., N), rows first, times its determinant; that; is it a peak?
+
+    Arrays of torch or of numpy alike.
+    """
     gradient_x = (z[1, 2] - z[1, 0]) / 2
     gradient_y = (z[2, 1] - z[0, 1]) / 2
     curve_xx = z[1, 2] + z[1, 0] - 2 * z[1, 1]
     curve_yy = z[2, 1] + z[0, 1] - 2 * z[1, 1]
     curve_xy = (z[2, 2] + z[0, 0] - z[0, 2] - z[2, 0]) / 4
     determinant = curve_xx * curve_yy - curve_xy**2
-    peaked = (determinant > 1e-9) & (curve_xx < 0)
-    safe = torch.where(peaked, determinant, torch.ones_like(determinant))
-    offset_x = (curve_xy * gradient_y - curve_yy * gradient_x) / safe
-    offset_y = (curve_xy * gradient_x - curve_xx * gradient_y) / safe
-    offset = torch.stack((offset_x, offset_y), dim=-1) * peaked[..., None]
-    refined_x, refined_y = (torch.stack((x, y), dim=-1) + offset.clamp(-1, 1)).unbind(dim=-1)
-    return torch.stack((refined_x.clamp(0, width - 1), refined_y.clamp(0, height - 1)), dim=-1)
+    across = curve_xy * gradient_y - curve_yy * gradient_x
+    down = curve_xy * gradient_x - curve_xx * gradient_y
+    return across, down, determinant, (determinant > 1e-9) & (curve_xx < 0)
 
 
 def _refine_on_cpu(score_logits: Tensor, x: np.ndarray, y: np.ndarray) -> Tensor:
@@ -135,16 +146,9 @@ def _refine_on_cpu(score_logits: Tensor, x: np.ndarray, y: np.ndarray) -> Tensor
     around = score_logits.numpy().ravel().take(rows[:, None] * width + columns)
     z = F.logsigmoid(torch.from_numpy(around)).numpy()
 
-    gradient_x = (z[1, 2] - z[1, 0]) / 2
-    gradient_y = (z[2, 1] - z[0, 1]) / 2
-    curve_xx = z[1, 2] + z[1, 0] - 2 * z[1, 1]
-    curve_yy = z[2, 1] + z[0, 1] - 2 * z[1, 1]
-    curve_xy = (z[2, 2] + z[0, 0] - z[0, 2] - z[2, 0]) / 4
-    determinant = curve_xx * curve_yy - curve_xy**2
-    peaked = (determinant > 1e-9) & (curve_xx < 0)
+    across, down, determinant, peaked = _top(z)
     safe = np.where(peaked, determinant, np.float32(1))
-    offset_x = (curve_xy * gradient_y - curve_yy * gradient_x) / safe * peaked
-    offset_y = (curve_xy * gradient_x - curve_xx * gradient_y) / safe * peaked
+    offset_x, offset_y = across / safe * peaked, down / safe * peaked
     refined = np.empty((len(x), 2), np.float32)
     refined[:, 0] = (x + offset_x.clip(-1, 1)).clip(0, width - 1)
     refined[:, 1] = (y + offset_y.clip(-1, 1)).clip(0, height - 1)
