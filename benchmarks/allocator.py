@@ -24,10 +24,10 @@ from extract import EXAMPLES, enlarged, measure
 from measuring import median_ms
 
 from sekd_cli import Sekd
+from sekd_cli.batch_extraction import Job
 from sekd_cli.config import DetectionSettings
 from sekd_cli.device import keep_freed_memory
 from sekd_cli.extraction import Extractor
-from sekd_cli.extraction_pipeline import Job
 from sekd_cli.images import ImageEntry, find_images
 from sekd_cli.networks.weights_file import load_network, packaged_weights
 

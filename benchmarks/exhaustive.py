@@ -18,9 +18,10 @@ import numpy as np
 import torch
 
 from sekd_cli.config import MatchingSettings
+from sekd_cli.feature_cache import FeatureCache, plan
 from sekd_cli.feature_file import FeatureReader, FeatureWriter, file_attributes
 from sekd_cli.match_file import MatchWriter, match_attributes
-from sekd_cli.match_pipeline import FeatureCache, PipelineSettings, match_all, plan
+from sekd_cli.match_pipeline import PipelineSettings, match_all
 from sekd_cli.pairs import exhaustive
 from sekd_cli.stored_features import StoredFeatures
 
@@ -64,7 +65,10 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     start = time.perf_counter()
     with CountingReader(folder / "feats.h5") as reader:
         if options.reads_only:
-            done = sum(1 for _ in FeatureCache(reader, settings, lambda name, size: None).walk(work))
+            done = sum(
+                1
+                for _ in FeatureCache(reader, settings.device, settings.cache_bytes, lambda name, size: None).walk(work)
+            )
         else:
             with MatchWriter(folder / "matches.h5", match_attributes(reader, {})) as writer:
                 outcomes = match_all(work, reader, writer, settings, matching=MatchingSettings())

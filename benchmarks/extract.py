@@ -26,11 +26,12 @@ from unittest import mock
 import cv2
 import torch
 
+from sekd_cli.batch_extraction import BatchExtractor, Job
 from sekd_cli.commands.extract_run import CPU_BATCH, CPU_BATCH_PIXELS
 from sekd_cli.config import DetectionSettings
 from sekd_cli.device import available_cores, keep_freed_memory, set_threads
 from sekd_cli.extraction import Extractor, PreparedImage
-from sekd_cli.extraction_pipeline import BatchExtractor, Job, PipelineSettings, extract_all
+from sekd_cli.extraction_pipeline import PipelineSettings, extract_all
 from sekd_cli.feature_file import FeatureWriter, file_attributes
 from sekd_cli.images import ImageEntry, find_images, read_image
 from sekd_cli.networks.weights_file import load_network, packaged_weights

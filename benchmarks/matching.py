@@ -21,9 +21,10 @@ from torch import Tensor
 
 from sekd_cli.config import MatchingSettings
 from sekd_cli.device import give_back_memory
+from sekd_cli.feature_cache import plan
 from sekd_cli.feature_file import FeatureReader, FeatureWriter, file_attributes
 from sekd_cli.match_file import MatchWriter, match_attributes
-from sekd_cli.match_pipeline import PairMatcher, PipelineSettings, match_all, plan
+from sekd_cli.match_pipeline import PairMatcher, PipelineSettings, match_all
 from sekd_cli.matching import match_descriptors
 from sekd_cli.pairs import exhaustive
 from sekd_cli.stored_features import StoredFeatures

@@ -18,11 +18,12 @@ import torch
 import torch.nn.functional as F
 from measuring import cost, exponent
 
+from sekd_cli.batch_extraction import Job
 from sekd_cli.config import DetectionSettings, MatchingSettings, ViewSettings
 from sekd_cli.device import keep_freed_memory
 from sekd_cli.evaluation.speed import draw_image
 from sekd_cli.extraction import Extractor
-from sekd_cli.extraction_pipeline import Job, PipelineSettings, extract_all
+from sekd_cli.extraction_pipeline import PipelineSettings, extract_all
 from sekd_cli.feature_file import FeatureReader, FeatureWriter, file_attributes
 from sekd_cli.images import ImageEntry, Photograph
 from sekd_cli.match_file import MatchWriter, match_attributes

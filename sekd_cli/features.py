@@ -123,9 +123,9 @@ def refine(score_logits: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _top(z: Array) -> tuple[Array, Array, Array, Array]:
-    """The top of a quadratic through 3x3 values (3, 3, ..., N), rows first, times its determinant; that; is it a peak?
+    """Where a quadratic through 3x3 values (3, 3, ..., N) is level, in arrays of torch or of numpy.
 
-    Arrays of torch or of numpy alike.
+    Returns x and y from the middle, both times the determinant, then this, and whether it is a peak.
     """
     gradient_x = (z[1, 2] - z[1, 0]) / 2
     gradient_y = (z[2, 1] - z[0, 1]) / 2

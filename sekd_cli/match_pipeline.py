@@ -1,40 +1,31 @@
 """Many pairs of a feature file to one match file: each image read a few times only, pairs matched in parallel.
 
-Pairs are taken in blocks. The images of a block's rows stay in memory, the others stream past, as in a blocked matrix
-product: of n images of which m fit into the memory given, each is read about 1 + n / 2m times for all pairs of them,
-and once where all fit. No result depends on the order.
-
 On a CPU several processes match, each of which reads what it needs; elsewhere threads do. One thread writes.
 """
 
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from sekd_cli.config import MatchingSettings, VerificationSettings
 from sekd_cli.device import give_back_memory
-from sekd_cli.errors import ImageError, InputFileError
+from sekd_cli.errors import ImageError
+from sekd_cli.feature_cache import CameraOf, FeatureCache, ImageCache, Plan, order_in_blocks, size_of
 from sekd_cli.feature_file import FeatureReader
 from sekd_cli.match_file import ChangedFeaturesError, MatchWriter
-from sekd_cli.pair_matching import MatchableImage, match_images, match_together, matchable_image
+from sekd_cli.pair_matching import MatchableImage, match_images, match_together
 from sekd_cli.pairs import Pair
 from sekd_cli.stored_matches import StoredMatches
-from sekd_cli.verification import Camera
 from sekd_cli.workers import Crew, Worker, WorkerDiedError
 
 BATCHES_IN_FLIGHT = 4  # for each thread: enough that none waits while features are read or matches written
 COMMIT_PAIRS, COMMIT_SECONDS = 64, 1.0  # matches are made durable, and reported, after so many or so long
-
-CameraOf = Callable[[str, tuple[int, int]], Camera | None]
-"""The camera of an image by name and (width, height). It may raise ImageError."""
-
 
 Batch = list[tuple[MatchableImage, MatchableImage]]
 """Pairs that are matched together."""
@@ -42,15 +33,6 @@ Batch = list[tuple[MatchableImage, MatchableImage]]
 TASK_PAIRS = 32  # that a process takes at a time, fewer where there are few: 0.2 s
 GIVE_BACK_EVERY = 16  # tasks: images that others took the place of lie about as free memory
 ROWS_OF_CACHE = 0.5  # of a process's memory for features: those of the rows of a block
-
-
-class Plan(NamedTuple):
-    """What is to be matched: pairs of images by number, each pair once, and no image with itself."""
-
-    names: list[str]
-    pairs: np.ndarray  # (P, 2) int32, numbers of `names`, as given
-    repeated: int  # pairs left out: they came up before, either way round
-    with_itself: int  # pairs left out: an image with itself
 
 
 class Outcome(NamedTuple):
@@ -71,17 +53,6 @@ class PipelineSettings:
     cache_bytes: int = 1 << 30  # of features in memory
     update: bool = False  # match pairs again whose features changed since
     batch_values: int = 0  # similarities of pairs that are matched together, padding included; 0: one pair at a time
-
-
-def plan(pairs: Iterable[Pair]) -> Plan:
-    """Number the images in the order in which they come up; leave out what needs no matching."""
-    numbers: dict[str, int] = {}
-    given = np.array([numbers.setdefault(name, len(numbers)) for pair in pairs for name in pair], dtype=np.int32)
-    given = given.reshape(-1, 2)
-    different = given[given[:, 0] != given[:, 1]]
-    keys = different.min(axis=1).astype(np.int64) * len(numbers) + different.max(axis=1)
-    first = np.sort(np.unique(keys, return_index=True)[1])
-    return Plan(list(numbers), different[first], len(different) - len(first), len(given) - len(different))
 
 
 class Matched(NamedTuple):
@@ -165,7 +136,7 @@ def match_all(
             work, writer, settings, matcher=matcher, workers=workers, fingerprint_of=fingerprint_of
         )
     else:
-        cache = FeatureCache(features, settings, camera_of, turned=matching.rotations)
+        cache = FeatureCache(features, settings.device, settings.cache_bytes, camera_of, turned=matching.rotations)
         yield from _match_by_threads(work, cache, writer, settings, matching=matching, verification=verification)
 
 
@@ -180,7 +151,7 @@ def _match_by_workers(
 ) -> Iterator[Outcome]:
     written = _Written(writer)
     rows = ROWS_OF_CACHE * settings.cache_bytes / len(workers) // max(1, fingerprint_of.largest(work.names[:10]))
-    order = _order_in_blocks(work, max(1, int(rows)))
+    order = order_in_blocks(work, max(1, int(rows)))
     task_pairs = max(1, min(TASK_PAIRS, len(order) // (4 * len(workers))))
     with Crew(workers, matcher, matcher, threads=0) as crew:
 
@@ -236,14 +207,7 @@ class _Fingerprints:
 
     def largest(self, names: Sequence[str]) -> int:
         """Bytes of the largest of some images."""
-        return max(map(_size, map(self._images.get, names)), default=0)
-
-
-def _order_in_blocks(work: Plan, rows: int) -> np.ndarray:
-    """Numbers of pairs, block by block of so many images that stay, each block's others one after the other."""
-    row, column = work.pairs.min(axis=1), work.pairs.max(axis=1)
-    _, rank = np.unique(row, return_inverse=True)
-    return np.lexsort((row, column, rank // rows))
+        return max(map(size_of, map(self._images.get, names)), default=0)
 
 
 def _match_by_threads(
@@ -368,90 +332,3 @@ class _Written:
             self._committed = time.monotonic()
             outcomes, self._outcomes = self._outcomes, []
             yield from outcomes
-
-
-class ImageCache:
-    """The images that were used last, in bounded memory."""
-
-    def __init__(
-        self, features: FeatureReader, device: torch.device, room: int, camera_of: CameraOf, *, turned: bool = False
-    ) -> None:
-        """room: bytes; one image is kept in any case. turned: read descriptors at other turns too."""
-        self._features = features
-        self._device = device
-        self._room = room
-        self._camera_of = camera_of
-        self._turned = turned
-        self._kept: OrderedDict[str, MatchableImage | str] = OrderedDict()
-        self._size = 0
-        self.reads = 0  # of images, so far
-
-    def get(self, name: str) -> MatchableImage | str:
-        """An image, or why there is none; it is kept until others need its room."""
-        image = self._kept.get(name)
-        if image is None:
-            image = self._kept[name] = self._load(name)
-            self._size += _size(image)
-        self._kept.move_to_end(name)
-        while self._size > self._room and len(self._kept) > 1:
-            self._size -= _size(self._kept.popitem(last=False)[1])
-        return image
-
-    def take(self, name: str) -> MatchableImage | str:
-        """An image that somebody else keeps from now on."""
-        image = self._kept.pop(name, None)
-        if image is None:
-            return self._load(name)
-        self._size -= _size(image)
-        return image
-
-    def _load(self, name: str) -> MatchableImage | str:
-        self.reads += 1
-        try:
-            stored = self._features.read(name, turned=self._turned)
-            camera = self._camera_of(name, stored.image_size)
-        except (ImageError, InputFileError) as error:
-            return str(error)
-        return matchable_image(name, stored, self._device, camera)
-
-
-class FeatureCache:
-    """Features in bounded memory: most of it for the rows of the block at hand, the rest for what was used last."""
-
-    def __init__(
-        self, features: FeatureReader, settings: PipelineSettings, camera_of: CameraOf, *, turned: bool = False
-    ) -> None:
-        """turned: read descriptors at other turns too."""
-        room = settings.cache_bytes // 8  # for images that pass; each is needed once a block
-        self._row_room = settings.cache_bytes - room
-        self._passing = ImageCache(features, settings.device, room, camera_of, turned=turned)
-
-    @property
-    def reads(self) -> int:
-        """Of images, so far."""
-        return self._passing.reads
-
-    def walk(self, work: Plan) -> Iterator[tuple[Pair, MatchableImage | str, MatchableImage | str]]:
-        """Every pair with its images, or why there is none, in an order that needs few reads."""
-        row, column = work.pairs.min(axis=1), work.pairs.max(axis=1)
-        order = np.lexsort((column, row))
-        sorted_rows = row[order]
-        start = 0
-        while start < len(order):
-            held: dict[int, MatchableImage | str] = {}
-            size, end = 0, start
-            while end < len(order) and (not held or size < self._row_room):
-                number = int(sorted_rows[end])
-                held[number] = self._passing.take(work.names[number])
-                size += _size(held[number])
-                end = int(np.searchsorted(sorted_rows, number, side="right"))
-            block = order[start:end]
-            for index in block[np.lexsort((row[block], column[block]))]:
-                first, second = work.pairs[index].tolist()
-                images = [held.get(number) or self._passing.get(work.names[number]) for number in (first, second)]
-                yield (work.names[first], work.names[second]), images[0], images[1]
-            start = end
-
-
-def _size(image: MatchableImage | str) -> int:
-    return 0 if isinstance(image, str) else image.size

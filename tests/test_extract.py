@@ -16,8 +16,9 @@ import pytest
 from hostile_images import broken_files, drawn, encoded, whole_files, write_files
 
 from sekd_cli import cli, images
+from sekd_cli.batch_extraction import Job
 from sekd_cli.extraction import Extractor
-from sekd_cli.extraction_pipeline import Job, PipelineSettings, _batches, _Sized
+from sekd_cli.extraction_pipeline import PipelineSettings, _batches, _Sized
 from sekd_cli.feature_file import FeatureReader, FeatureWriter
 from sekd_cli.stored_features import StoredFeatures
 from sekd_cli.workers import Worker
@@ -509,7 +510,7 @@ def test_images_that_kill_the_process_fail_alone(
             os.kill(os.getpid(), signal.SIGKILL)
         return read(path, **options)
 
-    monkeypatch.setattr("sekd_cli.extraction_pipeline.read_image", read_or_die)
+    monkeypatch.setattr("sekd_cli.batch_extraction.read_image", read_or_die)
     monkeypatch.setattr("sekd_cli.extraction_pipeline.LARGE_PIXELS", 60_000)
     possible = iter([True, True, *[more] * 100])
     monkeypatch.setattr("sekd_cli.workers.Worker", lambda work: Worker(work) if next(possible) else refuse())

@@ -20,17 +20,10 @@ from hypothesis import strategies as st
 from sekd_cli import match_pipeline
 from sekd_cli.config import MatchingSettings, VerificationSettings
 from sekd_cli.errors import DeviceError, ImageError, OutputError
+from sekd_cli.feature_cache import FeatureCache, order_in_blocks, plan
 from sekd_cli.feature_file import FeatureReader, FeatureWriter
 from sekd_cli.match_file import MatchReader, MatchWriter, match_attributes
-from sekd_cli.match_pipeline import (
-    FeatureCache,
-    Outcome,
-    PairMatcher,
-    PipelineSettings,
-    _order_in_blocks,
-    match_all,
-    plan,
-)
+from sekd_cli.match_pipeline import Outcome, PairMatcher, PipelineSettings, match_all
 from sekd_cli.pair_matching import match_images, match_together, matchable_image
 from sekd_cli.pairs import Pair, exhaustive
 from sekd_cli.stored_features import StoredFeatures
@@ -207,7 +200,7 @@ def test_every_image_is_read_a_few_times_only(tmp_path: Path, room: int, most_re
     size = 4 * (2 + 2) * 4
     settings = PipelineSettings(device=CPU, cache_bytes=room * size)
     with FeatureReader(tmp_path / "feats.h5") as reader:
-        cache = FeatureCache(reader, settings, lambda name, size: None)
+        cache = FeatureCache(reader, settings.device, settings.cache_bytes, lambda name, size: None)
         walked = [pair for pair, _, _ in cache.walk(plan(exhaustive(names)))]
     assert sorted(walked) == list(exhaustive(names))
     assert cache.reads <= most_reads
@@ -220,7 +213,7 @@ def test_a_process_reads_every_image_a_few_times_only(tmp_path: Path, room: int,
     size = 4 * (2 + 2) * 4
     work = plan(exhaustive(names))
     matcher = PairMatcher(tmp_path / "feats.h5", room * size, MatchingSettings())
-    for index in _order_in_blocks(work, room // 2):
+    for index in order_in_blocks(work, room // 2):
         matcher([(names[work.pairs[index, 0]], names[work.pairs[index, 1]])])
     assert matcher._images is not None
     assert matcher._images.reads <= most_reads
@@ -240,7 +233,7 @@ def test_all_pairs_of_a_thousand_images_read_each_a_few_times_only(share: float,
 
     size = 2 * 4 + 2 * 4
     settings = PipelineSettings(device=CPU, cache_bytes=int(share * size * len(names) * 8 / 7))
-    cache = FeatureCache(Reader(), settings, lambda name, size: None)  # type: ignore[arg-type]
+    cache = FeatureCache(Reader(), settings.device, settings.cache_bytes, lambda name, size: None)  # type: ignore[arg-type]
     walked = sum(1 for _ in cache.walk(plan(exhaustive(names))))
     assert walked == 499_500
     assert max(reads.values()) <= most
@@ -256,7 +249,7 @@ def test_every_pair_is_walked_once_with_its_own_images(pairs: list[tuple[int, in
     work = plan([(str(one), str(other)) for one, other in pairs])
     settings = PipelineSettings(device=CPU, cache_bytes=room * 2 * 4 * 4)
     camera = lambda name, size: Camera(focal=(float(name) + 1, size[0]), centre=(0, 0))  # noqa: E731
-    cache = FeatureCache(Reader(), settings, camera)  # type: ignore[arg-type]
+    cache = FeatureCache(Reader(), settings.device, settings.cache_bytes, camera)  # type: ignore[arg-type]
     walked = []
     for pair, image0, image1 in cache.walk(work):
         walked.append(pair)

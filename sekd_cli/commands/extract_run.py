@@ -13,6 +13,7 @@ from typing import IO, Any, Self
 import click
 import torch
 
+from sekd_cli.batch_extraction import BatchExtractor, Job
 from sekd_cli.commands.progress import progress_bar
 from sekd_cli.config import DetectionSettings, ViewSettings, parse_scales
 from sekd_cli.device import available_cores, keep_freed_memory, resolve_device, set_threads, wanted_threads
@@ -20,7 +21,7 @@ from sekd_cli.errors import NothingToDoError, OutputError, UsageError
 from sekd_cli.export.layout_folder import layout_folder
 from sekd_cli.export.layouts import FEATURE_FILES
 from sekd_cli.extraction import Extractor
-from sekd_cli.extraction_pipeline import BatchExtractor, Job, Outcome, PipelineSettings, extract_all
+from sekd_cli.extraction_pipeline import Outcome, PipelineSettings, extract_all
 from sekd_cli.feature_file import ChangedImageError, FeatureWriter, file_attributes
 from sekd_cli.images import find_images
 from sekd_cli.networks.weights_file import load_network, packaged_weights, weights_digest

@@ -16,10 +16,11 @@ from sekd_cli.config import MatchingSettings, VerificationSettings
 from sekd_cli.device import available_cores, resolve_device
 from sekd_cli.errors import ImageError, InputFileError, NothingToDoError, OutputError, UsageError
 from sekd_cli.export.layout_folder import MATCH_FILES, layout_folder
+from sekd_cli.feature_cache import CameraOf, Plan, plan
 from sekd_cli.feature_file import FeatureReader
 from sekd_cli.focal_length import read_focal_length
 from sekd_cli.match_file import MatchWriter, check_flat_names, match_attributes
-from sekd_cli.match_pipeline import CameraOf, Outcome, PairMatcher, PipelineSettings, Plan, match_all, plan
+from sekd_cli.match_pipeline import Outcome, PairMatcher, PipelineSettings, match_all
 from sekd_cli.pairs import read_pairs
 from sekd_cli.shards import Shard, parse_shard
 from sekd_cli.verification import DEFAULT_THRESHOLDS, Camera, camera_of

@@ -1,0 +1,137 @@
+"""In what order pairs are matched, and which images are in memory meanwhile: each is read a few times only.
+
+Pairs are taken in blocks. The images of a block's rows stay in memory, the others stream past, as in a blocked matrix
+product: of n images of which m fit into the memory given, each is read about 1 + n / 2m times for all pairs of them,
+and once where all fit. No result depends on the order.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from sekd_cli.errors import ImageError, InputFileError
+from sekd_cli.feature_file import FeatureReader
+from sekd_cli.pair_matching import MatchableImage, matchable_image
+from sekd_cli.pairs import Pair
+from sekd_cli.verification import Camera
+
+CameraOf = Callable[[str, tuple[int, int]], Camera | None]
+"""The camera of an image by name and (width, height). It may raise ImageError."""
+
+
+class Plan(NamedTuple):
+    """What is to be matched: pairs of images by number, each pair once, and no image with itself."""
+
+    names: list[str]
+    pairs: np.ndarray  # (P, 2) int32, numbers of `names`, as given
+    repeated: int  # pairs left out: they came up before, either way round
+    with_itself: int  # pairs left out: an image with itself
+
+
+def plan(pairs: Iterable[Pair]) -> Plan:
+    """Number the images in the order in which they come up; leave out what needs no matching."""
+    numbers: dict[str, int] = {}
+    given = np.array([numbers.setdefault(name, len(numbers)) for pair in pairs for name in pair], dtype=np.int32)
+    given = given.reshape(-1, 2)
+    different = given[given[:, 0] != given[:, 1]]
+    keys = different.min(axis=1).astype(np.int64) * len(numbers) + different.max(axis=1)
+    first = np.sort(np.unique(keys, return_index=True)[1])
+    return Plan(list(numbers), different[first], len(different) - len(first), len(given) - len(different))
+
+
+def order_in_blocks(work: Plan, rows: int) -> np.ndarray:
+    """Numbers of pairs, block by block of so many images that stay, each block's others one after the other."""
+    row, column = work.pairs.min(axis=1), work.pairs.max(axis=1)
+    _, rank = np.unique(row, return_inverse=True)
+    return np.lexsort((row, column, rank // rows))
+
+
+class ImageCache:
+    """The images that were used last, in bounded memory."""
+
+    def __init__(
+        self, features: FeatureReader, device: torch.device, room: int, camera_of: CameraOf, *, turned: bool = False
+    ) -> None:
+        """room: bytes; one image is kept in any case. turned: read descriptors at other turns too."""
+        self._features = features
+        self._device = device
+        self._room = room
+        self._camera_of = camera_of
+        self._turned = turned
+        self._kept: OrderedDict[str, MatchableImage | str] = OrderedDict()
+        self._size = 0
+        self.reads = 0  # of images, so far
+
+    def get(self, name: str) -> MatchableImage | str:
+        """An image, or why there is none; it is kept until others need its room."""
+        image = self._kept.get(name)
+        if image is None:
+            image = self._kept[name] = self._load(name)
+            self._size += size_of(image)
+        self._kept.move_to_end(name)
+        while self._size > self._room and len(self._kept) > 1:
+            self._size -= size_of(self._kept.popitem(last=False)[1])
+        return image
+
+    def take(self, name: str) -> MatchableImage | str:
+        """An image that somebody else keeps from now on."""
+        image = self._kept.pop(name, None)
+        if image is None:
+            return self._load(name)
+        self._size -= size_of(image)
+        return image
+
+    def _load(self, name: str) -> MatchableImage | str:
+        self.reads += 1
+        try:
+            stored = self._features.read(name, turned=self._turned)
+            camera = self._camera_of(name, stored.image_size)
+        except (ImageError, InputFileError) as error:
+            return str(error)
+        return matchable_image(name, stored, self._device, camera)
+
+
+class FeatureCache:
+    """Features in bounded memory: most of it for the rows of the block at hand, the rest for what was used last."""
+
+    def __init__(
+        self, features: FeatureReader, device: torch.device, room: int, camera_of: CameraOf, *, turned: bool = False
+    ) -> None:
+        """See `ImageCache`."""
+        passing = room // 8  # for images that pass; each is needed once a block
+        self._row_room = room - passing
+        self._passing = ImageCache(features, device, passing, camera_of, turned=turned)
+
+    @property
+    def reads(self) -> int:
+        """Of images, so far."""
+        return self._passing.reads
+
+    def walk(self, work: Plan) -> Iterator[tuple[Pair, MatchableImage | str, MatchableImage | str]]:
+        """Every pair with its images, or why there is none, in an order that needs few reads."""
+        row, column = work.pairs.min(axis=1), work.pairs.max(axis=1)
+        order = np.lexsort((column, row))
+        sorted_rows = row[order]
+        start = 0
+        while start < len(order):
+            held: dict[int, MatchableImage | str] = {}
+            size, end = 0, start
+            while end < len(order) and (not held or size < self._row_room):
+                number = int(sorted_rows[end])
+                held[number] = self._passing.take(work.names[number])
+                size += size_of(held[number])
+                end = int(np.searchsorted(sorted_rows, number, side="right"))
+            block = order[start:end]
+            for index in block[np.lexsort((row[block], column[block]))]:
+                first, second = work.pairs[index].tolist()
+                images = [held.get(number) or self._passing.get(work.names[number]) for number in (first, second)]
+                yield (work.names[first], work.names[second]), images[0], images[1]
+            start = end
+
+
+def size_of(image: MatchableImage | str) -> int:
+    """Bytes in memory; none for a reason why there is no image."""
+    return 0 if isinstance(image, str) else image.size
