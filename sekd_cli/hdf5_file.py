@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import h5py
 import numpy as np
+from h5py import h5a, h5d, h5p, h5s, h5t
 
 from sekd_cli.errors import InputFileError, OutputError, SekdError
 from sekd_cli.staged_file import StagedFile, apply_journal, journal_of
@@ -28,6 +29,8 @@ the first made HDF5's C code go round in circles. The third marks files as open,
 DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError)
 """What h5py raises on a damaged file, and what becomes of a file's content that is none of what it should be."""
 METADATA_BYTES = 256 << 10  # of a file being written, kept in memory
+UNTIMED = h5p.create(h5p.DATASET_CREATE)
+UNTIMED.set_obj_track_times(False)  # the same numbers make the same file
 CHECKSUM = "crc32"  # attribute of a group: of its arrays, which HDF5 doesn't check
 
 
@@ -97,10 +100,26 @@ def create_hdf5(path: Path, attributes: Mapping[str, Any]) -> Iterator[h5py.File
 
 
 def write_arrays(group: h5py.Group, arrays: Mapping[str, np.ndarray], checksum: str = CHECKSUM) -> None:
-    """Add arrays to a group, and as this attribute the checksum by which damage to them is noticed."""
+    """Add arrays to a group, and as this attribute the checksum by which damage to them is noticed.
+
+    By h5py's lower level, as `add_attribute`: what the upper one asks itself of every array takes a third of the time
+    of writing it, and one thread writes for all.
+    """
     for name, values in arrays.items():
-        group.create_dataset(name, data=values)
-    group.attrs[checksum] = _checksum(arrays)
+        stored = np.asarray(values, order="C")
+        h5d.create(group.id, name.encode(), *_kind(stored), UNTIMED).write(h5s.ALL, h5s.ALL, stored)
+    add_attribute(group, checksum, _checksum(arrays))
+
+
+def add_attribute(owner: h5py.Group | h5py.Dataset, name: str, value: object) -> None:
+    """Give a group or dataset an attribute that it hasn't yet: numbers, or bytes."""
+    stored = np.asarray(value)
+    h5a.create(owner.id, name.encode(), *_kind(stored)).write(stored)
+
+
+def _kind(values: np.ndarray) -> tuple[h5t.TypeID, h5s.SpaceID]:
+    space = h5s.create_simple(values.shape) if values.shape else h5s.create(h5s.SCALAR)
+    return h5t.py_create(values.dtype, logical=True), space
 
 
 def check_arrays(group: h5py.Group, arrays: Mapping[str, np.ndarray], checksum: str = CHECKSUM) -> None:

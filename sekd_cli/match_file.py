@@ -17,7 +17,7 @@ import numpy as np
 from sekd_cli import __version__
 from sekd_cli.errors import InputFileError, OutputError, UsageError
 from sekd_cli.feature_file import FeatureReader
-from sekd_cli.hdf5_file import check_name, member, plain_attributes
+from sekd_cli.hdf5_file import add_attribute, check_name, member, plain_attributes
 from sekd_cli.kept_file import SCHEMA, KeptReader, KeptWriter, changed
 from sekd_cli.pairs import Pair
 from sekd_cli.stored_features import StoredFeatures
@@ -97,9 +97,9 @@ class MatchWriter(KeptWriter):
                     del file[place]
             group = file.create_group(_place(pair))
             write_group(group, matches)
-            group.attrs["names"] = np.bytes_("\t".join(pair).encode())
-            group.attrs["features"] = np.array(fingerprints, dtype=np.int64)
-            group.attrs["complete"] = True
+            add_attribute(group, "names", np.bytes_("\t".join(pair).encode()))
+            add_attribute(group, "features", np.array(fingerprints, dtype=np.int64))
+            add_attribute(group, "complete", True)
         except (OSError, RuntimeError, ValueError, KeyError) as error:
             raise self._writer.failure(error) from error
 

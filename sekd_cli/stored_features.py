@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from sekd_cli.errors import InputFileError
-from sekd_cli.hdf5_file import check_arrays, member, write_arrays
+from sekd_cli.hdf5_file import add_attribute, check_arrays, member, write_arrays
 
 DATASETS = ("keypoints", "scores", "descriptors", "image_size", "scales")
 TURNED = "descriptors_turned"  # (3, D, N): of the upright image turned counter-clockwise by 1, 2 and 3 quarters
@@ -73,13 +73,14 @@ def write_group(group: h5py.Group, features: StoredFeatures, source: Source | No
         arrays["scales"] = np.asarray(features.scales, dtype=np.float32)
     write_arrays(group, arrays)
     if features.scales is not None:
-        group["keypoints"].attrs["uncertainty"] = float(np.mean(features.scales)) if len(features.scales) else 1.0
+        uncertainty = float(np.mean(features.scales)) if len(features.scales) else 1.0
+        add_attribute(group["keypoints"], "uncertainty", uncertainty)
     if features.turned is not None:
         turned = np.ascontiguousarray(features.turned.swapaxes(1, 2), dtype=descriptor_dtype)
         write_arrays(group, {TURNED: turned}, TURNED_CHECKSUM)
     if source is not None:
-        group.attrs["source"] = np.asarray(source, dtype=np.int64)
-    group.attrs["complete"] = True
+        add_attribute(group, "source", np.asarray(source, dtype=np.int64))
+    add_attribute(group, "complete", True)
 
 
 def read_group(group: h5py.Group, where: str, *, turned: bool) -> StoredFeatures:

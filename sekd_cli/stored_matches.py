@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import h5py
 import numpy as np
 
-from sekd_cli.hdf5_file import check_arrays, write_arrays
+from sekd_cli.hdf5_file import add_attribute, check_arrays, write_arrays
 from sekd_cli.stored_features import MAXIMUM_VALUES
 
 MODELS = ("homography", "fundamental", "essential")
@@ -48,7 +48,7 @@ def write_group(group: h5py.Group, matches: StoredMatches) -> None:
     """Put the matches of a pair into its group, empty until then."""
     write_arrays(group, _arrays(matches))
     if matches.turn is not None:
-        group.attrs["turn"] = matches.turn
+        add_attribute(group, "turn", matches.turn)
 
 
 def read_group(group: h5py.Group) -> StoredMatches:

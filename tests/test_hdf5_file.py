@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 
 from sekd_cli.errors import InputFileError, OutputError
-from sekd_cli.hdf5_file import HDF5Writer, check_name, open_for_reading, write_reason
+from sekd_cli.hdf5_file import (
+    CHECKSUM,
+    HDF5Writer,
+    add_attribute,
+    check_name,
+    create_hdf5,
+    open_for_reading,
+    write_arrays,
+    write_reason,
+)
 
 
 def add(writer: HDF5Writer, index: int) -> None:
@@ -48,6 +57,30 @@ def test_what_was_committed_is_there_after_closing_and_opening_again(path: Path)
     with h5py.File(path) as file:  # any reader, not ours alone
         assert file.attrs["schema"] == 1
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_arrays_and_attributes_make_the_file_that_h5py_makes_of_them(path: Path) -> None:
+    arrays = {
+        "columns": np.arange(12, dtype=np.float32).reshape(4, 3).T,  # not as they lie in memory
+        "halves": np.arange(5, dtype=np.float16),
+        "nothing": np.zeros((0, 2), dtype=np.float32),
+        "size": np.array([640, 480]),
+    }
+    attributes = {"complete": True, "source": np.array([1, 2]), "uncertainty": 0.5, "names": np.bytes_("é".encode())}
+    other = path.with_name("other.h5")
+    with create_hdf5(path, {}) as file:
+        group = file.create_group("group")
+        write_arrays(group, arrays)
+        checksum = group.attrs[CHECKSUM]
+        for name, value in attributes.items():
+            add_attribute(group, name, value)
+    with create_hdf5(other, {}) as file:
+        group = file.create_group("group")
+        for name, values in arrays.items():
+            group.create_dataset(name, data=values)
+        for name, value in {CHECKSUM: checksum, **attributes}.items():
+            group.attrs[name] = value
+    assert path.read_bytes() == other.read_bytes()
 
 
 def test_a_kill_after_any_single_operation_on_the_disk_loses_nothing(
