@@ -29,7 +29,8 @@ import torch
 from sekd_cli.batch_extraction import BatchExtractor, Job
 from sekd_cli.commands.extract_run import CPU_BATCH, CPU_BATCH_PIXELS
 from sekd_cli.config import DetectionSettings
-from sekd_cli.device import available_cores, keep_freed_memory, set_threads
+from sekd_cli.cores import available_cores
+from sekd_cli.device import keep_freed_memory, set_threads
 from sekd_cli.extraction import Extractor, PreparedImage
 from sekd_cli.extraction_pipeline import PipelineSettings, extract_all
 from sekd_cli.feature_file import FeatureWriter, file_attributes

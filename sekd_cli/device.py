@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import cv2
 import torch
 
+from sekd_cli.cores import available_cores
 from sekd_cli.errors import DeviceError, UsageError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -3, -4, -8  # parameters of glibc's mallopt
@@ -34,13 +35,6 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("--device mps: this machine has no Apple GPU that torch can use; give cpu or auto")
     return device
-
-
-def available_cores() -> int:
-    """CPU cores that this process may use: a container or job often has fewer than the machine."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def wanted_threads(threads: int | None) -> int:

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from sekd_cli import Sekd
-from sekd_cli.device import available_cores, keep_freed_memory, resolve_device
+from sekd_cli.cores import available_cores
+from sekd_cli.device import keep_freed_memory, resolve_device
 from sekd_cli.errors import DeviceError, UsageError
 
 

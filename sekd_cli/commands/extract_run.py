@@ -16,7 +16,8 @@ import torch
 from sekd_cli.batch_extraction import BatchExtractor, Job
 from sekd_cli.commands.progress import progress_bar
 from sekd_cli.config import DetectionSettings, ViewSettings, parse_scales
-from sekd_cli.device import available_cores, keep_freed_memory, resolve_device, set_threads, wanted_threads
+from sekd_cli.cores import available_cores
+from sekd_cli.device import keep_freed_memory, resolve_device, set_threads, wanted_threads
 from sekd_cli.errors import NothingToDoError, OutputError, UsageError
 from sekd_cli.export.layout_folder import layout_folder
 from sekd_cli.export.layouts import FEATURE_FILES

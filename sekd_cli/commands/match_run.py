@@ -13,7 +13,8 @@ import click
 
 from sekd_cli.commands.progress import progress_bar
 from sekd_cli.config import MatchingSettings, VerificationSettings
-from sekd_cli.device import available_cores, resolve_device
+from sekd_cli.cores import available_cores
+from sekd_cli.device import resolve_device
 from sekd_cli.errors import ImageError, InputFileError, NothingToDoError, OutputError, UsageError
 from sekd_cli.export.layout_folder import MATCH_FILES, layout_folder
 from sekd_cli.feature_cache import CameraOf, Plan, plan

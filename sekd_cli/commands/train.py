@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sekd_cli.cores import available_cores
 from sekd_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def _resumed(run: "RunFolder", options: dict[str, Any]) -> tuple[tuple[str, ...]
 
 def _share_cores(device: "torch.device", workers: int | None, threads: int | None) -> int:
     """Set the threads of this process, and return the number of its data processes."""
-    from sekd_cli.device import available_cores, keep_freed_memory, set_threads  # noqa: PLC0415
+    from sekd_cli.device import keep_freed_memory, set_threads  # noqa: PLC0415
 
     cores = max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # of those that torchrun started
     if workers is None:  # on a CPU the network needs the cores: one process prepares data for about four
