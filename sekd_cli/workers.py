@@ -8,6 +8,7 @@ is ready. It is made while no other thread computes, and only on Linux, where th
 import contextlib
 import ctypes
 import gc
+import math
 import multiprocessing
 import os
 import queue
@@ -33,10 +34,12 @@ Item = TypeVar("Item")
 PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal that a process gets when its parent is gone
 CAN_FORK = sys.platform == "linux"
 SECONDS_TO_STOP = 10  # for the task at hand, before it is killed
+PATIENCE = 300.0  # seconds for each item of a batch, after which its worker is taken to hang: a hundred times the usual
+LONGEST_WAIT = 1.0  # seconds at once: what more this process was stopped for isn't counted as patience
 
 
 class WorkerDiedError(Exception):
-    """The process is gone in the middle of a task: out of memory, or a crash of a library. Says by what signal."""
+    """The process is gone in the middle of a task: out of memory, a crash of a library, or it hung. Says which."""
 
 
 class Worker(Generic[Task, Reply]):
@@ -59,10 +62,14 @@ class Worker(Generic[Task, Reply]):
         finally:
             theirs.close()
 
-    def __call__(self, task: Task) -> Reply:
-        """Have it done. Raises what the work raises, WorkerDiedError."""
+    def __call__(self, task: Task, patience: float = math.inf) -> Reply:
+        """Have it done, in so many seconds or it is killed. Raises what the work raises, WorkerDiedError."""
         try:
             self._connection.send(task)
+            if not self._replies_within(patience):
+                self._died = True
+                self._process.kill()
+                raise WorkerDiedError(f"no result in {patience:.0f} s, so it was killed")
             reply = self._connection.recv()
         except (EOFError, OSError) as error:  # the latter in the middle of a reply
             self._died = True
@@ -73,6 +80,13 @@ class Worker(Generic[Task, Reply]):
         if isinstance(reply, BaseException):
             raise reply
         return reply  # type: ignore[no-any-return]
+
+    def _replies_within(self, seconds: float) -> bool:
+        while seconds > 0:
+            if self._connection.poll(min(seconds, LONGEST_WAIT)):
+                return True
+            seconds -= LONGEST_WAIT
+        return False
 
     @property
     def alive(self) -> bool:
@@ -93,8 +107,8 @@ class Worker(Generic[Task, Reply]):
 class Crew(Generic[Item, Reply]):
     """Workers that take batches of items and reply to each item, or threads of this process where there are none.
 
-    In the place of a worker that dies comes another, and its batch is done again, one by one: so an item that kills a
-    worker is told, and costs the others nothing but time.
+    In the place of a worker that dies, or hangs (`PATIENCE`), comes another, and its batch is done again, one by one:
+    so an item that kills a worker is told, and costs the others nothing but time.
     """
 
     def __init__(
@@ -149,7 +163,7 @@ class Crew(Generic[Item, Reply]):
         worker = self._free.get()
         try:
             if worker is not None:
-                return worker(items)
+                return worker(items, PATIENCE * len(items))
             with self._alone:
                 return self._here(items)
         except WorkerDiedError as error:

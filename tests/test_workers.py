@@ -7,6 +7,7 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
@@ -15,7 +16,7 @@ import torch
 
 from sekd_cli import workers as module
 from sekd_cli.device import set_threads
-from sekd_cli.workers import Worker, WorkerDiedError, workers
+from sekd_cli.workers import Crew, Worker, WorkerDiedError, workers
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux alone")
 
@@ -70,6 +71,29 @@ def test_a_death_is_told_with_its_cause_and_another_takes_its_place(death: str, 
         running[0].stop()
         running[0] = Worker(own_process)
         assert running[0]("a")[0] == "a"
+
+
+def test_one_that_hangs_is_killed_when_patience_ends() -> None:
+    with workers(1, own_process) as (worker,):
+        _, process = worker("a", 60)
+        with pytest.raises(WorkerDiedError, match="no result in 1 s, so it was killed"):
+            worker("hang", 1.2)
+        assert not worker.alive
+        worker.stop()
+        assert gone(process)
+
+
+def test_an_item_that_hangs_costs_the_others_of_its_batch_nothing_but_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    def each(tasks: Sequence[str]) -> list[str]:
+        return [own_process(task)[0] for task in tasks]
+
+    monkeypatch.setattr(module, "PATIENCE", 0.5)
+    with workers(1, each) as running, Crew(running, each, each, threads=0) as crew:
+        for batch in (["a", "hang", "b"], ["c"]):
+            crew.begin(batch)
+        told = {item: found for items, found in crew.done(0) for item in items}
+    assert {item: found for item, found in told.items() if item != "hang"} == {"a": ["a"], "b": ["b"], "c": ["c"]}
+    assert isinstance(told["hang"], WorkerDiedError)
 
 
 def test_a_death_in_the_middle_of_a_reply_is_one_as_well() -> None:
