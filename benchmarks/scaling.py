@@ -24,11 +24,12 @@ from sekd_cli.device import keep_freed_memory
 from sekd_cli.evaluation.speed import draw_image
 from sekd_cli.extraction import Extractor
 from sekd_cli.extraction_pipeline import PipelineSettings, extract_all
+from sekd_cli.feature_cache import plan
 from sekd_cli.feature_file import FeatureReader, FeatureWriter, file_attributes
 from sekd_cli.images import ImageEntry, Photograph
 from sekd_cli.match_file import MatchWriter, match_attributes
 from sekd_cli.match_pipeline import PipelineSettings as MatchSettings
-from sekd_cli.match_pipeline import match_all, plan
+from sekd_cli.match_pipeline import match_all
 from sekd_cli.networks.weights_file import load_network, packaged_weights
 from sekd_cli.pairs import exhaustive
 from sekd_cli.stored_features import StoredFeatures

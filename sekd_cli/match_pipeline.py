@@ -212,7 +212,7 @@ class _Fingerprints:
 
 def _match_by_threads(
     work: Plan,
-    cache: "FeatureCache",
+    cache: FeatureCache,
     writer: MatchWriter,
     settings: PipelineSettings,
     *,

@@ -34,7 +34,7 @@ Item = TypeVar("Item")
 PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal that a process gets when its parent is gone
 CAN_FORK = sys.platform == "linux"
 SECONDS_TO_STOP = 10  # for the task at hand, before it is killed
-PATIENCE = 300.0  # seconds for each item of a batch, after which its worker is taken to hang: a hundred times the usual
+PATIENCE = 300.0  # seconds for each item of a batch, after which its worker is taken to hang
 LONGEST_WAIT = 1.0  # seconds at once: what more this process was stopped for isn't counted as patience
 
 

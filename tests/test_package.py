@@ -167,3 +167,11 @@ def test_the_example_pairs_name_files_that_are_there(examples: Path) -> None:
         assert len(pair) == 2
         for name in pair:
             assert (examples / name).is_file()
+
+
+def test_every_benchmark_finds_what_it_imports() -> None:
+    program = "import runpy, sys\nfor path in sys.argv[1:]: runpy.run_path(path, run_name='imported')"
+    found = sorted(str(path) for path in (ROOT / "benchmarks").glob("*.py"))
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "benchmarks")}  # what a script has of its own folder
+    subprocess.run([sys.executable, "-c", program, *found], check=True, env=environment, cwd=ROOT)
+    assert found
