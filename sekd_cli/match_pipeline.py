@@ -3,13 +3,11 @@
 On a CPU several processes match, each of which reads what it needs; elsewhere threads do. One thread writes.
 """
 
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -18,14 +16,14 @@ from sekd_cli.device import give_back_memory
 from sekd_cli.errors import ImageError
 from sekd_cli.feature_cache import CameraOf, FeatureCache, ImageCache, Plan, order_in_blocks, size_of
 from sekd_cli.feature_file import FeatureReader
-from sekd_cli.match_file import ChangedFeaturesError, MatchWriter
+from sekd_cli.match_file import MatchWriter
+from sekd_cli.match_writing import COMMIT_PAIRS, Matched, Outcome, Written, is_done
 from sekd_cli.pair_matching import MatchableImage, match_images, match_together
 from sekd_cli.pairs import Pair
 from sekd_cli.stored_matches import StoredMatches
 from sekd_cli.workers import Crew, Worker, WorkerDiedError
 
 BATCHES_IN_FLIGHT = 4  # for each thread: enough that none waits while features are read or matches written
-COMMIT_PAIRS, COMMIT_SECONDS = 64, 1.0  # matches are made durable, and reported, after so many or so long
 
 Batch = list[tuple[MatchableImage, MatchableImage]]
 """Pairs that are matched together."""
@@ -33,15 +31,6 @@ Batch = list[tuple[MatchableImage, MatchableImage]]
 TASK_PAIRS = 32  # that a process takes at a time, fewer where there are few: 0.2 s
 GIVE_BACK_EVERY = 16  # tasks: images that others took the place of lie about as free memory
 ROWS_OF_CACHE = 0.5  # of a process's memory for features: those of the rows of a block
-
-
-class Outcome(NamedTuple):
-    """What became of a pair: its matches are in the file (now, or before), or why they are not."""
-
-    pair: Pair
-    matches: int = 0
-    skipped: bool = False  # was there before
-    failure: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +42,6 @@ class PipelineSettings:
     cache_bytes: int = 1 << 30  # of features in memory
     update: bool = False  # match pairs again whose features changed since
     batch_values: int = 0  # similarities of pairs that are matched together, padding included; 0: one pair at a time
-
-
-class Matched(NamedTuple):
-    """The matches of a pair and the fingerprints of what was matched, or why there are none."""
-
-    matches: StoredMatches | None
-    fingerprints: tuple[int, int] = (0, 0)
-    failure: str = ""
 
 
 class PairMatcher:
@@ -149,7 +130,7 @@ def _match_by_workers(
     workers: list[PairWorker],
     fingerprint_of: "_Fingerprints",
 ) -> Iterator[Outcome]:
-    written = _Written(writer)
+    written = Written(writer)
     rows = ROWS_OF_CACHE * settings.cache_bytes / len(workers) // max(1, fingerprint_of.largest(work.names[:10]))
     order = order_in_blocks(work, max(1, int(rows)))
     task_pairs = max(1, min(TASK_PAIRS, len(order) // (4 * len(workers))))
@@ -189,7 +170,7 @@ def _told_before(writer: MatchWriter, pair: Pair, fingerprint_of: "_Fingerprints
     first, second = fingerprint_of(pair[0]), fingerprint_of(pair[1])
     if isinstance(first, str) or isinstance(second, str):
         return Outcome(pair, failure=_reasons(first, second))
-    return Outcome(pair, skipped=True) if _is_done(writer, pair, (first, second), update) else None
+    return Outcome(pair, skipped=True) if is_done(writer, pair, (first, second), update) else None
 
 
 class _Fingerprints:
@@ -221,7 +202,7 @@ def _match_by_threads(
 ) -> Iterator[Outcome]:
     at_once = max(1, min(settings.threads, len(work.pairs)))
     share = max(1, settings.threads // at_once)  # threads for one pair: more than one where pairs are few
-    written = _Written(writer)
+    written = Written(writer)
     running: deque[tuple[Batch, Future[list[StoredMatches | ImageError]]]] = deque()
     gathering = _Gathering(settings.batch_values // (4 if matching.rotations else 1))
     with ThreadPoolExecutor(at_once, "match", initializer=torch.set_num_threads, initargs=(share,)) as pool:
@@ -234,16 +215,16 @@ def _match_by_threads(
             for pair, image0, image1 in cache.walk(work):
                 if isinstance(image0, str) or isinstance(image1, str):
                     written.add(Outcome(pair, failure=_reasons(image0, image1)))
-                elif _is_done(writer, pair, (image0.fingerprint, image1.fingerprint), settings.update):
+                elif is_done(writer, pair, (image0.fingerprint, image1.fingerprint), settings.update):
                     written.add(Outcome(pair, skipped=True))
                 else:
                     start(gathering.add(image0, image1))
                 while len(running) >= BATCHES_IN_FLIGHT * at_once:
-                    written.take_batch(*running.popleft())
+                    _write_batch(written, *running.popleft())
                 yield from written.reported()
             start(gathering.batch)
             while running:
-                written.take_batch(*running.popleft())
+                _write_batch(written, *running.popleft())
                 yield from written.reported()
             yield from written.reported(now=True)
         finally:
@@ -268,6 +249,14 @@ def _match(
         return [error]
 
 
+def _write_batch(written: Written, batch: Batch, future: Future[list[StoredMatches | ImageError]]) -> None:
+    """Write the matches of pairs as soon as they are there."""
+    for (image0, image1), found in zip(batch, future.result(), strict=True):
+        fingerprints = image0.fingerprint, image1.fingerprint
+        one = Matched(None, failure=str(found)) if isinstance(found, ImageError) else Matched(found, fingerprints)
+        written.take((image0.name, image1.name), one)
+
+
 class _Gathering:
     """Pairs that wait until there are enough to be matched together."""
 
@@ -287,48 +276,3 @@ class _Gathering:
         full, self.batch = self.batch, [(image0, image1)]
         self._rows, self._columns = rows, columns
         return full
-
-
-def _is_done(writer: MatchWriter, pair: Pair, fingerprints: tuple[int, int], update: bool) -> bool:
-    try:
-        return writer.is_complete(pair, fingerprints)
-    except ChangedFeaturesError:
-        if not update:
-            raise
-    return False
-
-
-class _Written:
-    """Pairs on their way into the file, reported when they are durable."""
-
-    def __init__(self, writer: MatchWriter) -> None:
-        self._writer = writer
-        self._outcomes: list[Outcome] = []
-        self._committed = time.monotonic()
-
-    def add(self, outcome: Outcome) -> None:
-        """Report this, in turn."""
-        self._outcomes.append(outcome)
-
-    def take_batch(self, batch: Batch, future: Future[list[StoredMatches | ImageError]]) -> None:
-        """Write the matches of pairs as soon as they are there."""
-        for (image0, image1), found in zip(batch, future.result(), strict=True):
-            fingerprints = image0.fingerprint, image1.fingerprint
-            one = Matched(None, failure=str(found)) if isinstance(found, ImageError) else Matched(found, fingerprints)
-            self.take((image0.name, image1.name), one)
-
-    def take(self, pair: Pair, one: Matched) -> None:
-        """Write the matches of a pair."""
-        if one.matches is None:
-            self.add(Outcome(pair, failure=one.failure))
-            return
-        self._writer.write(pair, one.matches, one.fingerprints)
-        self.add(Outcome(pair, int((one.matches.matches0 >= 0).sum())))
-
-    def reported(self, *, now: bool = False) -> Iterator[Outcome]:
-        """Outcomes that are durable: none until it is time to commit, or `now`."""
-        if now or len(self._outcomes) >= COMMIT_PAIRS or time.monotonic() > self._committed + COMMIT_SECONDS:
-            self._writer.commit()
-            self._committed = time.monotonic()
-            outcomes, self._outcomes = self._outcomes, []
-            yield from outcomes

@@ -17,13 +17,14 @@ from drawn_features import ATTRIBUTES, TURNED_ATTRIBUTES, drawn_features, turned
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sekd_cli import match_pipeline
+from sekd_cli import match_pipeline, match_writing
 from sekd_cli.config import MatchingSettings, VerificationSettings
 from sekd_cli.errors import DeviceError, ImageError, OutputError
 from sekd_cli.feature_cache import FeatureCache, order_in_blocks, plan
 from sekd_cli.feature_file import FeatureReader, FeatureWriter
 from sekd_cli.match_file import MatchReader, MatchWriter, match_attributes
-from sekd_cli.match_pipeline import Outcome, PairMatcher, PipelineSettings, match_all
+from sekd_cli.match_pipeline import PairMatcher, PipelineSettings, match_all
+from sekd_cli.match_writing import Outcome
 from sekd_cli.pair_matching import match_images, match_together, matchable_image
 from sekd_cli.pairs import Pair, exhaustive
 from sekd_cli.stored_features import StoredFeatures
@@ -384,7 +385,7 @@ def test_an_image_without_a_camera_fails_in_its_pairs_only(features: Path, tmp_p
 def test_outcomes_are_told_when_they_are_durable(
     features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(match_pipeline, "COMMIT_PAIRS", 5)
+    monkeypatch.setattr(match_writing, "COMMIT_PAIRS", 5)
     pairs = list(exhaustive(NAMES))
     with FeatureReader(features) as reader, MatchWriter(tmp_path / "m.h5", match_attributes(reader, {})) as writer:
         outcomes = match_all(plan(pairs), reader, writer, PipelineSettings(device=CPU), matching=MatchingSettings())

@@ -21,7 +21,8 @@ from sekd_cli.feature_cache import CameraOf, Plan, plan
 from sekd_cli.feature_file import FeatureReader
 from sekd_cli.focal_length import read_focal_length
 from sekd_cli.match_file import MatchWriter, check_flat_names, match_attributes
-from sekd_cli.match_pipeline import Outcome, PairMatcher, PipelineSettings, match_all
+from sekd_cli.match_pipeline import PairMatcher, PipelineSettings, match_all
+from sekd_cli.match_writing import Outcome
 from sekd_cli.pairs import read_pairs
 from sekd_cli.shards import Shard, parse_shard
 from sekd_cli.verification import DEFAULT_THRESHOLDS, Camera, camera_of
