@@ -20,12 +20,13 @@ from torch import Tensor
 
 from sekd_cli.config import DetectionSettings, ViewSettings
 from sekd_cli.errors import ImageError, UsageError
-from sekd_cli.features import detect_at_once, detect_places, keypoints_at, sample_descriptors
-from sekd_cli.geometry import quarter_turn, rescale_points, warp_points
+from sekd_cli.features import detect_at_once, detect_places, keypoints_at
+from sekd_cli.geometry import rescale_points
 from sekd_cli.images import Photograph, to_stored
 from sekd_cli.networks import DenseMaps, DenseNetwork
 from sekd_cli.networks.inference import inference_network
 from sekd_cli.networks.tracing import DenseFunction, traced
+from sekd_cli.patches import Patch, View, joined_views
 from sekd_cli.precision import resolve_precision
 from sekd_cli.pyramid import Level, LevelFeatures, PreparedImage, best_of_levels, join_levels, level_sizes, prepare
 from sekd_cli.stored_features import StoredFeatures
@@ -127,7 +128,7 @@ class Extractor:
             return self._at_once(each)
         return [self._found(patch, level, self.settings) for level, patch in each]
 
-    def _at_once(self, each: Sequence[tuple[Level, "_Patch"]]) -> list["_Found"]:
+    def _at_once(self, each: Sequence[tuple[Level, Patch]]) -> list["_Found"]:
         """The features of many images, brought to the CPU: a GPU takes as long for a batch of equal ones as for one."""
         found: dict[int, _Found] = {}
         of_size: dict[tuple[int, ...], list[int]] = defaultdict(list)
@@ -142,7 +143,7 @@ class Extractor:
                 self._allowed(levels),
                 octaves=torch.tensor([level.octaves for level in levels]),
             )
-            together = _Patch(patches[0].window, _joined_views([patch.views for patch in patches]))
+            together = Patch(patches[0].window, joined_views([patch.views for patch in patches]))
             descriptors = together.describe(keypoints).cpu()  # (T, B, N, D)
             features = zip(keypoints.cpu(), scores.cpu(), descriptors.unbind(1), strict=True)
             for index, (places, values, described) in zip(indices, features, strict=True):
@@ -174,9 +175,9 @@ class Extractor:
         assert best is not None, "an image has at least one tile"
         return _Found(best.scores, _first(best.keypoints), _first_of(best.descriptors))
 
-    def _patches(self, levels: Sequence[Level], parts: Sequence[Window]) -> list["_Patch"]:
+    def _patches(self, levels: Sequence[Level], parts: Sequence[Window]) -> list[Patch]:
         """What the network says of a window of each level; all go through it together."""
-        patches = [_Patch(part, []) for part in parts]
+        patches = [Patch(part, []) for part in parts]
         statistics = [level.statistics for level in levels]
         for turns in self._turns:
             seen = [
@@ -188,7 +189,7 @@ class Extractor:
             ]
             maps = self._run(pixels, statistics)
             for index, (patch, part) in enumerate(zip(patches, seen, strict=True)):
-                patch.views.append(_View.of(maps, index, turns, part.bottom - part.top, part.right - part.left))
+                patch.views.append(View.of(maps, index, turns, part.bottom - part.top, part.right - part.left))
         return patches
 
     def _run(self, pixels: Sequence[np.ndarray], statistics: Sequence[tuple[float, float]]) -> DenseMaps:
@@ -205,7 +206,7 @@ class Extractor:
             return pixels
         return np.asarray(cv2.copyMakeBorder(pixels, 0, below, 0, right, cv2.BORDER_REPLICATE))  # np.pad takes 0.3 ms
 
-    def _found(self, patch: "_Patch", level: Level, settings: DetectionSettings) -> "_Found":
+    def _found(self, patch: Patch, level: Level, settings: DetectionSettings) -> "_Found":
         """The keypoints of a window, in its pixels; they are refined when they are asked for."""
         logits = patch.score_logits()
         if level.statistics[1] == 0:  # an even image: what its borders look like is no keypoint
@@ -219,61 +220,6 @@ class Extractor:
             return None
         part = level.mask[window.top : window.bottom, window.left : window.right]
         return torch.from_numpy(np.ascontiguousarray(part)).to(self.device)
-
-
-class _View(NamedTuple):
-    """What the network says of a window as it looks at one turn."""
-
-    score_logits: Tensor  # (h, w), turned back
-    descriptor_maps: tuple[Tensor, ...]  # each (B, D_i, h_i, w_i), as turned
-    width: int  # pixels of what went through the network
-    turned_from_window: Tensor | None  # (1, 3, 3); None if it isn't turned
-
-    @classmethod
-    def of(cls, maps: DenseMaps, index: int, turns: int, height: int, width: int) -> "_View":
-        """Image `index` of a batch, a window (height, width) turned so often counter-clockwise and then padded."""
-        turned = (width, height) if turns % 2 else (height, width)
-        logits = maps.score_logits[index, : turned[0], : turned[1]]
-        descriptor_maps = tuple(one[index : index + 1] for one in maps.descriptor_maps)
-        if not turns:
-            return cls(logits, descriptor_maps, maps.score_logits.shape[-1], None)
-        turned_from_window = torch.from_numpy(quarter_turn(turns, height, width)).to(logits.device, torch.float32)
-        return cls(torch.rot90(logits, -turns), descriptor_maps, maps.score_logits.shape[-1], turned_from_window[None])
-
-    def describe(self, keypoints: Tensor) -> Tensor:
-        """Descriptors (B, N, D) of keypoints (B, N, 2) of the window, as it looks at this turn."""
-        if self.turned_from_window is not None:
-            keypoints = warp_points(keypoints, self.turned_from_window)
-        return sample_descriptors(self.descriptor_maps, keypoints, self.width)
-
-
-class _Patch(NamedTuple):
-    """What the network says of a window at every turn."""
-
-    window: Window
-    views: list[_View]
-
-    def score_logits(self) -> Tensor:
-        """(h, w), the mean of all turns."""
-        height, width = self.window.bottom - self.window.top, self.window.right - self.window.left
-        logits = [view.score_logits[:height, :width] for view in self.views]
-        return logits[0] if len(logits) == 1 else torch.stack(logits).mean(dim=0)
-
-    def describe(self, keypoints: Tensor) -> Tensor:
-        """Descriptors (T, ..., N, D) of keypoints (..., N, 2) of the window, or of B windows, at every turn."""
-        points = keypoints if keypoints.ndim > 2 else keypoints[None]
-        described = torch.stack([view.describe(points) for view in self.views])
-        return described if keypoints.ndim > 2 else described[:, 0]
-
-
-def _joined_views(views: Sequence[list[_View]]) -> list[_View]:
-    """The views of B windows of one size, at every turn, as one of a batch of B."""
-    return [
-        same[0]._replace(
-            descriptor_maps=tuple(torch.cat(maps) for maps in zip(*(one.descriptor_maps for one in same), strict=True))
-        )
-        for same in zip(*views, strict=True)
-    ]
 
 
 def _first(keypoints: Tensor) -> Callable[[int], Tensor]:
