@@ -30,6 +30,11 @@ def resize_matrix(scale_x: float, scale_y: float) -> np.ndarray:
     return np.array([[scale_x, 0, 0.5 * scale_x - 0.5], [0, scale_y, 0.5 * scale_y - 0.5], [0, 0, 1]], dtype=np.float64)
 
 
+def nearest(new: int, old: int) -> np.ndarray:
+    """Which of `old` pixels along an axis is nearest to the centre of each of `new` ones in their place, (new,)."""
+    return (2 * np.arange(new) + 1) * old // (2 * new)
+
+
 def warp_points(source_xy: Tensor, target_from_source: Tensor) -> Tensor:
     """Points (B, N, 2) through maps (B, 3, 3); points on the horizon or behind it become inf."""
     homogeneous = F.pad(source_xy, (0, 1), value=1.0) @ target_from_source.transpose(-1, -2)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sekd_cli.config import ViewSettings
+from sekd_cli.geometry import nearest
 from sekd_cli.images import DEFAULT_MAX_PIXELS, Photograph
 
 SMALLEST_SIDE = 128  # pixels; `auto` halves while both sides have so many
@@ -84,7 +85,8 @@ def _level(grey: np.ndarray, mask: np.ndarray | None, size: tuple[int, int], lar
         how = cv2.INTER_AREA if size[0] < width or size[1] < height else cv2.INTER_LINEAR
         grey = np.asarray(cv2.resize(grey, size, interpolation=how))
         if mask is not None:
-            mask = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT) > 0
+            rows, columns = (nearest(new, old) for new, old in zip(size[::-1], (height, width), strict=True))
+            mask = mask[rows[:, None], columns]
     mean, deviation = cv2.meanStdDev(grey)
     statistics = (float(mean[0, 0]) / 255, float(deviation[0, 0]) / 255)
     octaves = 0.5 * math.log2(math.prod(largest) / math.prod(size))

@@ -1,5 +1,6 @@
 """Sizes at which the network sees a photograph, and how the keypoints of all sizes become one set."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from sekd_cli.config import ViewSettings, parse_scales
 from sekd_cli.errors import UsageError
+from sekd_cli.geometry import nearest
 from sekd_cli.images import Photograph
 from sekd_cli.pyramid import LevelFeatures, best_of_levels, join_levels, level_sizes, prepare
 
@@ -100,3 +102,10 @@ def test_what_is_chosen_is_what_sorting_everything_chooses(scores: list[list[int
 def test_a_level_is_as_many_octaves_down_as_it_was_halved() -> None:
     prepared = prepare(photograph(480, 640), ViewSettings(scales=(1.0, 0.5, 0.25)))
     assert [one.octaves for one in prepared.levels] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("new", "old"), [(1, 7), (3, 7), (7, 7), (320, 640), (213, 641), (300, 100)])
+def test_the_nearest_pixel_is_the_one_that_opencv_takes(new: int, old: int) -> None:
+    axis = np.arange(old, dtype=np.uint16)[None]
+    expected = cv2.resize(axis, (new, 1), interpolation=cv2.INTER_NEAREST_EXACT)
+    np.testing.assert_array_equal(nearest(new, old), expected[0])
