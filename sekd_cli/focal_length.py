@@ -3,9 +3,10 @@
 import math
 from pathlib import Path
 
-from PIL import ExifTags, Image
+from PIL import ExifTags
 
 from sekd_cli.errors import ImageError
+from sekd_cli.images import open_unlimited, size_in_file
 
 FILM_DIAGONAL = 43.267  # mm of a 36 x 24 mm frame, to which "35 mm equivalent" focal lengths refer (CIPA DCG-001)
 UNIT_MM = {2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}  # of the resolution of the focal plane: inch, cm, mm, um
@@ -14,8 +15,8 @@ UNIT_MM = {2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}  # of the resolution of the focal
 def read_focal_length(path: Path) -> float | None:
     """Focal length in pixels of the image as stored; None if EXIF does not tell. Raises ImageError if unreadable."""
     try:
-        with Image.open(path) as image:
-            width, height = image.size
+        with open_unlimited(path) as image:
+            width, height = size_in_file(image)
             exif = image.getexif().get_ifd(ExifTags.IFD.Exif)
     except Exception as error:  # Pillow raises a dozen kinds for damage; this is one file, and it is named
         raise ImageError(f"{path}: can't read its EXIF data; give the focal length with --camera") from error

@@ -6,6 +6,7 @@ R + 0.587 G + 0.114 B, rounded; a JPEG's is stored in it and taken from there. W
 on mid-grey, which neither black nor white content vanishes on.
 """
 
+import errno
 import os
 import stat
 import threading
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -26,9 +28,11 @@ __all__ = [
     "ImageEntry",
     "Photograph",
     "find_images",
+    "open_unlimited",
     "read_image",
     "read_image_size",
     "read_mask",
+    "size_in_file",
     "to_eight_bits",
     "to_stored",
     "turn_back",
@@ -42,6 +46,8 @@ DEFAULT_MAX_PIXELS = 250_000_000  # above every camera's; a small file can claim
 BACKGROUND = 128  # grey under transparent pixels
 STRIP_PIXELS = 2**24  # converted at a time, so that a huge image is never there twice in colour
 ORIENTATION_TAG, BITS_TAG = 0x0112, 0x0102  # of EXIF and TIFF: how it lies, bits of each channel
+WIDTH_TAG, HEIGHT_TAG = 0x0100, 0x0101  # of TIFF
+NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)  # what an error has where there can be no such file
 
 # EXIF orientation: how upright pixels come from stored ones: (transpose first?, then mirror x?, then mirror y?)
 ORIENTATIONS = {
@@ -99,8 +105,7 @@ def read_image(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS, colour: bool
 def read_image_size(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[int, int]:
     """Width and height in the file, from its header alone. Raises ImageError."""
     with _opened(path, max_pixels) as image:
-        width, height = image.size
-    return width, height
+        return size_in_file(image)
 
 
 def read_mask(path: Path, photograph: Photograph) -> np.ndarray:
@@ -109,11 +114,15 @@ def read_mask(path: Path, photograph: Photograph) -> np.ndarray:
     Raises ImageError if it can't be read or isn't as large as the photograph.
     """
     with _opened(path, max_pixels=0) as image:
-        if image.size != photograph.stored_size:
-            width, height = photograph.stored_size
-            raise ImageError(f"{path}: mask of {image.width}x{image.height}, but its image has {width}x{height} pixels")
-        pixels, _ = _decode(image, path, colour=False)
-    return turn_upright(pixels > 0, photograph.orientation)
+        if (size := size_in_file(image)) != photograph.stored_size:
+            there, here = ("x".join(map(str, each)) for each in (size, photograph.stored_size))
+            raise ImageError(f"{path}: mask of {there}, but its image has {here} pixels")
+        if _has_numbers(image):
+            lit = np.asarray(image) != 0  # before it is scaled, which makes the least of labels black
+        else:
+            pixels, _ = _decode(image, path, colour=image.mode not in {"1", "L"})
+            lit = pixels.any(axis=2) if pixels.ndim == 3 else pixels > 0
+    return turn_upright(lit, photograph.orientation)
 
 
 def turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
@@ -146,9 +155,11 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):
+            if stat.S_ISDIR(mode) and not os.access(path, os.R_OK | os.X_OK):
+                raise PermissionError
             what = "a folder" if stat.S_ISDIR(mode) else "neither a file nor a folder"
             raise ImageError(f"{path}: {what}, not an image; leave it out")
-        with _open_unchecked(path) as image:
+        with open_unlimited(path) as image:
             width, height = image.size
             if max_pixels and width * height > max_pixels:
                 limit = f"more than {max_pixels / 1e6:g} million pixels"
@@ -162,19 +173,34 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
         raise ImageError(f"{path}: {_complaint(path, error)}") from error
 
 
-def _open_unchecked(path: Path) -> Image.Image:
-    """Pillow's `open` without its own limit on pixels, which is a global of the whole process."""
-    with _opening:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            Image.init()
-            return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
+@contextmanager
+def open_unlimited(path: Path) -> Iterator[Image.Image]:
+    """Pillow's `open` without its own limit on pixels, which is a global of the whole process; raises what it does.
+
+    By a stream: a path's raw pixels it may map into memory, which scrambles those of a TIFF that is to be turned.
+    """
+    with path.open("rb") as stream:
+        with _opening:
+            limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            try:
+                Image.init()
+                image = Image.open(stream, formats=[name for name in FORMATS if name in Image.OPEN])
+            finally:
+                Image.MAX_IMAGE_PIXELS = limit
+        with image:
+            yield image
+
+
+def size_in_file(image: Image.Image) -> tuple[int, int]:
+    """Width and height in the file; Pillow tells those of a TIFF as they are when it is upright, since 11.3."""
+    if image.format == "TIFF":
+        tags: Any = getattr(image, "tag_v2")  # noqa: B009 - a TIFF has it, other images don't
+        return int(tags[WIDTH_TAG]), int(tags[HEIGHT_TAG])
+    return image.size
 
 
 def _complaint(path: Path, error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, OSError) and error.errno in NOWHERE:
         return "no such file; mend the path"
     if isinstance(error, PermissionError):
         return "permission denied; make it readable"
@@ -204,11 +230,16 @@ def _decode(image: Image.Image, path: Path, *, colour: bool) -> tuple[np.ndarray
     image.load()
     if deep_colour:
         pixels = _finish(_read_deep_colour(path), colour=colour)
-    elif image.mode == "F" or image.mode.startswith("I"):
+    elif _has_numbers(image):
         pixels = _finish(to_eight_bits(np.asarray(image)), colour=colour)
     else:
         pixels = _read_strips(image, colour=colour)
     return (turn_back(pixels, orientation) if image.format == "TIFF" else pixels), orientation
+
+
+def _has_numbers(image: Image.Image) -> bool:
+    """Whether its pixels are whole numbers of more than 8 bits, or fractions, in one channel."""
+    return image.mode == "F" or image.mode.startswith("I")
 
 
 def _read_strips(image: Image.Image, *, colour: bool) -> np.ndarray:

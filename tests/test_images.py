@@ -232,3 +232,34 @@ def test_masks_are_black_where_nothing_may_be_in_the_grid_of_the_file(path: Path
     mask.write_bytes(encoded(stored[:50], "PNG"))
     with pytest.raises(ImageError, match="mask of 96x50, but its image has 96x128 pixels"):
         read_mask(mask, photograph)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 7])
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA", "CMYK", "I;16", "F"])
+def test_tiffs_are_turned_once_whatever_their_pixels_are(path: Path, mode: str, orientation: int) -> None:
+    """Pillow maps raw pixels of a path into memory in the shape that the turned image has."""
+    picture = GREY if mode in {"L", "I;16", "F"} else PICTURE
+    upright = read(path, encoded(picture, "TIFF", mode=mode))
+    np.testing.assert_array_equal(read(path, encoded(picture, "TIFF", mode=mode, orientation=orientation)), upright)
+    size = GREY.shape if orientation >= 5 else GREY.shape[::-1]
+    assert read_image(path).stored_size == read_image_size(path) == size
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        np.array([[0, 1, 5000]], np.uint16),
+        np.array([[0, 10000, 10300]], np.uint16),
+        np.array([[[0, 0, 0], [0, 0, 4], [255, 0, 0]]], np.uint8),
+    ],
+)
+def test_what_a_mask_has_that_is_not_black_lets_keypoints_be(path: Path, tmp_path: Path, pixels: np.ndarray) -> None:
+    path.write_bytes(encoded(np.zeros((1, 3, 3), np.uint8), "PNG"))
+    mask = tmp_path / "mask.png"
+    Image.fromarray(pixels).save(mask)
+    assert read_mask(mask, read_image(path)).tolist() == [[False, True, True]]
+
+
+def test_a_name_too_long_for_any_file_is_a_missing_one(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="no such file"):
+        read_image(tmp_path / ("z" * 300))
