@@ -3,7 +3,7 @@
 import glob
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,21 +47,34 @@ def find_images(paths: Sequence[str | Path], *, root: Path | None = None) -> lis
 
 def _expand(given: Path) -> Iterator[tuple[Path, Path]]:
     """Image files, each with the folder that its name is relative to."""
-    if given.is_dir():
+    if _is_folder(given):
         yield from ((path, given) for path in _images_below(given))
     elif os.path.lexists(given) or not glob.has_magic(str(given)):
         yield given, given.parent
     else:
         literal = _literal_part(given)
-        matches = sorted(glob.glob(str(given), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
+        matches = glob.glob(str(given), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
         if not matches:
             yield given, given.parent
-        for match in map(Path, matches):
-            if match.is_dir():
+        for match in _each_folder_once(map(Path, sorted(matches))):
+            if _is_folder(match):
                 if "**" not in given.parts:  # which matches the files in it by itself
                     yield from ((path, literal) for path in _images_below(match))
-            elif match.suffix.lower() in SUFFIXES or match.suffix == given.suffix:
+            elif match.suffix.lower() in SUFFIXES or (given.suffix and match.suffix == given.suffix):
                 yield match, literal
+
+
+def _each_folder_once(matches: Iterable[Path]) -> Iterator[Path]:
+    """Matches of a pattern without those in a folder that came already by a shorter way: links may form a circle."""
+    seen: dict[str, Path] = {}
+    for match in sorted(matches, key=lambda match: len(match.parts)):
+        if seen.setdefault(os.path.realpath(match.parent), match.parent) == match.parent:
+            yield match
+
+
+def _is_folder(path: Path) -> bool:
+    """False as well where that can't be looked up: reading it tells why."""
+    return os.path.isdir(path)  # noqa: PTH112 - pathlib's raises
 
 
 def _literal_part(pattern: Path) -> Path:
@@ -92,7 +105,7 @@ def _images_below(folder: Path) -> Iterator[Path]:
                 continue
             if child.is_dir(follow_symlinks=False):
                 pending.append(path)
-            elif path.is_dir():
+            elif _is_folder(path):
                 linked.append(path)
             elif path.suffix.lower() in SUFFIXES:
                 yield path

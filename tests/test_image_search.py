@@ -108,3 +108,22 @@ def test_strange_names_are_found_as_they_are(photos: Path) -> None:
 def test_an_empty_folder_means_no_images(tmp_path: Path) -> None:
     assert find_images([tmp_path]) == []
     assert find_images([]) == []
+
+
+def test_patterns_end_where_links_form_a_circle(photos: Path) -> None:
+    plain = [entry.name for entry in find_images([photos / "**" / "*.png"])]
+    (photos / "loop").symlink_to(photos)
+    assert [entry.name for entry in find_images([photos / "**" / "*.png"])] == plain
+
+
+def test_a_pattern_without_a_suffix_takes_no_other_files(photos: Path) -> None:
+    before = find_images([photos / "*"])
+    (photos / "README").write_text("no photograph")
+    assert find_images([photos / "*"]) == before
+
+
+def test_a_link_to_where_nobody_may_look_is_left_out(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be a folder or not: pathlib raises, and the other images would not be done."""
+    before = find_images([photos])
+    (photos / "private.d").symlink_to(photos / ("z" * 300))
+    assert find_images([photos]) == before

@@ -5,6 +5,8 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +26,7 @@ from sekd_cli.export.layouts import FEATURE_FILES
 from sekd_cli.extraction import Extractor
 from sekd_cli.extraction_pipeline import Outcome, PipelineSettings, extract_all
 from sekd_cli.feature_file import ChangedImageError, FeatureWriter, file_attributes
-from sekd_cli.images import find_images
+from sekd_cli.images import NOWHERE, find_images
 from sekd_cli.networks.weights_file import load_network, packaged_weights, weights_digest
 from sekd_cli.shards import Shard, parse_shard, torchrun_shard, wait_for_other_ranks
 from sekd_cli.stored_features import Source, source_of
@@ -129,12 +131,21 @@ def _find_jobs(options: ExtractOptions, shard: Shard) -> list[Job]:
 
 def _mask_of(name: str, folder: Path | None) -> Path | None:
     """COLMAP's name for it; an image without a mask may have keypoints anywhere."""
-    path = None if folder is None else folder / f"{name}.png"
-    return path if path is not None and path.exists() else None
+    if folder is None:
+        return None
+    path = folder / f"{name}.png"
+    try:
+        path.lstat()
+    except OSError as error:
+        if error.errno in NOWHERE:
+            return None  # of others reading it tells why
+    return path
 
 
 def _listed_paths() -> list[str]:
     """Paths on stdin, one a line, or each ended by a zero byte (find -print0), which lets names hold line breaks."""
+    if sys.stdin is None:
+        raise UsageError("-: standard input is closed; give images, or a list of them there")
     content = sys.stdin.buffer.read()
     separator = b"\0" if b"\0" in content else b"\n"
     return [os.fsdecode(line) for line in (part.rstrip(b"\r") for part in content.split(separator)) if line]
@@ -211,11 +222,10 @@ class _Report:
         self.failures: list[str] = []
         self._start = time.monotonic()
         self._file: IO[str] | None = None
+        self._path = failures_path
         if failures_path is not None:
-            try:
+            with self._writing():
                 self._file = failures_path.open("w", encoding="utf-8")
-            except OSError as error:
-                raise OutputError(f"{failures_path}: {error.strerror}; give another --failures") from error
 
     def add(self, outcome: Outcome) -> None:
         """Count an image."""
@@ -230,7 +240,15 @@ class _Report:
         if self._file is not None:
             path = os.fsencode(outcome.entry.path).decode(errors="backslashreplace")
             record = {"name": outcome.entry.name, "path": path, "reason": outcome.failure}
-            print(json.dumps(record), file=self._file, flush=True)
+            with self._writing():
+                print(json.dumps(record), file=self._file, flush=True)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(f"{self._path}: {error.strerror}; give another --failures") from error
 
     def __enter__(self) -> Self:
         return self
@@ -239,7 +257,8 @@ class _Report:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # told already
+                self._file.close()
         seconds = time.monotonic() - self._start
         for failure in self.failures:
             logger.error("%s", failure)
