@@ -1,7 +1,9 @@
 """HDF5 files with one writer, whose every commit is durable whatever kills it, and a clear line for what is wrong."""
 
 import errno
+import fcntl
 import os
+import stat
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,11 +17,6 @@ from h5py import h5a, h5d, h5p, h5s, h5t
 
 from sekd_cli.errors import InputFileError, OutputError, SekdError
 from sekd_cli.staged_file import StagedFile, apply_journal, journal_of
-
-try:
-    import fcntl
-except ImportError:  # not on Windows, where a second writer goes unnoticed
-    fcntl = None  # type: ignore[assignment]
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 HDF5_SUFFIXES = {".h5", ".hdf5"}
@@ -158,7 +155,7 @@ class HDF5Writer:
         self.path = path
         self._failed = False
         try:
-            self._staged = _open_locked(path, attributes, overwrite=overwrite)
+            self._staged = _open_locked(Path(os.path.realpath(path)), attributes, overwrite=overwrite)
         except BlockingIOError as error:
             message = f"{path}: another process is using it; wait for that one, or give another output with -o"
             raise OutputError(message) from error
@@ -228,6 +225,7 @@ def write_reason(error: BaseException) -> str:
         errno.EACCES: "permission denied; give another output with -o",
         errno.EPERM: "permission denied; give another output with -o",
         errno.EISDIR: "is a folder; give a file with -o",
+        errno.ENODEV: "is no ordinary file; give another output with -o",
         errno.ENOTDIR: "its folder is a file; give another output with -o",
         errno.EFBIG: "larger than this file system or process may write; give another output with -o",
     }
@@ -243,6 +241,7 @@ def _open_locked(path: Path, attributes: Mapping[str, Any], *, overwrite: bool) 
         journal_of(path).unlink(missing_ok=True)  # of a file that was deleted since
     try:
         if old is not None:
+            refuse_devices(os.fstat(old))
             _lock(old)
             apply_journal(old, journal_of(path))
             _refuse_other_files(old)
@@ -253,6 +252,12 @@ def _open_locked(path: Path, attributes: Mapping[str, Any], *, overwrite: bool) 
     finally:
         if old is not None:
             os.close(old)
+
+
+def refuse_devices(status: os.stat_result) -> None:
+    """Raise OSError for /dev/null and its like, which root could replace by a file, to everybody's harm."""
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
 
 
 def _refuse_other_files(descriptor: int) -> None:
@@ -269,10 +274,10 @@ def _create_locked(path: Path, attributes: Mapping[str, Any], *, replace: bool) 
             pass
         descriptor = os.open(temporary, os.O_RDWR)
         _lock(descriptor)
-        if replace or fcntl is None:
+        if replace:
             temporary.replace(path)
         else:
-            path.hardlink_to(temporary)  # fails where another process was faster
+            _put_in_place(temporary, path)
     except FileExistsError as error:
         raise BlockingIOError(errno.EAGAIN, "created by another process meanwhile") from error
     finally:
@@ -280,9 +285,18 @@ def _create_locked(path: Path, attributes: Mapping[str, Any], *, replace: bool) 
     return descriptor
 
 
+def _put_in_place(temporary: Path, path: Path) -> None:
+    """Move a file to a new path. Raises FileExistsError where another process was faster."""
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links, as exFAT
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        temporary.replace(path)
+
+
 def _lock(descriptor: int) -> None:
-    if fcntl is None:
-        return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -9,24 +9,27 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sekd_cli.errors import OutputError
-from sekd_cli.hdf5_file import one_line, write_reason
+from sekd_cli.hdf5_file import one_line, refuse_devices, write_reason
 
 
 @contextmanager
 def new_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
     """A path to write to while the block runs; what it has put there then becomes `path`.
 
-    If the block fails, `path` stays as it was. Raises OutputError if `path` exists (unless `overwrite`) or can't be
-    written.
+    If the block fails, `path` stays as it was; if it is a link, what it leads to is meant. Raises OutputError if `path`
+    exists (unless `overwrite`) or can't be written.
     """
-    if path.exists() and not overwrite:
-        raise OutputError(f"{path}: exists already; give --overwrite to replace it, or another output with -o")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    place = Path(os.path.realpath(path))
+    temporary = place.with_name(f".{place.name}.{os.getpid()}.part")
     try:
-        _make_folder(path.parent)
-        _clear_away_leftovers(path)
+        if place.exists():
+            if not overwrite:
+                raise OutputError(f"{path}: exists already; give --overwrite to replace it, or another output with -o")
+            refuse_devices(place.stat())
+        _make_folder(place.parent)
+        _clear_away_leftovers(place)
         yield temporary
-        temporary.replace(path)
+        temporary.replace(place)
     except (OSError, RuntimeError) as error:
         number = error_number(error)
         if number is None and isinstance(error, RuntimeError):

@@ -132,8 +132,9 @@ def _write_all(descriptor: int, offset: int, data: memoryview) -> None:
 
 
 def journal_of(path: Path) -> Path:
-    """Where the journal of a file lies."""
-    return path.with_name(path.name + ".journal")
+    """Where the journal of a file lies: beside the file itself, if `path` is a link to it."""
+    real = Path(os.path.realpath(path))
+    return real.with_name(real.name + ".journal")
 
 
 def _write_journal(journal: Path, size: int, changes: list[tuple[int, bytes]]) -> None:

@@ -20,6 +20,7 @@ from sekd_cli.hdf5_file import (
     write_arrays,
     write_reason,
 )
+from sekd_cli.staged_file import journal_of
 
 
 def add(writer: HDF5Writer, index: int) -> None:
@@ -284,3 +285,35 @@ def test_plain_names_are_allowed(name: str) -> None:
 def test_names_that_lead_elsewhere_or_nowhere_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"plain relative path|UTF-8"):
         check_name(name)
+
+
+def test_what_is_no_ordinary_file_is_never_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match="no ordinary file"):
+            HDF5Writer(pipe, {}, overwrite=overwrite)
+    assert pipe.is_fifo()
+
+
+def test_a_link_stays_one_and_what_it_leads_to_is_written(tmp_path: Path) -> None:
+    link, real = tmp_path / "link.h5", tmp_path / "disk" / "real.h5"
+    link.symlink_to(real)
+    for overwrite in (False, True):  # first where it leads nowhere
+        with HDF5Writer(link, {"overwrite": overwrite}, overwrite=overwrite):
+            pass
+        assert link.is_symlink()
+        with h5py.File(real) as file:
+            assert file.attrs["overwrite"] == overwrite
+    assert journal_of(link) == journal_of(real)
+
+
+def test_a_file_system_without_hard_links_is_written_to(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(Path, "hardlink_to", refused)
+    with HDF5Writer(path, {"made": 1}):
+        pass
+    with h5py.File(path) as file:
+        assert file.attrs["made"] == 1

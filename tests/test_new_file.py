@@ -74,3 +74,15 @@ def test_the_number_of_an_error_is_found_in_words_too(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="truncated") as caught:
         h5py.File(tmp_path / "x.h5")
     assert error_number(caught.value) is None  # damage, no failure of the system
+
+
+def test_a_link_stays_one_and_no_device_is_replaced(tmp_path: Path) -> None:
+    link, pipe = tmp_path / "link", tmp_path / "pipe"
+    link.symlink_to(tmp_path / "real")
+    with new_file(link, overwrite=True) as temporary:
+        temporary.write_text("new")
+    assert link.is_symlink()
+    assert (tmp_path / "real").read_text() == "new"
+    os.mkfifo(pipe)
+    with pytest.raises(OutputError, match="no ordinary file"), new_file(pipe, overwrite=True):
+        pass
