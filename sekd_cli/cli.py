@@ -1,5 +1,6 @@
 """The command line's edge: finds subcommands, sets up logging, turns errors into one line and an exit code."""
 
+import contextlib
 import importlib
 import logging
 import os
@@ -69,7 +70,7 @@ def _log_to(context: click.Context, _: click.Parameter, path: Path | None) -> No
     if path is None:
         return
     try:
-        handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+        handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise OutputError(f"{path}: the log can't be written ({error.strerror}); give another --log-file") from error
     handler.setLevel(logging.DEBUG)
@@ -80,7 +81,9 @@ def _log_to(context: click.Context, _: click.Parameter, path: Path | None) -> No
 def _common_options() -> list[click.Option]:
     """Options that the group and every subcommand take; they act at once and reach no function."""
     return [
-        click.Option(["--quiet", "-q"], is_flag=True, expose_value=False, callback=_quieter, help="Errors only."),
+        click.Option(
+            ["--quiet", "-q"], is_flag=True, expose_value=False, callback=_quieter, help="Warnings and errors only."
+        ),
         click.Option(["--verbose", "-v"], is_flag=True, expose_value=False, callback=_louder, help="Every detail."),
         click.Option(
             ["--log-file"],
@@ -129,7 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _set_up_logging()
     try:
         result: Any = cli.main(arguments, prog_name="sekd", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it may be closed
+            sys.stdout.flush()
     except SekdError as error:
         logger.error("%s", error)
         logger.debug("where it happened:", exc_info=True)
@@ -140,12 +144,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         logger.error("interrupted; run the same command to go on")
         return INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it exits
+    except (BrokenPipeError, SystemExit):  # click leaves so where it noticed the first, and there alone
+        _silence_output()
         return BROKEN_PIPE
-    except SystemExit:  # so click leaves where it noticed that, and there alone
-        return BROKEN_PIPE
+    except (OSError, UnicodeEncodeError) as error:
+        return _output_failed(error)
     return result if isinstance(result, int) else 0
+
+
+def _output_failed(error: OSError | UnicodeEncodeError) -> int:
+    """Say what no room of the house expected: a full disk behind stdout, a terminal that lacks a character."""
+    if isinstance(error, OSError):
+        logger.error("%s: %s", error.filename or "output", error.strerror or error)
+        _silence_output()
+    else:
+        logger.error("output: it has characters that %s lacks; set PYTHONUTF8=1", error.encoding)
+    logger.debug("where it happened:", exc_info=True)
+    return OutputError.exit_code
+
+
+def _silence_output() -> None:
+    """Let what Python still holds for stdout go nowhere, or it complains when it exits."""
+    if sys.stdout is not None:
+        with contextlib.suppress(OSError):  # not a file, in a program that calls `main`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _OneLine(logging.Formatter):
@@ -154,6 +176,22 @@ class _OneLine(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name in `logging`
         text = super().formatMessage(record)
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class _LogFile(logging.FileHandler):
+    """Says once that it can't be written, and no more."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name in `logging`
+        if self in logger.handlers:
+            error = sys.exc_info()[1]
+            logger.removeHandler(self)
+            self.close()
+            reason = getattr(error, "strerror", None) or "can't be written"
+            logger.warning("%s: no more goes into this log (%s)", self.baseFilename, reason)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # told already
+            super().close()
 
 
 class _StandardError(logging.StreamHandler[Any]):

@@ -1,3 +1,4 @@
+import logging
 import os
 import subprocess
 import sys
@@ -8,7 +9,15 @@ import click
 import pytest
 
 from sekd_cli import __version__, cli
-from sekd_cli.errors import DeviceError, ImageError, InputFileError, MissingExtraError, OutputError, SekdError
+from sekd_cli.errors import (
+    DeviceError,
+    ImageError,
+    InputFileError,
+    MissingExtraError,
+    OutputError,
+    SekdError,
+    UsageError,
+)
 
 
 def run(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
@@ -166,3 +175,41 @@ def test_idle_threads_sleep_unless_the_environment_says_otherwise(
         monkeypatch.setenv(name, value)
     cli.main(["--version"])
     assert tuple(os.environ.get(name) for name in names) == expected
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+def test_a_full_disk_behind_stdout_is_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "sekd_cli", "--version"], stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert done.returncode == OutputError.exit_code
+    assert done.stderr.decode().splitlines() == ["error: output: No space left on device"]
+
+
+def test_closed_streams_are_no_traceback() -> None:
+    run = f"{sys.executable} -m sekd_cli"
+    closed = subprocess.run(["sh", "-c", f"{run} --version >&-"], stderr=subprocess.PIPE, check=False)
+    assert (closed.returncode, closed.stderr) == (0, b"")
+    no_list = subprocess.run(["sh", "-c", f"{run} extract - -o x.h5 <&-"], stderr=subprocess.PIPE, check=False)
+    assert no_list.returncode == UsageError.exit_code
+    assert b"standard input is closed" in no_list.stderr
+
+
+def test_characters_that_the_terminal_lacks_are_one_line(with_command: Callable[..., Callable[..., int]]) -> None:
+    def speak() -> None:
+        raise UnicodeEncodeError("latin-1", "\u2585", 0, 1, "ordinal not in range(256)")
+
+    assert with_command(speak)() == OutputError.exit_code
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+def test_a_log_on_a_full_disk_is_told_once(
+    with_command: Callable[..., Callable[..., int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def talk() -> None:
+        for _ in range(3):
+            logging.getLogger("sekd_cli.x").info("hello")
+
+    assert with_command(talk)("--log-file", "/dev/full") == 0
+    assert capsys.readouterr().err.count("no more goes into this log") == 1
