@@ -29,12 +29,12 @@ def resolve_device(name: str) -> torch.device:
             local_rank = int(os.environ.get("LOCAL_RANK", "0"))  # torchrun starts a process for each GPU
             return torch.device("cuda", local_rank % torch.cuda.device_count())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    index = int(name.partition(":")[2] or 0)
+    if name.startswith("cuda") and index >= torch.cuda.device_count():
         raise DeviceError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA GPUs; give cpu or auto")
-    if device.type == "mps" and not torch.backends.mps.is_available():
+    if name == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("--device mps: this machine has no Apple GPU that torch can use; give cpu or auto")
-    return device
+    return torch.device(name)
 
 
 def wanted_threads(threads: int | None) -> int:

@@ -123,6 +123,9 @@ def test_images_with_one_stem_get_pictures_of_their_own(capfd: pytest.CaptureFix
     assert cli.main(["show", PHOTOS[0], str(twin), PHOTOS[0], "-f", "feats.h5", "-o", "out"]) == 0
     written = capfd.readouterr().out.splitlines()
     assert sorted(set(written)) == ["out/photos-a.jpg.keypoints.png", "out/photos-b-a.jpg.keypoints.png"]
+    Path("photos-a.jpg").write_bytes(Path(PHOTOS[0]).read_bytes())
+    assert cli.main(["show", PHOTOS[0], "photos-a.jpg", str(twin), "-o", "out"]) == USAGE
+    assert "the same name" in capfd.readouterr().err
 
 
 def test_a_turned_photograph_is_shown_upright() -> None:
@@ -169,6 +172,7 @@ def test_errors_are_one_line_with_their_exit_code(capfd: pytest.CaptureFixture[s
         ([*PHOTOS, "-f", "feats.h5", "--keypoints", "-o", "k.png"], USAGE, "give a folder"),
         ([PHOTOS[0], "-f", "feats.h5", "--size", "-1"], USAGE, "--size -1"),
         ([PHOTOS[0], "-f", "feats.h5", "--weights", "w.safetensors"], USAGE, "--weights"),
+        ([PHOTOS[0], "-f", "feats.h5", "--max-keypoints", "5"], USAGE, "--max-keypoints"),
         ([PHOTOS[0], "-f", "gone.h5"], BAD_INPUT, "gone.h5: no such file"),
         (["elsewhere.jpg", "-f", "feats.h5"], BAD_INPUT, "no features of elsewhere.jpg"),
         ([*PHOTOS, "-f", "other.h5", "-m", "matches.h5"], BAD_INPUT, "not of these features"),

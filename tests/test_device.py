@@ -75,3 +75,9 @@ def test_a_process_of_others_keeps_less(monkeypatch: pytest.MonkeyPatch, untrain
 def test_where_there_is_no_such_library_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sekd_cli.device.ctypes.CDLL", lambda name: object())
     keep_freed_memory()
+
+
+@pytest.mark.parametrize("name", ["cuda:200", "cuda:99999999999999999999"])
+def test_a_number_beyond_all_devices_is_said(name: str) -> None:
+    with pytest.raises(DeviceError, match=name):
+        resolve_device(name)

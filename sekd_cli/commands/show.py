@@ -17,7 +17,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="A .png, or a folder; default: the current one.")
 @click.option("--open", "open_", is_flag=True, help="Open the picture in a viewer.")
 @click.option("--size", default=1200, show_default=True, help="Longer edge of each photograph in it; 0 for its own.")
-@click.option("--max-keypoints", default=2048, show_default=True, help="Best by score of each image; 0 for all.")
+@click.option("--max-keypoints", type=int, help="Best by score of each image, to be extracted now; 0 for all.")
 @click.option("--weights", type=FILE, help="To extract with; default: the shipped ones.")
 @click.option("--max-pixels", default=250_000_000, show_default=True, help="Refuse larger images; 0 for no limit.")
 def show(**options: Any) -> int:

@@ -28,7 +28,7 @@ from sekd_cli.drawing import (
 from sekd_cli.errors import ImageError, InputFileError, NothingToDoError, OutputError, UsageError
 from sekd_cli.extraction import Extractor
 from sekd_cli.feature_file import FeatureReader
-from sekd_cli.images import Photograph, read_image
+from sekd_cli.images import Photograph, open_unlimited, read_image
 from sekd_cli.match_file import MatchReader
 from sekd_cli.networks.weights_file import load_network, packaged_weights
 from sekd_cli.new_file import new_file
@@ -55,7 +55,7 @@ class ShowOptions:
     output: Path | None
     open_: bool
     size: int
-    max_keypoints: int
+    max_keypoints: int | None
     weights: Path | None
     max_pixels: int
 
@@ -66,8 +66,9 @@ class ShowOptions:
             raise UsageError(f"--matches and --verify are for two images, here are {len(self.images)} to draw alone")
         if self.matches and not self.features:
             raise UsageError("--matches: give --features too, the ones that were matched")
-        if self.features and self.weights:
-            raise UsageError("--weights: nothing to extract with --features; leave one out")
+        for name, given in (("--weights", self.weights), ("--max-keypoints", self.max_keypoints)):
+            if self.features and given is not None:
+                raise UsageError(f"{name}: nothing to extract with --features; leave one out")
 
     @property
     def of_pair(self) -> bool:
@@ -100,6 +101,8 @@ def run(options: ShowOptions) -> int:
     stems = [path.stem for path in options.images]
     if len(set(stems)) < len(stems):
         stems = [path.as_posix().strip("./").replace("/", "-") for path in options.images]
+    if len(set(stems)) < len(set(options.images)):
+        raise UsageError("two pictures would have the same name; give these images one by one, each with its own -o")
     for path, stem in zip(options.images, stems, strict=True):
         try:
             loaded = source.load(path)
@@ -141,7 +144,8 @@ class _FeatureSource:
     def _extract(self, photograph: Photograph) -> StoredFeatures:
         if self._extractor is None:
             network = load_network(self._options.weights or packaged_weights())
-            settings = DetectionSettings(max_keypoints=self._options.max_keypoints)
+            limit = self._options.max_keypoints
+            settings = DetectionSettings() if limit is None else DetectionSettings(max_keypoints=limit)
             self._extractor = Extractor(network, settings, device=torch.device("cpu"), precision="auto")
         return self._extractor.extract([self._extractor.prepare(photograph)])[0]
 
@@ -220,7 +224,7 @@ def _finish(picture: np.ndarray, default_name: str, options: ShowOptions) -> Non
 
 
 def _write(picture: np.ndarray, path: Path) -> None:
-    if path.exists() and not _is_ours(path):
+    if os.path.exists(path) and not _is_ours(path):  # noqa: PTH110 - pathlib's raises where that can't be looked up
         raise OutputError(f"{path}: exists already and is no picture of sekd show; give another output with -o")
     note = PngImagePlugin.PngInfo()
     note.add_text("Software", MADE_BY)
@@ -230,7 +234,7 @@ def _write(picture: np.ndarray, path: Path) -> None:
 
 def _is_ours(path: Path) -> bool:
     try:
-        with Image.open(path) as image:
+        with open_unlimited(path) as image:
             return image.info.get("Software") == MADE_BY
     except (OSError, UnidentifiedImageError, ValueError):
         return False
