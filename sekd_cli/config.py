@@ -103,7 +103,7 @@ class VerificationSettings:
 
     model: str  # homography, fundamental or essential
     threshold: float  # largest error of an inlier, pixels
-    min_inliers: int = 15  # a model with fewer is chance: the pair keeps no match (COLMAP's default)
+    min_inliers: int = 15  # with fewer, or no more than chance has, the pair keeps no match; 0 keeps any model
     camera: tuple[float, ...] | None = None  # fx, fy, cx, cy in pixels, or one focal length and the image's centre
 
     def __post_init__(self) -> None:

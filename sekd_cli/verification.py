@@ -4,6 +4,7 @@ OpenCV's USAC framework with MAGSAC scores (Barath et al., CVPR 2020), then, for
 sampling starts from the same state each time, so equal matches give equal results.
 """
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -12,6 +13,7 @@ import numpy as np
 from sekd_cli.config import VerificationSettings
 
 FEWEST_MATCHES = {"homography": 4, "fundamental": 8, "essential": 6}
+SAMPLE = {"homography": 4, "fundamental": 7, "essential": 5}  # matches that determine a model
 DEFAULT_THRESHOLDS = {"homography": 3.0, "fundamental": 1.0, "essential": 1.0}  # pixels
 CONFIDENCE, ITERATIONS = 0.9999, 10_000
 REFITS, FEWEST_REFITTED = 3, 8  # of a homography, by least squares; to twice as many matches as decide on one
@@ -44,7 +46,8 @@ def verify(
     """Which of the matches xy0, xy1 (M, 2), in pixels, agree on the model, and the model.
 
     cameras: of the two images, needed for the essential matrix. Returns inliers (M,) bool and the model (3, 3) float64,
-    or no inliers and None where fewer than `min_inliers` agree. Homography H: x1 ~ H x0. Fundamental matrix F:
+    or no inliers and None where fewer than `min_inliers` agree, or no more than chance has (`is_chance`; any will do if
+    `min_inliers` is 0). Homography H: x1 ~ H x0. Fundamental matrix F:
     x1^T F x0 = 0. Essential matrix E: d1^T E d0 = 0 for directions d = (x - cx) / fx, (y - cy) / fy, 1.
     """
     nothing = np.zeros(len(xy0), dtype=bool), None
@@ -57,9 +60,38 @@ def verify(
     if model is None or mask is None or np.shape(model) != (3, 3) or not np.isfinite(model).all():
         return nothing
     inliers = np.asarray(mask).ravel() > 0
-    if inliers.sum() < settings.min_inliers:
+    agreeing = int(inliers.sum())
+    if agreeing < settings.min_inliers or (settings.min_inliers and is_chance(agreeing, xy0, xy1, settings)):
         return nothing
     return inliers, np.asarray(model, dtype=np.float64)
+
+
+def is_chance(agreeing: int, xy0: np.ndarray, xy1: np.ndarray, settings: VerificationSettings) -> bool:
+    """Whether so many of the matches (M, 2) may agree on some model though all are wrong.
+
+    A number of false alarms (Moisan and Stival 2004) of one or more: of all models that samples of the matches give,
+    how many are expected to have so many more matches within the threshold, if points lie anywhere.
+    """
+    count, sample = len(xy0), SAMPLE[settings.model]
+    if agreeing <= sample:
+        return True
+    beside = math.log(max(_share_within(xy, settings) for xy in (xy0, xy1)))
+    ways = math.log(count - sample) + _log_choices(count, agreeing) + _log_choices(agreeing, sample)
+    return ways + (agreeing - sample) * beside >= 0
+
+
+def _share_within(xy: np.ndarray, settings: VerificationSettings) -> float:
+    """Of the box around points (M, 2) the largest share that is within the threshold of a place, or of a line."""
+    width, height = np.ptp(xy, axis=0) + 1.0
+    if settings.model == "homography":
+        near = math.pi * settings.threshold**2
+    else:
+        near = 2 * settings.threshold * math.hypot(width, height)
+    return min(1.0, near / (width * height))
+
+
+def _log_choices(count: int, chosen: int) -> float:
+    return math.lgamma(count + 1) - math.lgamma(chosen + 1) - math.lgamma(count - chosen + 1)
 
 
 def _fit(

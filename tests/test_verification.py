@@ -6,7 +6,7 @@ import pytest
 
 from sekd_cli.config import VerificationSettings
 from sekd_cli.errors import UsageError
-from sekd_cli.verification import Camera, camera_of, verify
+from sekd_cli.verification import Camera, camera_of, is_chance, verify
 
 CAMERA = Camera(focal=(800.0, 820.0), centre=(320.0, 240.0))
 MATRIX = np.array([[800.0, 0, 320], [0, 820, 240], [0, 0, 1]])
@@ -156,3 +156,30 @@ def test_a_focal_length_alone_has_the_centre_of_the_image() -> None:
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError, match="--"):
         VerificationSettings(**({"model": "homography", "threshold": 1.0} | wrong))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("model", ["homography", "fundamental", "essential"])
+@pytest.mark.parametrize("count", [100, 400, 1600])
+def test_matches_that_are_all_wrong_agree_on_nothing(model: str, count: int) -> None:
+    """By number alone most of these pairs would keep a fundamental matrix: any has so many points near its lines."""
+    random = np.random.default_rng(count)
+    xy0, xy1 = random.uniform(0, 600, (2, count, 2)).astype(np.float32)
+    inliers, found = verify(xy0, xy1, VerificationSettings(model=model, threshold=1), (CAMERA, CAMERA))
+    assert found is None
+    assert not inliers.any()
+    anything = VerificationSettings(model=model, threshold=1, min_inliers=0)
+    assert verify(xy0, xy1, anything, (CAMERA, CAMERA))[1] is not None
+
+
+def test_what_chance_has_grows_with_the_matches_and_with_the_threshold() -> None:
+    def enough(count: int, threshold: float) -> int:
+        corners = np.array([[0, 0], [639, 479]])
+        xy = np.concatenate((corners, np.full((count - 2, 2), 100)))
+        settings = VerificationSettings(model="fundamental", threshold=threshold)
+        return next(agreeing for agreeing in range(count) if not is_chance(agreeing, xy, xy, settings))
+
+    assert enough(100, 1) < enough(400, 1) < enough(1600, 1) < 100
+    assert enough(400, 1) < enough(400, 3)
+    settings = VerificationSettings(model="homography", threshold=1)
+    for few in range(5):
+        assert is_chance(few, np.zeros((few, 2)), np.zeros((few, 2)), settings)
