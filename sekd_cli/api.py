@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sekd_cli.config import DetectionSettings, MatchingSettings, ViewSettings, parse_scales
+from sekd_cli.config import DetectionSettings, MatchingSettings, VerificationSettings, ViewSettings, parse_scales
 from sekd_cli.device import keep_freed_tensors, resolve_device
 from sekd_cli.errors import ImageError, UsageError
 from sekd_cli.extraction import Extractor
@@ -17,6 +17,7 @@ from sekd_cli.features import Features
 from sekd_cli.images import Photograph, read_image, to_eight_bits
 from sekd_cli.networks.weights_file import load_network, packaged_weights
 from sekd_cli.pair_matching import MatchableImage, match_images
+from sekd_cli.verification import DEFAULT_THRESHOLDS, Camera
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ class Matches:
     keypoints0: Tensor  # (M, 2) float32, x and y in pixels of the first image
     keypoints1: Tensor  # (M, 2) float32, the same points in the second
     turn: int = 0  # with `rotations`: by so many quarters, counter-clockwise, the second image is to be turned
+    model: Tensor | None = None  # (3, 3) float64, with `verify`: the geometry that these matches agree on
 
     def __len__(self) -> int:
         return self.indices.shape[0]
@@ -103,11 +105,17 @@ class Sekd:
         temperature: float = 0.0,
         min_probability: float = 0.0,
         rotations: bool = False,
+        verify: str | None = None,
+        verify_threshold: float | None = None,
+        min_inliers: int = 15,
+        cameras: tuple[Camera, Camera] | None = None,
     ) -> Matches:
         """Mutual nearest neighbours of two images' descriptors, on the CPU when done.
 
         The filters are those of `sekd match`; `temperature` is its --dual-softmax. `rotations` tries the second image
-        at all four quarter turns, which takes features extracted with rotations. Raises UsageError for values that make
+        at all four quarter turns, which takes features extracted with rotations. `verify` (homography, fundamental or
+        essential) keeps what agrees on one geometry to `verify_threshold` pixels (by default 3, 1 and 1), nothing where
+        it is fewer than `min_inliers` or chance; essential takes both `cameras`. Raises UsageError for values that make
         no sense, features of different networks, or features without turns.
         """
         dimension0, dimension1 = features0.descriptors.shape[1], features1.descriptors.shape[1]
@@ -122,8 +130,10 @@ class Sekd:
             min_probability=min_probability,
             rotations=rotations,
         )
-        image0, image1 = (self._matchable(features) for features in (features0, features1))
-        found = match_images(image0, image1, settings)
+        verification = _verification(verify, verify_threshold, min_inliers, cameras)
+        camera0, camera1 = cameras or (None, None)
+        image0, image1 = self._matchable(features0, camera0), self._matchable(features1, camera1)
+        found = match_images(image0, image1, settings, verification)
         indices = torch.from_numpy(found.indices())
         index0, index1 = indices.unbind(dim=1)
         return Matches(
@@ -132,9 +142,10 @@ class Sekd:
             keypoints0=features0.keypoints[index0],
             keypoints1=features1.keypoints[index1],
             turn=found.turn or 0,
+            model=None if found.model is None else torch.from_numpy(found.model),
         )
 
-    def _matchable(self, features: Features) -> MatchableImage:
+    def _matchable(self, features: Features, camera: Camera | None) -> MatchableImage:
         device = self._extractor.device
         return MatchableImage(
             name="",
@@ -142,7 +153,21 @@ class Sekd:
             descriptors=features.descriptors.to(device),
             fingerprint=0,
             turned=None if features.turned is None else features.turned.to(device),
+            camera=camera,
         )
+
+
+def _verification(
+    model: str | None, threshold: float | None, min_inliers: int, cameras: tuple[Camera, Camera] | None
+) -> VerificationSettings | None:
+    if model is None:
+        return None
+    if model not in DEFAULT_THRESHOLDS:
+        raise UsageError(f"verify {model!r}: give {', '.join(DEFAULT_THRESHOLDS)}, or None")
+    if (model == "essential") != (cameras is not None):
+        raise UsageError("cameras: give both with verify='essential', none with others")
+    limit = DEFAULT_THRESHOLDS[model] if threshold is None else threshold
+    return VerificationSettings(model=model, threshold=limit, min_inliers=min_inliers)
 
 
 def _photograph(pixels: np.ndarray) -> Photograph:

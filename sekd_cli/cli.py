@@ -1,6 +1,7 @@
 """The command line's edge: finds subcommands, sets up logging, turns errors into one line and an exit code."""
 
 import contextlib
+import difflib
 import importlib
 import logging
 import os
@@ -49,6 +50,15 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(importlib.import_module(f"sekd_cli.commands.{cmd_name}"), cmd_name)
         _add_common_options(command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, with the nearest name where there is no such command, as click has it for options."""
+        near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+        if args[0] not in COMMANDS and near:
+            ctx.fail(f"No such command '{args[0]}'. Did you mean '{near[0]}'?")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list in the help, without importing any."""

@@ -22,7 +22,8 @@ HISTOGRAM_BINS = 16
 def file_info(path: Path) -> dict[str, Any]:
     """A summary of any file that `sekd` writes or reads. Raises InputFileError if it is missing, damaged or no such."""
     if not path.is_file():
-        raise InputFileError(f"{path}: no such file; give a feature file, a match file or weights")
+        what = "a folder" if path.is_dir() else "no such file"
+        raise InputFileError(f"{path}: {what}; give a feature file, a match file or weights")
     with path.open("rb") as stream:
         is_hdf5 = stream.read(len(HDF5_MAGIC)) == HDF5_MAGIC
     facts = _hdf5_info(path) if is_hdf5 else _weights_info(path)

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 COMMON = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".pnm", ".bmp", ".gif"}
 RARE = {".jpe", ".jfif", ".mpo", ".dib", ".jp2", ".j2k", ".avif", ".tga", ".heic", ".heif"}
 SUFFIXES = frozenset(COMMON | RARE)
-"""What counts as an image in a folder; HEIC can't be read, and to say so is better than to leave it out."""
+"""What counts as an image in a folder; HEIC takes an extra, and to say so is better than to leave it out."""
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ import os
 import stat
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,9 @@ __all__ = [
     "turn_upright",
 ]
 
-FORMATS = ("JPEG", "MPO", "PNG", "TIFF", "WEBP", "PPM", "BMP", "DIB", "GIF", "JPEG2000", "AVIF", "TGA")
+FORMATS = ("JPEG", "MPO", "PNG", "TIFF", "WEBP", "PPM", "BMP", "DIB", "GIF", "JPEG2000", "AVIF", "TGA", "HEIF")
 """What Pillow may decode here; its other formats are no photographs, and some start other programs."""
+HEIC_SUFFIXES = {".heic", ".heif"}  # of phones' photographs, which take the extra `heic`
 
 DEFAULT_MAX_PIXELS = 250_000_000  # above every camera's; a small file can claim billions and fill the memory
 BACKGROUND = 128  # grey under transparent pixels
@@ -183,12 +185,21 @@ def open_unlimited(path: Path) -> Iterator[Image.Image]:
         with _opening:
             limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
             try:
-                Image.init()
-                image = Image.open(stream, formats=[name for name in FORMATS if name in Image.OPEN])
+                image = Image.open(stream, formats=_readable_formats())
             finally:
                 Image.MAX_IMAGE_PIXELS = limit
         with image:
             yield image
+
+
+@cache
+def _readable_formats() -> list[str]:
+    Image.init()
+    with suppress(ImportError):
+        from pillow_heif import register_heif_opener  # noqa: PLC0415 - an extra
+
+        register_heif_opener(thumbnails=False)
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def size_in_file(image: Image.Image) -> tuple[int, int]:
@@ -201,12 +212,14 @@ def size_in_file(image: Image.Image) -> tuple[int, int]:
 
 def _complaint(path: Path, error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in NOWHERE:
-        return "no such file; mend the path"
+        return "no such file; check the path"
     if isinstance(error, PermissionError):
         return "permission denied; make it readable"
     if path.is_file() and path.stat().st_size == 0:
         return "an empty file; copy it again"
     if isinstance(error, UnidentifiedImageError):
+        if path.suffix.lower() in HEIC_SUFFIXES and "HEIF" not in _readable_formats():
+            return "HEIC takes a package: pip install 'sekd[heic]'; or convert it to JPEG"
         return "not an image that sekd reads; convert it to JPEG or PNG"
     reason = f" ({error})" if isinstance(error, OSError) else ""  # others speak of Pillow's inside
     return f"damaged or truncated{reason}; copy it again, or convert it to PNG"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sekd_cli.errors import InputFileError
+from sekd_cli.hdf5_file import HDF5_MAGIC
 
 Pair = tuple[str, str]
 
@@ -38,6 +39,8 @@ def read_pairs(source: str | Path) -> Iterator[Pair]:
 def parse_pairs(lines: BinaryIO | Iterable[bytes], where: str) -> Iterator[Pair]:
     """The pairs of lines of UTF-8 text; `where` names their source in errors. Raises InputFileError."""
     for number, line in enumerate(lines, start=1):
+        if number == 1 and line.startswith(HDF5_MAGIC[:4]):
+            raise InputFileError(f"{where}: an HDF5 file; give a list of pairs, as sekd pairs makes of it")
         if b"\0" in line:
             raise InputFileError(f"{where}, line {number}: not UTF-8 text; give two names a line")
         line = (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).rstrip(b"\r\n")  # noqa: PLW2901
@@ -54,9 +57,9 @@ def _complaint(line: bytes) -> str:
     text = line.decode(errors="replace")
     shown = repr(text if len(text) <= 60 else text[:57] + "...")
     if b"\t" in line:
-        return f"{shown} is not two names with one tab between them; mend the line"
+        return f"{shown} is not two names with one tab between them; write it anew"
     count = len(line.split())
-    hint = "put a tab between names that hold spaces" if count > 2 else "mend the line"
+    hint = "put a tab between names that hold spaces" if count > 2 else "write it anew"
     return f"{shown} is {count} name{'s' * (count != 1)}, not two; {hint}"
 
 

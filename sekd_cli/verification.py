@@ -87,7 +87,7 @@ def _share_within(xy: np.ndarray, settings: VerificationSettings) -> float:
         near = math.pi * settings.threshold**2
     else:
         near = 2 * settings.threshold * math.hypot(width, height)
-    return min(1.0, near / (width * height))
+    return float(min(1.0, near / (width * height)))
 
 
 def _log_choices(count: int, chosen: int) -> float:

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 import sekd_cli
-from sekd_cli import Features, Sekd
+from sekd_cli import Camera, Features, Sekd
 from sekd_cli.errors import DeviceError, ImageError, InputFileError, UsageError
 
 
@@ -132,3 +133,25 @@ def test_the_package_has_only_the_names_it_declares() -> None:
     assert {name for name in sekd_cli.__all__ if hasattr(sekd_cli, name)} == set(sekd_cli.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Sheep'"):
         _ = sekd_cli.Sheep
+
+
+def test_matches_are_verified_as_on_the_command_line(sekd: Sekd) -> None:
+    random = np.random.default_rng(0)
+    descriptors = random.normal(size=(60, 16)).astype(np.float32).tolist()
+    one, other = features_from(descriptors), features_from(descriptors)
+    xy = torch.from_numpy(random.uniform(0, 400, (60, 2)).astype(np.float32))
+    moved = xy + torch.tensor([30.0, -10.0])
+    moved[40:] = torch.from_numpy(random.uniform(0, 400, (20, 2)).astype(np.float32))
+    one, other = replace(one, keypoints=xy), replace(other, keypoints=moved)
+    assert sekd.match(one, other).model is None
+    matches = sekd.match(one, other, verify="homography")
+    assert matches.indices[:, 0].tolist() == list(range(40))
+    assert matches.model is not None
+    shift = matches.model / matches.model[2, 2]
+    torch.testing.assert_close(shift[:2, 2], torch.tensor([30.0, -10.0], dtype=torch.float64), atol=0.1, rtol=0)
+    assert len(sekd.match(one, other, verify="homography", min_inliers=41)) == 0
+    camera = Camera(focal=(500.0, 500.0), centre=(200.0, 200.0))
+    assert len(sekd.match(one, other, verify="essential", cameras=(camera, camera), min_inliers=0)) > 0
+    for wrong in ({"verify": "line"}, {"verify": "essential"}, {"verify": "fundamental", "cameras": (camera, camera)}):
+        with pytest.raises(UsageError, match=r"verify|cameras"):
+            sekd.match(one, other, **wrong)  # type: ignore[arg-type]

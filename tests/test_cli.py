@@ -213,3 +213,8 @@ def test_a_log_on_a_full_disk_is_told_once(
 
     assert with_command(talk)("--log-file", "/dev/full") == 0
     assert capsys.readouterr().err.count("no more goes into this log") == 1
+
+
+def test_a_misspelled_command_is_told_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["extrac", "photos"]) == UsageError.exit_code
+    assert "Did you mean 'extract'?" in capsys.readouterr().err

@@ -11,6 +11,7 @@ import torch
 from drawn_features import ATTRIBUTES, drawn_features, write_views
 
 from sekd_cli import cli
+from sekd_cli.errors import InputFileError
 from sekd_cli.feature_file import FeatureWriter, file_attributes
 from sekd_cli.file_info import distribution
 from sekd_cli.networks import PublishedNetwork
@@ -181,6 +182,11 @@ def test_damage_anywhere_is_told_in_one_line(capsys: pytest.CaptureFixture[str])
         codes.add(cli.main(["info", "damaged.h5"]))
         assert len(capsys.readouterr().err.splitlines()) <= 1
     assert codes == {0, BAD_INPUT}
+
+
+def test_a_folder_is_called_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["info", str(tmp_path)]) == InputFileError.exit_code
+    assert "a folder; give a feature file" in capsys.readouterr().err
 
 
 def test_a_distribution_by_hand() -> None:

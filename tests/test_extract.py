@@ -146,7 +146,7 @@ def test_changed_images_are_noticed_and_updated_on_request(
     (photos / "b.png").write_bytes(encoded(drawn(seed=9), "PNG"))
     assert extract("photos") == 5
     assert (
-        "1 images (or their masks) changed since they were extracted: b.png; give --update" in capsys.readouterr().err
+        "have another size or time of change than when they were extracted: b.png; give --update" in capsys.readouterr().err
     )
     assert_same(stored(), before)
     assert extract("photos", "--update") == 0
@@ -172,7 +172,7 @@ def test_one_bad_image_stops_none_and_its_reason_is_told_and_listed(
     captured = capsys.readouterr()
     lines = captured.err.splitlines()
     assert lines[0] == "error: photos/a.jpg: an empty file; copy it again"
-    assert lines[1] == "error: missing.jpg: no such file; mend the path"
+    assert lines[1] == "error: missing.jpg: no such file; check the path"
     assert lines[2].startswith("2 images done, 2 failed; ")
     assert len(lines) == 3
     assert captured.out == "feats.h5\n"

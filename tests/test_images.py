@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from sekd_cli import images
 from sekd_cli.errors import ImageError
 from sekd_cli.images import read_image, read_image_size, read_mask, to_eight_bits, to_stored, turn_back, turn_upright
 
@@ -263,3 +264,16 @@ def test_what_a_mask_has_that_is_not_black_lets_keypoints_be(path: Path, tmp_pat
 def test_a_name_too_long_for_any_file_is_a_missing_one(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="no such file"):
         read_image(tmp_path / ("z" * 300))
+
+
+def test_a_phones_heic_is_read_where_its_package_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    smooth = cv2.GaussianBlur(PICTURE, (0, 0), 2)
+    photo = path.with_suffix(".heic")
+    pillow_heif.from_pillow(Image.fromarray(smooth)).save(photo, quality=95)
+    found = read_image(photo)
+    assert found.pixels.shape == GREY.shape
+    assert np.abs(found.pixels.astype(int) - cv2.cvtColor(smooth, cv2.COLOR_RGB2GRAY)).mean() < 3
+    monkeypatch.setattr(images, "_readable_formats", lambda: ["JPEG"])
+    with pytest.raises(ImageError, match=r"sekd\[heic\]"):
+        read_image(photo)

@@ -129,3 +129,8 @@ def test_a_loop_gives_each_image_as_many_neighbours_and_no_pair_twice(count: int
     neighbours = min(2 * overlap, count - 1)
     for index in range(count):
         assert sum(f"f{index}" in pair for pair in pairs) == neighbours
+
+
+def test_a_feature_file_is_no_list() -> None:
+    with pytest.raises(InputFileError, match="an HDF5 file; give a list of pairs"):
+        list(parse_pairs([b"\x89HDF\r\n", b"\x1a\n"], "feats.h5"))

@@ -120,6 +120,8 @@ def _find_jobs(options: ExtractOptions, shard: Shard) -> list[Job]:
     """The images of this shard, each with its mask. Raises NothingToDoError if all shards together have none."""
     given = [path for argument in options.paths for path in (_listed_paths() if argument == "-" else [argument])]
     entries = find_images(given, root=options.root)
+    if not given:
+        raise NothingToDoError("the list on standard input is empty; give a path a line")
     if not entries:
         paths = ", ".join(options.paths)
         raise NothingToDoError(f"no images in {paths}; give photographs, or folders that hold some")
@@ -206,7 +208,8 @@ def _remaining(jobs: list[Job], writer: FeatureWriter, *, update: bool) -> list[
     if changed and not update:
         names = ", ".join(job.entry.name for job in changed[:3]) + (", ..." if len(changed) > 3 else "")
         raise OutputError(
-            f"{writer.path}: {len(changed)} images (or their masks) changed since they were extracted: {names}; "
+            f"{writer.path}: {len(changed)} images (or their masks) have another size or time of change than when they "
+            f"were extracted: {names}; "
             "give --update to extract these again, --overwrite for all"
         )
     return remaining + changed
@@ -234,7 +237,9 @@ class _Report:
             self.keypoints += outcome.keypoints
             logger.debug("%s: %d keypoints", outcome.entry.name, outcome.keypoints)
             if outcome.keypoints == 0:
-                logger.warning("%s: no keypoints; it is even or tiny, or --threshold is too high", outcome.entry.path)
+                logger.warning(
+                    "%s: no keypoints; it is even, tiny or masked, or --threshold is too high", outcome.entry.path
+                )
             return
         self.failures.append(outcome.failure)
         if self._file is not None:
