@@ -1,6 +1,7 @@
 """What one photograph costs: our networks in every precision, SIFT and ORB, interleaved in one run.
 
     python benchmarks/speed.py [--image FILE] [--threads 1 2] [--networks compact published] [--rounds 20] [--json]
+                               [--xfeat [WEIGHTS]]
 
 Without an image one of 640x480 is drawn. Milliseconds are medians over rounds in which all methods take turns; `cpu`
 counts CPU time, which other processes disturb least; ratios are medians of the rounds' ratios of CPU time to the first
@@ -22,6 +23,7 @@ import cv2
 import numpy as np
 import torch
 from measuring import cost
+from peers import XFeat
 from torch.utils.flop_counter import FlopCounterMode
 
 from sekd_cli.config import DetectionSettings
@@ -44,20 +46,24 @@ def network_of(name: str) -> DenseNetwork:
     return packaged if packaged.name == name else NETWORKS[name]().eval()
 
 
-def gflop(network: DenseNetwork, grey: np.ndarray) -> float:
-    """Billions of multiplications and additions for an image (H, W)."""
-    height, width = (-(-extent // network.stride) * network.stride for extent in grey.shape)
+def facts_of(network: torch.nn.Module, stride: int, grey: np.ndarray) -> dict[str, Any]:
+    """Its parameters, and billions of multiplications and additions for an image (H, W)."""
+    height, width = (-(-extent // stride) * stride for extent in grey.shape)
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         network(torch.zeros(1, 1, height, width))
-    return counter.get_total_flops() / 1e9
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return {"parameters": parameters, "gflop": counter.get_total_flops() / 1e9}
 
 
-def methods_of(names: list[str], grey: np.ndarray) -> dict[str, tuple[ComputedMethod, dict[str, Any]]]:
+def methods_of(options: argparse.Namespace, grey: np.ndarray) -> dict[str, tuple[ComputedMethod, dict[str, Any]]]:
     """By label: a method and what is known of its network."""
     chosen: dict[str, tuple[ComputedMethod, dict[str, Any]]] = {}
-    for name in names:
+    if options.xfeat is not None:
+        xfeat = XFeat(KEYPOINTS, options.xfeat)
+        chosen["xfeat"] = xfeat, facts_of(xfeat.whole.net, 32, grey)
+    for name in options.networks:
         network = network_of(name)
-        facts = {"parameters": network.count_parameters(), "gflop": gflop(network, grey)}
+        facts = facts_of(network, network.stride, grey)
         for precision in PRECISIONS[1:]:
             settings = DetectionSettings(max_keypoints=KEYPOINTS)
             for label, views in (
@@ -86,7 +92,7 @@ def one_round(method: ComputedMethod, grey: np.ndarray) -> dict[str, float]:
 
 def measure(options: argparse.Namespace, grey: np.ndarray) -> list[dict[str, Any]]:
     """A row for each method and number of threads."""
-    methods = methods_of(options.networks, grey)
+    methods = methods_of(options, grey)
     peaks = {label: cost(lambda one=one: one.compute(grey), repeats=3).megabytes for label, (one, _) in methods.items()}
     taken: dict[tuple[str, int], list[dict[str, float]]] = {
         (label, threads): [] for threads in options.threads for label in methods
@@ -134,6 +140,7 @@ def main() -> None:
     parser.add_argument("--image", type=Path)
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=["compact"])
+    parser.add_argument("--xfeat", nargs="?", const="", metavar="WEIGHTS")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
