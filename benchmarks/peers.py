@@ -28,6 +28,7 @@ class XFeat(ComputedMethod):
         self.whole = Network(max_keypoints, 0.05 if weights else 0.0).eval()
         if weights:
             self.whole.net.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        del self.whole.net.fine_matcher  # of another way to match
         forward = self.whole.net.forward
 
         def timed(pixels: torch.Tensor) -> Any:

@@ -146,7 +146,8 @@ def test_changed_images_are_noticed_and_updated_on_request(
     (photos / "b.png").write_bytes(encoded(drawn(seed=9), "PNG"))
     assert extract("photos") == 5
     assert (
-        "have another size or time of change than when they were extracted: b.png; give --update" in capsys.readouterr().err
+        "have another size or time of change than when they were extracted: b.png; give --update"
+        in capsys.readouterr().err
     )
     assert_same(stored(), before)
     assert extract("photos", "--update") == 0
@@ -559,3 +560,10 @@ def test_ranks_of_torchrun_do_their_shards_and_none_is_killed_for_anothers_bad_i
     for name, features in merged.items():  # other tests' threads make this process round differently
         np.testing.assert_allclose(features.keypoints, whole[name].keypoints, atol=1e-3)
         np.testing.assert_allclose(features.descriptors, whole[name].descriptors, atol=1e-5)
+
+
+def test_failures_never_go_where_the_features_do(
+    extract: Extract, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert extract(photos, "-o", "f.h5", "--failures", "./f.h5") == 2
+    assert "is the output" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from sekd_cli.commands import options
 )
 @click.option("--max-keypoints", default=2048, show_default=True, help="Best by score of each image; 0 for all.")
 @click.option("--threshold", type=float, help="Smallest keypoint probability; default: the network's own.")
-@click.option("--nms-radius", type=int, help="Pixels between keypoints, along x or y.  [default: the network's own]")
+@click.option("--nms-radius", type=int, help="A keypoint is the best of so many pixels around; default: the network's.")
 @click.option("--max-size", default=1600, show_default=True, help="Longer edge seen by the network; 0 for none.")
 @click.option(
     "--scales",
@@ -26,7 +26,7 @@ from sekd_cli.commands import options
 @click.option(
     "--rotations/--upright",
     default=False,
-    help="Describe keypoints at all quarter turns, for sekd match --rotations: 4 times the time and size.",
+    help="Describe keypoints at all quarter turns, for sekd match --rotations: 3.5 times the time, 4 the size.",
 )
 @click.option("--weights", type=click.Path(path_type=Path), help="A .safetensors of sekd train, or the authors' .pth.")
 @click.option(
@@ -52,7 +52,9 @@ from sekd_cli.commands import options
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images at a time; default: 4 small ones, 8 on a GPU.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU cores to use; default: all.")
 @click.option("--max-pixels", default=250_000_000, show_default=True, help="Refuse larger images; 0 for no limit.")
-@click.option("--tile", type=int, help="Edge in pixels above which images are done in tiles; 0 for never.")
+@click.option(
+    "--tile", type=int, help="Edge of tiles in which larger images are done, 1024 or more; 0: never; default: 4096."
+)
 def extract(**given: Any) -> int:
     """Find and describe keypoints in photographs: files, folders, patterns, or - for a list of paths on stdin.
 

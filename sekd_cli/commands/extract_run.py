@@ -73,6 +73,8 @@ class ExtractOptions:
     def __post_init__(self) -> None:
         if self.max_pixels < 0:
             raise UsageError(f"--max-pixels {self.max_pixels}: give 0 (no limit) or more")
+        if self.failures is not None and os.path.realpath(self.failures) == os.path.realpath(self.output):
+            raise UsageError(f"--failures {self.failures}: is the output; give another file")
 
 
 def run(options: ExtractOptions) -> int:
