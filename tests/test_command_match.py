@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import cv2
+import h5py
 import numpy as np
 import pytest
 from drawn_features import TURNED_ATTRIBUTES, drawn_features, turned_by, write_views
@@ -101,18 +102,29 @@ def test_shards_together_are_the_whole() -> None:
     assert len(one) + len(other) == len({*one, *other}) == 3
 
 
+def test_more_shards_than_pairs_leave_empty_files_that_merge(capfd: pytest.CaptureFixture[str]) -> None:
+    files = [f"{number}.h5" for number in (1, 2, 3)]
+    for number, path in enumerate(files, start=1):
+        assert cli.main(["match", "pairs.txt", "--shard", f"{number}/3", "-o", path, "--device", "cpu"]) == 0
+        assert capfd.readouterr().out == f"{path}\n"
+    assert [len(pairs_in(path)) for path in files] == [0, 1, 1]
+    assert cli.main(["merge", *files, "-o", "all.h5"]) == 0
+    assert len(pairs_in("all.h5")) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "complaint"),
     [
         (["pairs.txt", "--features", "none.h5"], BAD_INPUT, "none.h5: no such file"),
         (["pairs.txt", "--features", "pairs.txt"], BAD_INPUT, "pairs.txt: not an HDF5 file"),
         (["none.txt"], BAD_INPUT, "none.txt"),
-        (["feats.h5"], BAD_INPUT, "feats.h5, line 1"),
+        (["feats.h5"], BAD_INPUT, "feats.h5: an HDF5 file"),
         (["empty.txt"], NOTHING, "empty.txt: no pairs"),
         (["gone.txt"], NOTHING, "no pair could be matched"),
         (["clash.txt"], USAGE, "x/y and x-y"),
         (["pairs.txt", "-o", "feats.h5"], USAGE, "is the feature file"),
         (["pairs.txt", "-o", "feats.h5", "--overwrite"], USAGE, "is the feature file"),
+        (["pairs.txt", "--features", "pairs.h5"], BAD_INPUT, "pairs.h5: holds matches, not features"),
         (["pairs.txt", "-o", "empty.txt/m.h5"], BAD_OUTPUT, "empty.txt/m.h5"),
         (["pairs.txt", "-o", "gone.txt"], BAD_OUTPUT, "not an HDF5 file"),
         (["pairs.txt", "--ratio", "0"], USAGE, "--ratio 0"),
@@ -120,6 +132,15 @@ def test_shards_together_are_the_whole() -> None:
         (["pairs.txt", "--dual-softmax", "-1"], USAGE, "--dual-softmax"),
         (["pairs.txt", "--min-probability", "0.5"], USAGE, "needs --dual-softmax"),
         (["pairs.txt", "--threshold", "2"], USAGE, "only with --verify"),
+        (["pairs.txt", "--min-inliers", "50"], USAGE, "--min-inliers: only with --verify"),
+        (["pairs.txt", "--camera", "500"], USAGE, "only with --verify essential"),
+        (["pairs.txt", "--verify", "homography", "--camera", "500"], USAGE, "only with --verify essential"),
+        (["pairs.txt", "--verify", "fundamental", "--images", "."], USAGE, "only with --verify essential"),
+        (["pairs.txt", "--cache", "nan"], USAGE, "--cache nan: give GB"),
+        (["pairs.txt", "--cache", "inf"], USAGE, "--cache inf: give GB"),
+        (["pairs.txt", "--failures", "feats.h5"], USAGE, "--failures feats.h5: is the feature file"),
+        (["pairs.txt", "--failures", "./pairs.txt"], USAGE, "pairs.txt: is the pairs file"),
+        (["pairs.txt", "--failures", "matches.h5"], USAGE, "matches.h5: is the match file"),
         (["pairs.txt", "--verify", "essential"], USAGE, "--camera"),
         (["pairs.txt", "--verify", "essential", "--camera", "wide"], USAGE, "--camera wide"),
         (["pairs.txt", "--verify", "essential", "--camera", "5,5"], USAGE, "--camera"),
@@ -134,6 +155,8 @@ def test_what_is_wrong_gets_one_line_and_its_own_exit_code(
     Path("empty.txt").write_text("# nothing\n", encoding="utf-8")
     Path("gone.txt").write_text("x y\n", encoding="utf-8")
     Path("clash.txt").write_text("x/y a.jpg\nx-y a.jpg\n", encoding="utf-8")
+    with h5py.File("pairs.h5", "w") as file:
+        file.attrs.update({"sekd_schema": 1, "content": "matches"})
     before = Path("feats.h5").read_bytes()
     assert cli.main(["match", *arguments]) == code
     out, err = capfd.readouterr()
@@ -141,6 +164,7 @@ def test_what_is_wrong_gets_one_line_and_its_own_exit_code(
     assert complaint in err
     assert "Traceback" not in err
     assert Path("feats.h5").read_bytes() == before
+    assert Path("pairs.txt").read_text(encoding="utf-8").startswith("# two pairs")
 
 
 def test_rotations_need_features_that_have_turns(capfd: pytest.CaptureFixture[str]) -> None:
@@ -232,6 +256,8 @@ def test_pairs_of_images_have_the_names_that_extract_gives(capfdbinary: pytest.C
         (["feats.h5", "--sequential", "0"], USAGE, "0 is not in the range"),
         (["photos"], NOTHING, "1 images; a pair takes two"),
         (["nowhere/"], NOTHING, "nowhere: no such file"),
+        (["feats.h5", "feats.h5"], USAGE, "feats.h5: give one feature file and nothing else"),
+        (["photos", "feats.h5"], USAGE, "feats.h5: give one feature file and nothing else"),
     ],
 )
 def test_pairs_say_what_is_wrong(
@@ -243,6 +269,23 @@ def test_pairs_say_what_is_wrong(
     out, err = capfd.readouterr()
     assert out == ""
     assert complaint in err
+
+
+def test_pairs_of_a_match_file_are_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    cli.main(["match", "pairs.txt", "--quiet"])
+    capfd.readouterr()
+    assert cli.main(["pairs", "matches.h5"]) == BAD_INPUT
+    assert capfd.readouterr() == ("", "error: matches.h5: holds matches, not features; give the features file\n")
+
+
+def test_nearest_leaves_out_images_that_cannot_be_read(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    with h5py.File("feats.h5", "r+") as file:
+        file["c.jpg/scores"][0] = 7  # not what the checksum is of
+    assert cli.main(["pairs", "feats.h5", "--nearest", "2"]) == MISSING_PAIR
+    out, err = capfdbinary.readouterr()
+    assert out == b"a.jpg\tb/b 1.jpg\n"
+    assert err.startswith(b"error: feats.h5: c.jpg: damaged")
+    assert len(err.splitlines()) == 1
 
 
 def test_a_name_that_no_list_can_hold_is_told(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
@@ -266,3 +309,10 @@ def test_names_of_any_bytes_pass_from_pairs_to_match(
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(out)))
     assert cli.main(["match", "-", "-o", "m.h5"]) == 0
     assert {name for pair in pairs_in("m.h5") for name in pair} == set(names)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+def test_a_list_of_failures_on_a_full_disk_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("pairs.txt").write_text("a.jpg\tgone.jpg\n")
+    assert cli.main(["match", "pairs.txt", "--device", "cpu", "--failures", "/dev/full"]) == 5
+    assert "/dev/full: No space left on device; give another --failures" in capsys.readouterr().err

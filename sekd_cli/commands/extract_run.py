@@ -1,21 +1,19 @@
 """What `sekd extract` does: find the images, set up the network and the file, extract, tell how it went."""
 
-import json
 import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
 import click
 import torch
 
 from sekd_cli.batch_extraction import BatchExtractor, Job
+from sekd_cli.commands.failure_list import FailureList
 from sekd_cli.commands.progress import progress_bar
 from sekd_cli.config import DetectionSettings, ViewSettings, parse_scales
 from sekd_cli.cores import available_cores
@@ -226,11 +224,7 @@ class _Report:
         self.keypoints = 0
         self.failures: list[str] = []
         self._start = time.monotonic()
-        self._file: IO[str] | None = None
-        self._path = failures_path
-        if failures_path is not None:
-            with self._writing():
-                self._file = failures_path.open("w", encoding="utf-8")
+        self._list = FailureList(failures_path)
 
     def add(self, outcome: Outcome) -> None:
         """Count an image."""
@@ -244,18 +238,8 @@ class _Report:
                 )
             return
         self.failures.append(outcome.failure)
-        if self._file is not None:
-            path = os.fsencode(outcome.entry.path).decode(errors="backslashreplace")
-            record = {"name": outcome.entry.name, "path": path, "reason": outcome.failure}
-            with self._writing():
-                print(json.dumps(record), file=self._file, flush=True)
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise OutputError(f"{self._path}: {error.strerror}; give another --failures") from error
+        path = os.fsencode(outcome.entry.path).decode(errors="backslashreplace")
+        self._list.add({"name": outcome.entry.name, "path": path, "reason": outcome.failure})
 
     def __enter__(self) -> Self:
         return self
@@ -263,9 +247,7 @@ class _Report:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._file is not None:
-            with suppress(OSError):  # told already
-                self._file.close()
+        self._list.close()
         seconds = time.monotonic() - self._start
         for failure in self.failures:
             logger.error("%s", failure)

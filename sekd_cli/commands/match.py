@@ -29,7 +29,7 @@ MODELS = ("homography", "fundamental", "essential")
 )
 @click.option("--verify", type=click.Choice(MODELS), help="Keep only what agrees on such a model.")
 @click.option("--threshold", type=float, help="Largest error of an inlier in pixels; default: homography 3, others 1.")
-@click.option("--min-inliers", default=15, show_default=True, help="With fewer a pair keeps no match.")
+@click.option("--min-inliers", type=int, help="With fewer a pair keeps no match; 0 keeps any; default: 15.")
 @click.option("--camera", metavar="F|FX,FY,CX,CY", help="Focal lengths and centre in pixels, for essential.")
 @click.option(
     "--images",

@@ -1,21 +1,21 @@
 """What `sekd match` does: read the pairs, open the files, match, tell how it went."""
 
-import json
 import logging
 import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
 
 import click
 
+from sekd_cli.commands.failure_list import FailureList
 from sekd_cli.commands.progress import progress_bar
 from sekd_cli.config import MatchingSettings, VerificationSettings
 from sekd_cli.cores import available_cores
 from sekd_cli.device import resolve_device
-from sekd_cli.errors import ImageError, InputFileError, NothingToDoError, OutputError, UsageError
+from sekd_cli.errors import ImageError, InputFileError, NothingToDoError, UsageError
 from sekd_cli.export.layout_folder import MATCH_FILES, layout_folder
 from sekd_cli.feature_cache import CameraOf, Plan, plan
 from sekd_cli.feature_file import FeatureReader
@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 SOME_FAILED = 1  # exit code
 GPU_THREADS = 4  # batches whose kernels and copies overlap; more only take memory, but where the CPU verifies
 MOST_PROCESSES = 16  # by default: one writes what they match, and they share the memory for features
+MOST_CACHE = 1e6  # GB: more than any machine has
 GPU_BATCH_VALUES = 1 << 25  # similarities at once: 128 MB, eight pairs of 2048 keypoints
 
 
@@ -50,7 +51,7 @@ class MatchOptions:
     rotations: bool
     verify: str | None
     threshold: float | None
-    min_inliers: int
+    min_inliers: int | None
     camera: str | None
     images: Path | None
     layout: str
@@ -63,12 +64,26 @@ class MatchOptions:
     cache: float
 
     def __post_init__(self) -> None:
-        if self.verify is None and (self.threshold, self.camera, self.images) != (None, None, None):
-            raise UsageError("--threshold, --camera and --images: only with --verify")
+        if self.verify is None and (self.threshold, self.min_inliers) != (None, None):
+            raise UsageError("--threshold and --min-inliers: only with --verify")
+        if self.verify != "essential" and (self.camera, self.images) != (None, None):
+            raise UsageError("--camera and --images: only with --verify essential")
         if self.verify == "essential" and self.camera is None and self.images is None:
             raise UsageError("--verify essential: give focal lengths with --camera, or --images to find them in EXIF")
-        if self.output.exists() and self.features.exists() and self.output.samefile(self.features):
+        if _same_file(self.output, self.features):
             raise UsageError(f"-o {self.output}: is the feature file; give another output")
+        for what, path in (("feature", self.features), ("pairs", self.pairs), ("match", self.output)):
+            if self.failures is not None and _same_file(self.failures, path):
+                raise UsageError(f"--failures {self.failures}: is the {what} file; give another")
+        if not self.cache <= MOST_CACHE:
+            raise UsageError(f"--cache {self.cache:g}: give GB of memory, such as 4")
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    """Whether both are, or would be, the same file."""
+    if one.exists() and other.exists():
+        return one.samefile(other)
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def run(options: MatchOptions) -> int:
@@ -96,10 +111,11 @@ def run(options: MatchOptions) -> int:
     folder = layout_folder(options.output, options.layout, MATCH_FILES, sharded=shard.count > 1)
     work = _plan(options, shard)
     if folder is not None:
-        folder.check(work.names, overwrite=options.overwrite)
+        with FeatureReader(options.features) as features:
+            folder.check(features.names(), overwrite=options.overwrite)
     cameras = _cameras(verification, options.images)
     processes = min(settings.threads, len(work.pairs)) if device.type == "cpu" else 1
-    share = settings.cache_bytes // processes
+    share = settings.cache_bytes // max(1, processes)  # of shards there may be more than pairs
     with (
         _open_features(options) as features,
         workers(
@@ -163,9 +179,8 @@ def _verification(options: MatchOptions) -> VerificationSettings | None:
     except ValueError:
         raise UsageError(f"--camera {options.camera}: give F, or FX,FY,CX,CY, in pixels") from None
     threshold = DEFAULT_THRESHOLDS[options.verify] if options.threshold is None else options.threshold
-    return VerificationSettings(
-        model=options.verify, threshold=threshold, min_inliers=options.min_inliers, camera=camera
-    )
+    min_inliers = VerificationSettings.min_inliers if options.min_inliers is None else options.min_inliers
+    return VerificationSettings(model=options.verify, threshold=threshold, min_inliers=min_inliers, camera=camera)
 
 
 def _cameras(verification: VerificationSettings | None, images: Path | None) -> CameraOf:
@@ -190,20 +205,14 @@ class _Report:
     def __init__(self, failures_path: Path | None) -> None:
         self.done = self.skipped = self.failed = self.matches = 0
         self._start = time.monotonic()
-        self._file: IO[str] | None = None
-        if failures_path is not None:
-            try:
-                self._file = failures_path.open("w", encoding="utf-8", errors="backslashreplace")
-            except OSError as error:
-                raise OutputError(f"{failures_path}: {error.strerror}; give another --failures") from error
+        self._list = FailureList(failures_path)
 
     def add(self, outcome: Outcome) -> None:
         """Count a pair."""
         if outcome.failure is not None:
             self.failed += 1
             logger.error("%s and %s: %s", *outcome.pair, outcome.failure)
-            if self._file is not None:
-                print(json.dumps({"pair": outcome.pair, "reason": outcome.failure}), file=self._file, flush=True)
+            self._list.add({"pair": outcome.pair, "reason": outcome.failure})
         elif outcome.skipped:
             self.skipped += 1
         else:
@@ -217,8 +226,7 @@ class _Report:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._file is not None:
-            self._file.close()
+        self._list.close()
         seconds = max(time.monotonic() - self._start, 1e-9)
         skipped = f", {self.skipped} done before" if self.skipped else ""
         mean = f"; {self.matches:,} matches, {self.matches / self.done:.0f} a pair" if self.done else ""

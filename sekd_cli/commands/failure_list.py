@@ -1,0 +1,39 @@
+"""What failed, as JSON lines, for `--failures` of extract and match."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from sekd_cli.errors import OutputError
+
+
+class FailureList:
+    """A file that gets a line as each thing fails; without a path nothing. Raises OutputError."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._file: IO[str] | None = None
+        if path is not None:
+            with self._writing():
+                self._file = path.open("w", encoding="utf-8", errors="backslashreplace")
+
+    def add(self, record: dict[str, object]) -> None:
+        """Write a line at once."""
+        if self._file is not None:
+            with self._writing():
+                print(json.dumps(record), file=self._file, flush=True)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            with suppress(OSError):  # told already
+                self._file.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(f"{self._path}: {error.strerror}; give another --failures") from error
