@@ -162,6 +162,12 @@ class MatchReader(KeptReader):
                 return matches.reversed(count1)
         raise InputFileError(f"{self.path}: no matches of {pair[0]} and {pair[1]}; run sekd match on them")
 
+    def fingerprints(self, pair: Pair) -> tuple[int, ...]:
+        """Fingerprints of the two images' features that were matched; none where the file doesn't tell."""
+        with self._reading():
+            group = self._find(pair)
+            return () if group is None else tuple(int(one) for one in group.attrs.get("features", ()))
+
     def _find(self, pair: Pair) -> h5py.Group | None:
         group = member(self._file, _place(pair))
         if not isinstance(group, h5py.Group) or not self._is_complete(group):

@@ -31,14 +31,33 @@ def test_there_and_back(capfd: pytest.CaptureFixture[str]) -> None:
         assert list(file["c"]) == ["a"]
 
 
+def test_what_is_left_out_of_a_flat_folder_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["convert", "feats.h5", "matches.h5", "--to", "imc", "-o", "scene", "--quiet"]) == 0
+    Path("scene/descriptors.h5").unlink()
+    with h5py.File("scene/keypoints.h5", "r+") as file:
+        file["sub/x"] = file["a"][()]
+    capfd.readouterr()
+    assert cli.main(["convert", "scene", "--to", "hloc", "-o", "back"]) == 0
+    assert capfd.readouterr().err.splitlines() == [
+        "warning: scene/keypoints.h5: 1 groups left out, such as sub; keys are flat",
+        "warning: scene: no descriptors.h5 in it, so features are left out",
+        "matches of 1 pairs",
+    ]
+    Path("scene/matches.h5").unlink()
+    assert cli.main(["convert", "scene", "--to", "hloc", "-o", "alone"]) == BAD_INPUT
+    assert "scene: no descriptors.h5 or matches.h5 in it" in capfd.readouterr().err
+
+
 def test_errors_are_one_line_with_their_exit_code(capfd: pytest.CaptureFixture[str]) -> None:
     write_views(Path("twins.h5"), ["x/a.jpg", "y/a.jpg"])
+    write_views(Path("other.h5"), NAMES, own=30)
     Path("text").write_text("text")
     Path("there").mkdir()
     Path("there/scores.h5").write_text("")
     cases = [
         (["twins.h5", "--to", "kaggle", "-o", "out"], USAGE, "x/a.jpg and y/a.jpg would both be a.jpg"),
         (["feats.h5", "--to", "hloc", "-o", "out"], USAGE, "already"),
+        (["other.h5", "matches.h5", "--to", "imc", "-o", "out"], BAD_INPUT, "with other features of a.jpg"),
         (["text", "--to", "imc", "-o", "out"], BAD_INPUT, "text: not an HDF5 file"),
         (["feats.h5", "--to", "imc", "-o", "there"], BAD_OUTPUT, "scores.h5: exists already"),
     ]

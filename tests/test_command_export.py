@@ -58,11 +58,25 @@ def test_missing_and_unreadable_images_are_told_and_the_exit_code_is_1(capfd: py
 
 
 @pytest.mark.usefixtures("in_a_folder_with_matches")
+def test_an_image_of_another_size_is_told_and_the_exit_code_is_1(capfd: pytest.CaptureFixture[str]) -> None:
+    cv2.imwrite(str(Path("photos") / NAMES[1]), np.full((SIZE // 2, SIZE // 2), 128, np.uint8))
+    assert cli.main(COLMAP) == SOME_FAILED
+    assert "error: b/c.png: not as large as when it was extracted" in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("in_a_folder_with_matches")
 def test_errors_are_one_line_with_their_exit_code(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("empty").mkdir()
+    for name in NAMES:
+        path = Path("text") / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("no image")
     cases = [
+        (["export", "colmap", "--images", "text"], NOTHING, "text: COLMAP can use none of the 2 images"),
+        ([*COLMAP, "--matches", "feats.h5"], BAD_INPUT, "feats.h5: holds features, not matches"),
+        ([*COLMAP, "--features", "matches.h5"], BAD_INPUT, "matches.h5: holds matches, not features"),
         (["export", "colmap", "--images", "empty"], NOTHING, "empty has none of the 2 images"),
         ([*COLMAP, "--features", "gone.h5"], BAD_INPUT, "gone.h5: no such file"),
         ([*COLMAP, "--matches", "gone.h5"], BAD_INPUT, "gone.h5: no such file"),

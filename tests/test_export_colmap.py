@@ -1,6 +1,9 @@
 """COLMAP databases, up to a reconstruction of a drawn room whose cameras are known."""
 
+import sqlite3
 import sys
+from contextlib import closing
+from dataclasses import replace
 from itertools import combinations, pairwise
 from pathlib import Path
 
@@ -122,6 +125,68 @@ def test_matches_of_other_features_are_refused() -> None:
     with pytest.raises(InputFileError, match=r"keypoint 25 of b/ü\.png, which has 20"):
         exported()
     assert not Path("database.db").exists()
+
+
+@pytest.mark.usefixtures("three_images")
+def test_matches_of_features_that_changed_since_are_refused() -> None:
+    Path("matches.h5").unlink()
+    Path("pairs.txt").write_text("\t".join(NAMES[:2]), encoding="utf-8")
+    assert cli.main(["match", "pairs.txt", "--device", "cpu"]) == 0
+    assert exported().pairs == 1
+    with FeatureWriter(Path("feats.h5"), ATTRIBUTES) as writer:
+        writer.write(NAMES[1], replace(some_features(), keypoints=some_features().keypoints[::-1].copy()))
+    with pytest.raises(InputFileError, match=r"a 1\.png and b/ü\.png were matched with other features"):
+        exported(overwrite=True)
+
+
+@pytest.mark.usefixtures("three_images")
+def test_an_image_that_is_not_as_large_as_its_features_say_has_no_keypoints() -> None:
+    import pycolmap
+
+    write_image(Path("photos") / NAMES[2], 32, 24)
+    report = exported()
+    assert (report.resized, report.images, report.pairs, report.skipped_pairs) == ([NAMES[2]], 2, 1, 1)
+    with pycolmap.Database.open("database.db") as database:
+        numbers = {image.name: image.image_id for image in database.read_all_images()}
+        assert [database.num_keypoints_for_image(numbers[name]) for name in NAMES] == [20, 20, 0]
+    with h5py.File("feats.h5", "r+") as file:
+        del file.attrs["sekd_schema"]  # as of another tool, whose size may be a guess
+    assert exported(overwrite=True).resized == []
+
+
+@pytest.mark.usefixtures("three_images")
+def test_where_colmap_can_use_no_image_there_is_no_database() -> None:
+    for name in NAMES[:2]:
+        (Path("photos") / name).write_bytes(b"no image")
+    write_image(Path("photos") / NAMES[2], 32, 24)
+    with pytest.raises(NothingToDoError, match="COLMAP can use none of the 3 images"):
+        exported()
+    assert not list(Path().glob("*database*"))
+
+
+@pytest.mark.usefixtures("three_images")
+def test_what_sqlite_left_beside_an_earlier_database_does_not_get_into_the_new_one() -> None:
+    import pycolmap
+
+    exported()
+    with closing(sqlite3.connect("database.db")) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("DELETE FROM keypoints")
+        connection.commit()
+        stale = Path("database.db-wal").read_bytes()
+    Path("database.db-wal").write_bytes(stale)  # as a process that was killed leaves it
+    exported(overwrite=True)
+    assert [path.name for path in Path().glob("database.db*")] == ["database.db"]
+    with pycolmap.Database.open("database.db") as database:
+        assert database.num_keypoints() == 60
+
+
+@pytest.mark.usefixtures("three_images")
+def test_what_killed_exports_left_is_cleared_away() -> None:
+    for name in ("999999999.part", "999999999.part-wal", "999999998.part-shm", "1.part", "1.part-wal"):
+        Path(f".database.db.{name}").write_bytes(b"half")  # of no such processes, and of one that runs
+    exported()
+    assert sorted(path.name for path in Path().glob(".*")) == [".database.db.1.part", ".database.db.1.part-wal"]
 
 
 @pytest.mark.usefixtures("three_images")

@@ -122,6 +122,16 @@ def test_images_that_fail_are_left_out_of_it(run: Run) -> None:
     assert {name for name in contents("kaggle") if name.startswith("scores:")} == {"scores:a.png", "scores:c.png"}
 
 
+def test_keys_that_collide_stop_matching_at_once_though_no_pair_has_them(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_files(Path("photos/sub"), {"a.jpg": encoded(drawn(), "JPEG")})
+    assert run("extract", "photos") == 0
+    assert run("match", "-", "--layout", "imc", stdin=b"b.png c.png\n") == USAGE
+    assert "a.png and sub/a.jpg would both be a in the imc layout" in capsys.readouterr().err
+    assert not Path("matches.h5").exists()
+
+
 def test_what_would_stop_it_in_the_end_stops_it_at_once(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     write_files(Path("photos/sub"), {"a.jpg": encoded(drawn(), "JPEG")})
     Path("imc").mkdir()

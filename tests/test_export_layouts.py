@@ -151,6 +151,18 @@ def test_keys_that_collide_are_an_error_that_names_both(names: list[str], layout
     assert not SCENE.exists()
 
 
+def test_two_pairs_of_one_key_are_an_error_that_names_both() -> None:
+    names = ["c-b.jpg", "a.jpg", "c.jpg", "b-a.jpg"]
+    write_views(FEATURES, names)
+    Path("pairs.txt").write_text("c-b.jpg a.jpg\nb-a.jpg c.jpg\n", encoding="utf-8")
+    assert cli.main(["match", "pairs.txt", "--overwrite", "--quiet", "--device", "cpu"]) == 0
+    with pytest.raises(UsageError) as caught:
+        convert([MATCHES], "imc", SCENE)
+    assert all(word in str(caught.value) for word in (*names, "both be c-b-a "))
+    assert not list(SCENE.glob("*matches*"))
+    assert convert([MATCHES], "kaggle", SCENE) == Converted(None, 2)
+
+
 def test_keys_drop_the_last_extension_only() -> None:
     assert [key_of("d.e/a.b.jpg", layout) for layout in ("imc", "kaggle")] == ["a.b", "a.b.jpg"]
     assert keys_of(["a.jpg", "a.png"], "kaggle") == {"a.jpg": "a.jpg", "a.png": "a.png"}
@@ -165,6 +177,27 @@ def test_files_that_are_there_are_replaced_only_if_asked_for() -> None:
     assert (SCENE / "keypoints.h5").read_bytes() == before
     assert convert([FEATURES], "imc", SCENE, overwrite=True) == Converted(2, None)
     assert set(arrays(SCENE / "scores.h5")) == {"b 1", "a-x"}
+
+
+def test_an_input_is_never_written_over() -> None:
+    convert([FEATURES, MATCHES], "imc", SCENE)
+    MATCHES.rename(SCENE / "feats.h5")
+    Path("link").symlink_to(SCENE)
+    before = {path: path.read_bytes() for path in SCENE.iterdir()}
+    cases: list[tuple[list[Path], str, Path]] = [
+        ([SCENE], "kaggle", SCENE),
+        ([SCENE], "hloc", Path("link")),
+        ([SCENE], "hloc", SCENE / "scores.h5"),
+        ([FEATURES], "imc", FEATURES),
+    ]
+    for inputs, layout, output in cases:
+        with pytest.raises(UsageError, match="is an input too"):
+            convert(inputs, layout, output, overwrite=True)
+    assert {path: path.read_bytes() for path in SCENE.iterdir()} == before
+    (SCENE / "matches.h5").write_bytes((SCENE / "feats.h5").read_bytes())
+    with pytest.raises(UsageError, match=r"scene/matches\.h5: is an input too"):
+        convert([FEATURES, SCENE / "matches.h5"], "kaggle", SCENE, overwrite=True)
+    assert convert([FEATURES], "kaggle", SCENE, overwrite=True) == Converted(3, None)
 
 
 def test_what_the_benchmark_would_refuse_is_told(caplog: pytest.LogCaptureFixture) -> None:
@@ -266,9 +299,47 @@ def test_damaged_features_are_named() -> None:
         file["c"] = np.ones(3)
     with pytest.raises(InputFileError, match="c: not as many"):
         convert([SCENE], "hloc", Path("back"))
+    with h5py.File(SCENE / "scores.h5", "r+") as file:
+        del file["c"]
+        file["c"] = np.ones((80, 2))
+    with pytest.raises(InputFileError, match="c: not as many"):
+        convert([SCENE], "hloc", Path("back"))
     (SCENE / "scores.h5").write_bytes(b"no HDF5")
     with pytest.raises(InputFileError, match=r"scores\.h5: not an HDF5 file"):
         convert([SCENE], "hloc", Path("back"))
+
+
+def test_keypoints_that_are_no_numbers_are_named() -> None:
+    convert([FEATURES], "imc", SCENE)
+    with h5py.File(SCENE / "keypoints.h5", "r+") as file:
+        file["c"][5] = np.nan
+    with pytest.raises(InputFileError, match="c: keypoints that are no numbers"):
+        convert([SCENE], "hloc", Path("back"))
+    with h5py.File(SCENE / "keypoints.h5", "r+") as file:
+        file["c"][5] = 1e30
+    convert([SCENE], "hloc", Path("back"))
+    with FeatureReader(Path("back/feats.h5")) as reader:
+        assert min(reader.read("c").image_size) > 0
+
+
+def test_a_pair_that_a_folder_has_twice_is_taken_once(caplog: pytest.LogCaptureFixture) -> None:
+    convert([FEATURES], "imc", SCENE)
+    with h5py.File(SCENE / "matches.h5", "w") as file:
+        file["c-b 1"] = np.array([[1, 2, 3], [0, 4, 5]])
+        file["c/b 1"] = np.array([[7, 8]])
+        file["b 1-c"] = np.array([[0], [1]])
+    assert convert([SCENE], "hloc", Path("back")) == Converted(3, 1)
+    assert caplog.text.count("there twice, the second left out") == 2
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 2), (2, 0)])
+@pytest.mark.parametrize("place", ["b 1/c", "c-b 1"])
+def test_a_pair_without_matches_may_have_any_shape(place: str, shape: tuple[int, ...]) -> None:
+    convert([FEATURES], "imc", SCENE)
+    with h5py.File(SCENE / "matches.h5", "w") as file:
+        file[place] = np.zeros(shape, np.int32)
+    assert convert([SCENE], "kaggle", Path("k")) == Converted(3, 1)
+    assert [one.shape for one in arrays(Path("k/matches.h5")).values()] == [(0, 2)]
 
 
 def test_images_without_keypoints_stay() -> None:

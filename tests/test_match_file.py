@@ -76,6 +76,14 @@ def test_what_is_written_is_read_again(path: Path) -> None:
     assert found.model is found.model_name is None
 
 
+def test_of_which_features_a_pair_was_made_is_told_where_it_is_known(path: Path, tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "hloc.h5", "w") as file:
+        file["a.jpg/b.jpg/matches0"] = np.array([0], np.int32)
+    with MatchReader(path) as reader, MatchReader(tmp_path / "hloc.h5") as hlocs:
+        assert reader.fingerprints(PAIR) == (1, 2)
+        assert hlocs.fingerprints(("a.jpg", "b.jpg")) == hlocs.fingerprints(("x", "y")) == ()
+
+
 def test_hloc_reads_it_as_it_is(path: Path) -> None:
     matches, scores = read_as_hloc(path, *PAIR)
     assert matches.tolist() == [[0, 2], [2, 0]]
@@ -216,8 +224,8 @@ def test_missing_and_wrong_files_are_named(tmp_path: Path, features: Path) -> No
     for name in ("none.h5", "text.h5"):
         with pytest.raises(InputFileError, match=name):
             MatchReader(tmp_path / name)
-    with MatchReader(features) as reader:
-        assert list(reader.pairs()) == []
+    with pytest.raises(InputFileError, match=r"feats\.h5: holds features, not matches"):
+        MatchReader(features)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)

@@ -79,8 +79,10 @@ def colmap(
         logger.error(
             "%s: COLMAP can't use it, left out; convert it to JPEG or PNG, or give it a camera of its own", name
         )
+    for name in report.resized:
+        logger.error("%s: not as large as when it was extracted, left out; extract it again, or give that one", name)
     if report.skipped_pairs:
-        logger.warning("%d pairs left out with images that are missing", report.skipped_pairs)
+        logger.warning("%d pairs left out with images that are missing or can't be used", report.skipped_pairs)
     logger.info(
         "%d images, %d pairs with %s matches, %d pairs verified",
         report.images,
@@ -89,7 +91,7 @@ def colmap(
         report.verified_pairs,
     )
     click.echo(os.fsencode(output))
-    return SOME_FAILED if report.missing or report.unreadable else 0
+    return SOME_FAILED if report.missing or report.unreadable or report.resized else 0
 
 
 @export.command()

@@ -1,10 +1,12 @@
 """Features and matches as a COLMAP database, verified and ready for the mapper."""
 
+import glob
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,13 +14,14 @@ from sekd_cli.errors import InputFileError, MissingExtraError, NothingToDoError,
 from sekd_cli.export.layouts import named_pairs
 from sekd_cli.feature_file import FeatureReader
 from sekd_cli.geometry import COLMAP_OFFSET
-from sekd_cli.match_file import MatchReader
+from sekd_cli.match_file import MatchReader, fingerprint
 from sekd_cli.new_file import new_file
 from sekd_cli.pairs import Pair
 
 logger = logging.getLogger(__name__)
 
 CAMERA_MODES = ("auto", "single", "per-folder", "per-image")
+SIDE_FILES = ("-wal", "-shm", "-journal")  # what SQLite keeps beside a database that is in use, or was when killed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +43,23 @@ class ColmapExport:
     verified_pairs: int = 0
     missing: list[str] = field(default_factory=list)  # images with features, not in the folder
     unreadable: list[str] = field(default_factory=list)  # by COLMAP
-    skipped_pairs: int = 0  # of images that have no features, or are missing or unreadable
+    resized: list[str] = field(default_factory=list)  # not of the size that was extracted; they have no keypoints
+    skipped_pairs: int = 0  # of images that have no features, or are missing, unreadable or resized
+
+
+class _Imported(NamedTuple):
+    """An image in the database."""
+
+    number: int
+    size: tuple[int, int]  # width, height
+
+
+class _Described(NamedTuple):
+    """An image with its keypoints in the database."""
+
+    number: int
+    keypoints: int
+    fingerprint: int
 
 
 def export_colmap(
@@ -57,9 +76,9 @@ def export_colmap(
 
     images: the folder that names in `features` are relative to. Descriptors stay out, as COLMAP takes only SIFT's kind.
 
-    Raises MissingExtraError without pycolmap, NothingToDoError if the folder has none of the images, UsageError if the
-    camera makes no sense, InputFileError if matches and features don't belong together, OutputError if `database`
-    exists (unless `overwrite`) or can't be written.
+    Raises MissingExtraError without pycolmap, NothingToDoError if the folder has none of the images, or none that can
+    be used, UsageError if the camera makes no sense, InputFileError if matches and features don't belong together,
+    OutputError if `database` exists (unless `overwrite`) or can't be written.
     """
     pycolmap = require_pycolmap()
     names = features.names()
@@ -70,15 +89,21 @@ def export_colmap(
         )
     report = ColmapExport(missing=sorted(set(names) - set(present)))
     with new_file(database, overwrite=overwrite) as path:
-        numbers = _import_images(pycolmap, path, images, present, camera)
-        report.unreadable = [name for name in present if name not in numbers]
-        report.images = len(numbers)
-        counts = _write_keypoints(pycolmap, path, features, numbers)
+        imported = _import_images(pycolmap, path, images, present, camera)
+        described = _write_keypoints(pycolmap, path, features, imported)
+        report.unreadable = [name for name in present if name not in imported]
+        report.resized = [name for name in imported if name not in described]
+        report.images = len(described)
+        if not described:
+            raise NothingToDoError(
+                f"{images}: COLMAP can use none of the {len(present)} images; "
+                "give JPEG or PNG files, as large as those that were extracted"
+            )
         with pycolmap.Database.open(path) as opened, pycolmap.DatabaseTransaction(opened):
             for pair in named_pairs(matches, names):
-                if pair[0] in counts and pair[1] in counts:
-                    indices = _indices(matches, pair, counts)
-                    _write_pair(opened, numbers[pair[0]], numbers[pair[1]], indices, report)
+                if pair[0] in described and pair[1] in described:
+                    both = described[pair[0]], described[pair[1]]
+                    _write_pair(opened, *both, _indices(matches, pair, both), report)
                 else:
                     report.skipped_pairs += 1
                 advance()
@@ -87,6 +112,7 @@ def export_colmap(
         pycolmap.geometric_verification(path, two_view_geometry_options=geometry)
         with pycolmap.Database.open(path) as opened:
             report.verified_pairs = opened.num_verified_image_pairs()
+        _clear_side_files(Path(os.path.realpath(database)))
     return report
 
 
@@ -103,8 +129,19 @@ def require_pycolmap() -> Any:
     return pycolmap
 
 
-def _import_images(pycolmap: Any, path: Path, images: Path, names: list[str], camera: CameraSettings) -> dict[str, int]:
-    """Cameras, rigs, frames and images; numbers of the images that COLMAP could read, by name."""
+def _clear_side_files(database: Path) -> None:
+    """Remove what an earlier database left beside it, which SQLite would apply to the new one, and killed exports."""
+    for suffix in SIDE_FILES:
+        database.with_name(database.name + suffix).unlink(missing_ok=True)
+        for left in database.parent.glob(f".{glob.escape(database.name)}.*.part{suffix}"):
+            if not left.with_name(left.name.removesuffix(suffix)).exists():  # which `new_file` has cleared away
+                left.unlink(missing_ok=True)
+
+
+def _import_images(
+    pycolmap: Any, path: Path, images: Path, names: list[str], camera: CameraSettings
+) -> dict[str, _Imported]:
+    """Cameras, rigs, frames and images; those that COLMAP could read, by name."""
     mode = getattr(pycolmap.CameraMode, camera.mode.upper().replace("-", "_"))
     options = pycolmap.ImageReaderOptions()
     options.camera_model, options.camera_params = camera.model, camera.parameters
@@ -115,32 +152,46 @@ def _import_images(pycolmap: Any, path: Path, images: Path, names: list[str], ca
         given = f"--camera-model {camera.model} --camera-params {camera.parameters!r}"
         raise UsageError(f"{given}: COLMAP refuses them; give a model's name and as many numbers as it has") from error
     with pycolmap.Database.open(path) as database:
-        return {image.name: image.image_id for image in database.read_all_images()}
+        sizes = {one.camera_id: (one.width, one.height) for one in database.read_all_cameras()}
+        return {one.name: _Imported(one.image_id, sizes[one.camera_id]) for one in database.read_all_images()}
 
 
-def _write_keypoints(pycolmap: Any, path: Path, features: FeatureReader, numbers: dict[str, int]) -> dict[str, int]:
-    """Keypoints in COLMAP's pixels; how many each image has."""
-    counts = {}
+def _write_keypoints(
+    pycolmap: Any, path: Path, features: FeatureReader, imported: dict[str, _Imported]
+) -> dict[str, _Described]:
+    """Keypoints in COLMAP's pixels, of the images that are as large as they were when extracted."""
+    own = "sekd_schema" in features.attributes  # in files of other tools the size may be a guess
+    described = {}
     with pycolmap.Database.open(path) as database, pycolmap.DatabaseTransaction(database):
-        for name, number in numbers.items():
-            keypoints = features.read(name).keypoints + np.float32(COLMAP_OFFSET)
-            database.write_keypoints(number, keypoints)
-            counts[name] = len(keypoints)
-    return counts
+        for name, (number, size) in imported.items():
+            found = features.read(name)
+            if own and found.image_size != size:
+                continue
+            database.write_keypoints(number, found.keypoints + np.float32(COLMAP_OFFSET))
+            described[name] = _Described(number, len(found), fingerprint(found))
+    return described
 
 
-def _indices(matches: MatchReader, pair: Pair, counts: dict[str, int]) -> np.ndarray:
+def _indices(matches: MatchReader, pair: Pair, images: tuple[_Described, _Described]) -> np.ndarray:
+    if matches.fingerprints(pair) not in {(), tuple(image.fingerprint for image in images)}:
+        raise InputFileError(
+            f"{matches.path}: {pair[0]} and {pair[1]} were matched with other features; "
+            "give those, or run sekd match --update"
+        )
     indices = matches.read(pair).indices()
-    for name, largest in zip(pair, indices.max(axis=0, initial=-1), strict=True):
-        if largest >= counts[name]:
+    for name, image, largest in zip(pair, images, indices.max(axis=0, initial=-1), strict=True):
+        if largest >= image.keypoints:
             raise InputFileError(
                 f"{matches.path}: {pair[0]} and {pair[1]} match keypoint {largest} of {name}, "
-                f"which has {counts[name]}; give the features that were matched"
+                f"which has {image.keypoints}; give the features that were matched"
             )
     return indices
 
 
-def _write_pair(database: Any, number0: int, number1: int, indices: np.ndarray, report: ColmapExport) -> None:
+def _write_pair(
+    database: Any, image0: _Described, image1: _Described, indices: np.ndarray, report: ColmapExport
+) -> None:
+    number0, number1 = image0.number, image1.number
     if number0 == number1 or database.exists_matches(number0, number1):
         return  # the same pair the other way round, from another tool
     database.write_matches(number0, number1, indices.astype(np.uint32))

@@ -9,13 +9,20 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
-from sekd_cli.errors import UsageError
+from sekd_cli.errors import InputFileError, UsageError
 from sekd_cli.export.flat_folder import FlatFolder
-from sekd_cli.export.layouts import PairMatches, write_features, write_matches, write_stored_matches
+from sekd_cli.export.layouts import (
+    FEATURE_FILES,
+    PairMatches,
+    named_pairs,
+    write_features,
+    write_matches,
+    write_stored_matches,
+)
 from sekd_cli.feature_file import FeatureReader, FeatureWriter
 from sekd_cli.file_contents import FEATURES, FLAT, MATCHES, kind_of, reading
 from sekd_cli.hdf5_file import HDF5_SUFFIXES, create_hdf5, open_for_reading
-from sekd_cli.match_file import MatchReader, check_flat_names, flat_name
+from sekd_cli.match_file import MatchReader, check_flat_names, fingerprint, flat_name
 from sekd_cli.new_file import new_file
 
 logger = logging.getLogger(__name__)
@@ -47,8 +54,8 @@ def convert(
     `hloc` it may be a file where there are only features or only matches. images: the photographs, for the names and
     sizes that flat files don't keep.
 
-    Raises UsageError if inputs and output don't fit or keys collide, InputFileError if an input is missing or damaged,
-    OutputError if the output exists (unless `overwrite`) or can't be written.
+    Raises UsageError if inputs and output don't fit, an input would be written over or keys collide, InputFileError if
+    an input is missing or damaged, OutputError if the output exists (unless `overwrite`) or can't be written.
     """
     kinds = [_kind(path) for path in inputs]
     if len(kinds) != len(set(kinds)) or (FLAT in kinds and len(kinds) > 1):
@@ -59,25 +66,62 @@ def convert(
         with FlatFolder(by_kind[FLAT], images) as folder:
             if unknown := folder.unknown:
                 logger.warning("%s: no photograph of %d keys, such as %s", images, len(unknown), unknown[0])
+            if nested := folder.nested:
+                where = f"{folder.folder}/keypoints.h5"
+                logger.warning("%s: %d groups left out, such as %s; keys are flat", where, len(nested), nested[0])
+            if not folder.has_features:
+                logger.warning("%s: no descriptors.h5 in it, so features are left out", folder.folder)
+            written = _written(layout, output, features=folder.has_features, matches=folder.has_matches)
+            _spare_inputs(folder.paths, written)
             if layout == "hloc":
                 return _flat_to_hloc(folder, output, overwrite=overwrite)
             return _flat_to_flat(folder, layout, output, overwrite=overwrite)
     if layout == "hloc":
         raise UsageError(f"{inputs[0]}: in hloc's layout already; give --to imc or --to kaggle")
+    _spare_inputs(inputs, _written(layout, output, features=FEATURES in by_kind, matches=MATCHES in by_kind))
     with ExitStack() as stack:
         features = stack.enter_context(FeatureReader(by_kind[FEATURES])) if FEATURES in by_kind else None
         matches = stack.enter_context(MatchReader(by_kind[MATCHES])) if MATCHES in by_kind else None
         return _hloc_to_flat(features, matches, layout, output, overwrite=overwrite)
 
 
+def _written(layout: str, output: Path, *, features: bool, matches: bool) -> list[Path]:
+    """The files that `output` may become."""
+    kinds = (("feats",) if layout == "hloc" else FEATURE_FILES) if features else ()
+    return [output, *(output / f"{kind}.h5" for kind in (*kinds, *(("matches",) if matches else ())))]
+
+
+def _spare_inputs(inputs: Sequence[Path], written: Sequence[Path]) -> None:
+    """Raise UsageError if a file would be written over one that is read."""
+    for path in written:
+        if path.is_file() and any(path.samefile(one) for one in inputs):
+            raise UsageError(f"{path}: is an input too; give another output with -o")
+
+
 def _hloc_to_flat(
     features: FeatureReader | None, matches: MatchReader | None, layout: str, output: Path, *, overwrite: bool
 ) -> Converted:
+    if features is not None and matches is not None:
+        _check_belonging(features, matches)
     images = None if features is None else write_features(features, layout, output, overwrite=overwrite)
     if matches is None:
         return Converted(images, None)
     names = [] if features is None else features.names()
     return Converted(images, write_stored_matches(matches, names, layout, output, overwrite=overwrite))
+
+
+def _check_belonging(features: FeatureReader, matches: MatchReader) -> None:
+    """Raise InputFileError unless these features were matched, where the match file tells which were."""
+    here: dict[str, int] = {}
+    for pair in named_pairs(matches, features.names()):
+        for name, matched in zip(pair, matches.fingerprints(pair), strict=False):  # none in other tools' files
+            if name not in here:
+                here[name] = fingerprint(features.read(name))
+            if here[name] != matched:
+                raise InputFileError(
+                    f"{matches.path}: {pair[0]} and {pair[1]} were matched with other features of {name}; "
+                    "give those, or match again"
+                )
 
 
 def _flat_to_flat(folder: FlatFolder, layout: str, output: Path, *, overwrite: bool) -> Converted:
@@ -115,9 +159,13 @@ def _write_hloc_matches(file: h5py.File, matches: Iterable[PairMatches], folder:
     """Matches as hloc has them, one a keypoint: of several the first."""
     count = lost = 0
     for pair, indices in matches:
+        places = ["/".join(map(flat_name, names)) for names in (pair, pair[::-1])]
+        if any(place in file for place in places):
+            logger.warning("%s and %s: there twice, the second left out", *pair)
+            continue
         matches0 = np.full(folder.count(pair[0]), -1, dtype=np.int32)
         matches0[indices[::-1, 0]] = indices[::-1, 1]  # backwards, so that the first stays
-        group = file.create_group("/".join(map(flat_name, pair)))
+        group = file.create_group(places[0])
         group["matches0"] = matches0
         group["matching_scores0"] = (matches0 >= 0).astype(np.float32)
         group.attrs["names"] = np.bytes_("\t".join(pair).encode())

@@ -15,7 +15,7 @@ from sekd_cli.hdf5_file import open_for_reading, watching_for_damage
 from sekd_cli.image_search import find_images
 from sekd_cli.images import read_image_size
 from sekd_cli.pairs import Pair
-from sekd_cli.stored_features import StoredFeatures
+from sekd_cli.stored_features import MAXIMUM_VALUES, StoredFeatures
 
 
 class FlatFolder:
@@ -25,23 +25,27 @@ class FlatFolder:
         """images: the folder of the photographs, from which names (folder, extension) and sizes come; without it, keys
         are the names.
 
-        Raises InputFileError if there are neither features nor matches, or a file is damaged; UsageError if two images
-        could have the same key.
+        Raises InputFileError if there are no keypoints, or neither descriptors nor matches, or a file is damaged;
+        UsageError if two images could have the same key.
         """  # noqa: D205 - one sentence
         self.folder = folder
         self._images = images
         self._files: dict[str, h5py.File] = {}
+        self.paths: list[Path] = []  # of all files
         for kind in (*FEATURE_FILES, "matches"):
             if (path := folder / f"{kind}.h5").exists():
                 self._files[kind] = open_for_reading(path, kind)
-        if "keypoints" not in self._files:
-            self.close()
-            raise InputFileError(f"{folder}: no keypoints.h5 in it; give a folder in the imc or kaggle layout")
+                self.paths.append(path)
         self.has_features = "descriptors" in self._files
         self.has_matches = "matches" in self._files
+        wanting = "keypoints.h5" if "keypoints" not in self._files else "descriptors.h5 or matches.h5"
+        if "keypoints" not in self._files or not (self.has_features or self.has_matches):
+            self.close()
+            raise InputFileError(f"{folder}: no {wanting} in it; give a folder in the imc or kaggle layout")
         with self._reading("keypoints"):
-            keys = [key for key, value in self._files["keypoints"].items() if isinstance(value, h5py.Dataset)]
-        self._keys = _names_of(keys, images)
+            flat = {key: isinstance(value, h5py.Dataset) for key, value in self._files["keypoints"].items()}
+        self.nested = [key for key in flat if not flat[key]]  # groups, which are no image's here
+        self._keys = _names_of([key for key in flat if flat[key]], images)
 
     def names(self) -> list[str]:
         """Names of all images with keypoints."""
@@ -65,9 +69,12 @@ class FlatFolder:
                 f"{where}: keypoints {keypoints.shape} and descriptors {descriptors.shape}, not (N, 2), (N, D)"
             )
         count = len(keypoints)
-        if any(len(values) != count for values in found.values()):
+        values = [found[kind].size for kind in ("scores", "scales") if kind in found]
+        if any(size != count for size in (len(descriptors), *values)):
             raise InputFileError(f"{where}: not as many descriptors or scores as its {count} keypoints; mend the files")
         xy = keypoints[:, :2]
+        if not np.isfinite(xy).all():
+            raise InputFileError(f"{where}: keypoints that are no numbers; mend the files")
         return StoredFeatures(
             keypoints=xy,
             scores=found.get("scores", np.ones(count, dtype=np.float32)).reshape(count),
@@ -88,7 +95,10 @@ class FlatFolder:
             for place, dataset in self._match_datasets():
                 first, second = self._split(place, names)
                 indices = np.asarray(dataset[()]).astype(np.int64)
-                indices = indices if "/" in place else indices.T  # kaggle's are (M, 2), the benchmark's (2, M)
+                if not indices.size:
+                    indices = indices.reshape(0, 2)  # some tools write (0,)
+                elif "/" not in place:
+                    indices = indices.T  # the benchmark's are (2, M), kaggle's (M, 2)
                 if indices.ndim != 2 or indices.shape[1] != 2:
                     raise ValueError(f"{place} is {dataset.shape}, no list of pairs of keypoints")
                 counts = [self.count(names[key]) for key in (first, second)]
@@ -133,7 +143,8 @@ class FlatFolder:
     def _image_size(self, name: str, xy: np.ndarray) -> tuple[int, int]:
         if self._images is not None and (self._images / name).is_file():
             return read_image_size(self._images / name, max_pixels=0)
-        width, height = np.ceil(xy.max(axis=0) + 0.5).astype(int) if len(xy) else (0, 0)  # the smallest that holds all
+        corner = xy.max(axis=0) + 0.5 if len(xy) else np.zeros(2)
+        width, height = np.ceil(corner.clip(0, MAXIMUM_VALUES)).astype(int)  # the smallest that holds all
         return int(width), int(height)
 
     def _array(self, kind: str, key: str) -> np.ndarray:

@@ -24,7 +24,6 @@ from sekd_cli.stored_features import StoredFeatures
 logger = logging.getLogger(__name__)
 
 FLAT_LAYOUTS = ("imc", "kaggle")
-LAYOUTS = (*FLAT_LAYOUTS, "hloc")
 FEATURE_FILES = ("keypoints", "descriptors", "scores", "scales")
 NO_ATTRIBUTES: Mapping[str, str] = MappingProxyType({})
 IMC_MOST_KEYPOINTS = 8000  # of an image; its validator refuses more
@@ -104,19 +103,24 @@ def write_matches(
     """Write matches into `matches.h5` of a flat layout, with these root attributes; returns the number of pairs.
 
     names: of all images in any pair, and of others whose keys shall not collide either. A pair that comes again, either
-    way round, is left out. Raises as `write_features` does.
+    way round, is left out. Raises as `write_features` does, UsageError also if two pairs would have the same key.
     """
     keys = keys_of(names, layout)
-    count = 0
+    owners: dict[str, Pair] = {}
     with new_file(folder / "matches.h5", overwrite=overwrite) as path, create_hdf5(path, attributes) as file:
         for (name0, name1), indices in matches:
             place, reverse = _place(keys[name0], keys[name1], layout)
-            if place in file or (layout != "imc" and _place(keys[name1], keys[name0], layout)[0] in file):
+            other = owners.get(place) or owners.get(_place(keys[name1], keys[name0], layout)[0])
+            if other is not None and set(other) != {name0, name1}:
+                pairs = f"{other[0]} and {other[1]}, {name0} and {name1}"
+                raise UsageError(f"{pairs} would both be {place} in the {layout} layout; convert them apart")
+            if other is not None:
                 logger.warning("%s and %s: there twice, the second left out", name0, name1)
                 continue
+            owners[place] = name0, name1
             ordered = indices[:, ::-1] if reverse else indices
             file[place] = (ordered.T if layout == "imc" else ordered).astype(np.int32)
-            count += 1
+    count = len(owners)
     if layout == "imc" and count < len(keys) * (len(keys) - 1) // 2:
         logger.warning("%d pairs of %d images: the IMC benchmark's validator asks for all pairs", count, len(keys))
     return count
