@@ -58,7 +58,7 @@ class FeatureReader(KeptReader):
         Raises InputFileError if there are none, or they are damaged.
         """
         if name not in self:
-            raise InputFileError(f"{self.path}: no features of {name}; run sekd extract on it, or mend the name")
+            raise InputFileError(f"{self.path}: no features of {name}; run sekd extract on it, or check the name")
         with self._lock, self._reading(f"{self.path}: {name}"):
             return read_group(self._file[name], f"{self.path}: {name}", turned=turned)
 

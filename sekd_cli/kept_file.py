@@ -20,7 +20,7 @@ class KeptReader:
     remedy: ClassVar[str]  # of damage
 
     def __init__(self, path: Path) -> None:
-        """Raises InputFileError if the file is missing, damaged, not HDF5 or of a later version."""
+        """Raises InputFileError if the file is missing, damaged, not HDF5, of the other kind or of a later version."""
         self.path = Path(path)
         self._file = open_for_reading(self.path, self.content)
         with self._reading():
@@ -30,6 +30,10 @@ class KeptReader:
         if isinstance(schema, int) and schema > SCHEMA:
             self._file.close()
             raise InputFileError(f"{path}: written by a later sekd (schema {schema}, not {SCHEMA}); update sekd")
+        kind = self.attributes.get("content", "features")  # which feature files don't say
+        if self._own and str(kind) != self.content:
+            self._file.close()
+            raise InputFileError(f"{path}: holds {kind}, not {self.content}; give the {self.content} file")
 
     def close(self) -> None:
         """Close the file."""

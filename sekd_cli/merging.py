@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from sekd_cli.errors import InputFileError, UsageError
-from sekd_cli.file_contents import FLAT, WHOLE, items, kind_of, plain, reading, settings_of
+from sekd_cli.file_contents import FLAT, MATCHES, WHOLE, items, kind_of, plain, reading, settings_of
 from sekd_cli.hdf5_file import create_hdf5, open_for_reading
 from sekd_cli.new_file import new_file
 from sekd_cli.shards import Shard, parse_shard
@@ -30,6 +30,7 @@ class Merged(NamedTuple):
     items: int  # images or pairs in the new file
     doubles: int  # that came again, the same, in a later file
     incomplete: int  # left out
+    turned: int = 0  # pairs left out, as the same two came before the other way round
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,13 +128,15 @@ def _attributes(file: h5py.File) -> dict[str, Any]:
 def _join(parts: list[_Part], target: h5py.File, advance: Callable[[], None]) -> Merged:
     """Copy every complete group, bytes as they are."""
     owners: dict[str, _Part] = {}
-    doubles = incomplete = 0
+    doubles = incomplete = turned = 0
     for part in parts:
         with reading(part.path):
             for name, group, complete in items(part.file, part.kind):
                 advance()
                 if not complete:
                     incomplete += 1
+                elif part.kind == MATCHES and name not in owners and "/".join(name.split("/")[::-1]) in owners:
+                    turned += 1
                 elif name not in owners:
                     part.file.copy(group, target, name)
                     owners[name] = part
@@ -142,7 +145,7 @@ def _join(parts: list[_Part], target: h5py.File, advance: Callable[[], None]) ->
                 else:
                     both = f"{owners[name].path} and {part.path}"
                     raise InputFileError(f"{name} differs in {both}; make one of them again")
-    return Merged(parts[0].kind, len(owners), doubles, incomplete)
+    return Merged(parts[0].kind, len(owners), doubles, incomplete, turned)
 
 
 def _equal(one: h5py.Group, other: h5py.Group) -> bool:

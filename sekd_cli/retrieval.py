@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sekd_cli.errors import InputFileError
 from sekd_cli.feature_file import FeatureReader
 
 WORDS = 64  # of the codebook: enough for thousands of images, and 64 x 64 values are cheap to compare
@@ -17,15 +18,24 @@ ITERATIONS = 15  # of k-means
 COMPARED_AT_ONCE = 1024  # images
 
 
-def nearest(features: FeatureReader, names: Sequence[str], count: int) -> Iterator[tuple[str, str]]:
+def nearest(
+    features: FeatureReader, names: Sequence[str], count: int, unreadable: dict[str, str]
+) -> Iterator[tuple[str, str]]:
     """Pairs of each image with the `count` that look most like it, each pair once, in the order of `names`.
 
     Reads every image's features twice at most; depends on nothing but these. Of equally alike ones the first named.
+    Images whose features can't be read are left out; why is put into `unreadable`, by name.
     """
-    codebook = learn_codebook(_sample(features, names))
-    described = torch.stack([aggregate(_descriptors(features, name), codebook) for name in names])
-    for first, second in nearest_pairs(described, count):
-        yield names[first], names[second]
+    codebook = learn_codebook(_sample(features, names, unreadable))
+    described = {
+        name: aggregate(found, codebook)
+        for name in names
+        if (found := _descriptors(features, name, unreadable)) is not None
+    }
+    if described:
+        readable = list(described)
+        for first, second in nearest_pairs(torch.stack(list(described.values())), count):
+            yield readable[first], readable[second]
 
 
 def learn_codebook(descriptors: Tensor, words: int = WORDS) -> Tensor:
@@ -75,12 +85,18 @@ def _word_of(descriptors: Tensor, centres: Tensor) -> Tensor:
     return (descriptors @ centres.T - (centres**2).sum(dim=1) / 2).argmax(dim=1)
 
 
-def _sample(features: FeatureReader, names: Sequence[str]) -> Tensor:
+def _sample(features: FeatureReader, names: Sequence[str], unreadable: dict[str, str]) -> Tensor:
     step = max(1, len(names) // SAMPLED_IMAGES)
-    sampled = [_descriptors(features, name)[:SAMPLED_DESCRIPTORS] for name in names[::step]]
+    found = (_descriptors(features, name, unreadable) for name in names[::step])
+    sampled = [part[:SAMPLED_DESCRIPTORS] for part in found if part is not None] or [torch.zeros(0, 0)]
     width = max(part.shape[1] for part in sampled)
     return torch.cat([part for part in sampled if part.shape[1] == width])
 
 
-def _descriptors(features: FeatureReader, name: str) -> Tensor:
-    return torch.from_numpy(features.read(name).descriptors).float()
+def _descriptors(features: FeatureReader, name: str, unreadable: dict[str, str]) -> Tensor | None:
+    """(N, D), what is no number as 0, as in matching; None, and why in `unreadable`, if they can't be read."""
+    try:
+        return torch.from_numpy(features.read(name).descriptors).float().nan_to_num(0.0, 0.0, 0.0)
+    except InputFileError as error:
+        unreadable[name] = str(error)
+        return None

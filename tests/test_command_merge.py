@@ -163,6 +163,17 @@ def test_match_files_are_joined_too() -> None:
     assert WHOLE.read_bytes() == before  # nothing was left to match
 
 
+def test_a_pair_that_comes_again_the_other_way_round_is_taken_once(caplog: pytest.LogCaptureFixture) -> None:
+    write_views(Path("feats.h5"), NAMES[:2])
+    for number, pair in ((1, NAMES[:2]), (2, NAMES[1::-1])):
+        Path("pairs.txt").write_text("\t".join(pair), encoding="utf-8")
+        assert cli.main(["match", "pairs.txt", "-o", f"m{number}.h5", "--quiet", "--device", "cpu"]) == 0
+    assert cli.main(["merge", "m1.h5", "m2.h5", "m2.h5", "-o", "all.h5"]) == 0
+    assert "2 pairs came before the other way round, left out" in caplog.text
+    with MatchReader(WHOLE) as whole:
+        assert list(whole.pairs()) == [tuple(NAMES[:2])]
+
+
 def test_matches_of_other_features_are_refused() -> None:
     for index, weights in enumerate(("ab", "cd")):
         with h5py.File(f"m{index}.h5", "w") as file:

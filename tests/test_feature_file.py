@@ -58,6 +58,16 @@ def test_what_is_written_is_read_again_bit_for_bit(path: Path) -> None:
         assert reader.attributes["sekd_schema"] == 1
 
 
+def test_a_match_file_is_refused_but_other_tools_may_say_what_they_like(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file.attrs["content"] = "matches"
+    FeatureReader(path).close()
+    with h5py.File(path, "r+") as file:
+        file.attrs["sekd_schema"] = 1
+    with pytest.raises(InputFileError, match=r"feats\.h5: holds matches, not features"):
+        FeatureReader(path)
+
+
 def test_the_layout_is_hlocs(path: Path) -> None:
     write(path, "a/c.png")
     with h5py.File(path) as file:

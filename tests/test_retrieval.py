@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -61,18 +62,42 @@ def test_views_of_a_plane_find_each_other(tmp_path: Path) -> None:
         for index, name in enumerate(names):
             writer.write(name, drawn_features(index, plane=index // 3))
     with FeatureReader(tmp_path / "feats.h5") as reader:
-        pairs = list(nearest(reader, names, 2))
-        assert pairs == list(nearest(reader, names, 2))
+        pairs = list(nearest(reader, names, 2, {}))
+        assert pairs == list(nearest(reader, names, 2, {}))
     assert pairs == [(one, other) for one in names for other in names if one < other and one[:6] == other[:6]]
+
+
+def test_a_descriptor_that_is_no_number_spoils_nothing(tmp_path: Path) -> None:
+    names = [f"plane{plane}/view{view}.jpg" for plane in range(3) for view in range(2)]
+    with FeatureWriter(tmp_path / "feats.h5", ATTRIBUTES) as writer:
+        for index, name in enumerate(names):
+            features = drawn_features(index, plane=index // 2)
+            if index == 0:
+                features.descriptors[3, 2] = np.nan
+            writer.write(name, features)
+    with FeatureReader(tmp_path / "feats.h5") as reader:
+        assert list(nearest(reader, names, 1, {})) == [(names[0], names[1]), (names[2], names[3]), (names[4], names[5])]
+
+
+def test_images_that_cannot_be_read_are_left_out_and_told(tmp_path: Path) -> None:
+    write_views(tmp_path / "feats.h5", ["a", "b", "c"])
+    for damaged in ("b", "a", "c"):
+        with h5py.File(tmp_path / "feats.h5", "r+") as file:
+            file[f"{damaged}/keypoints"][0] = np.nan
+        with FeatureReader(tmp_path / "feats.h5") as reader:
+            pairs = list(nearest(reader, ["a", "b", "c"], 2, unreadable := {}))
+        assert pairs == ([("a", "c")] if damaged == "b" else [])
+        assert damaged in unreadable
+    assert set(unreadable) == {"a", "b", "c"}
 
 
 def test_images_without_keypoints_are_no_error(tmp_path: Path) -> None:
     write_views(tmp_path / "feats.h5", ["a", "b", "c"], common=0, own=0)
     with FeatureReader(tmp_path / "feats.h5") as reader:
-        assert len(list(nearest(reader, ["a", "b", "c"], 2))) == 3
+        assert len(list(nearest(reader, ["a", "b", "c"], 2, {}))) == 3
     with FeatureWriter(tmp_path / "feats.h5", ATTRIBUTES) as writer:
         writer.write("d", drawn_features(0))
         writer.write("e", drawn_features(1))
     with FeatureReader(tmp_path / "feats.h5") as reader:
-        assert ("d", "e") in list(nearest(reader, ["a", "b", "c", "d", "e"], 1))
+        assert ("d", "e") in list(nearest(reader, ["a", "b", "c", "d", "e"], 1, {}))
     assert np.isfinite(drawn_features(0).descriptors).all()

@@ -33,6 +33,8 @@ def merge(shards: tuple[Path, ...], output: Path, partial: bool, overwrite: bool
     what = "images" if merged.kind == "features" else "pairs"
     if merged.doubles:
         logger.warning("%d %s are in several files, the same; taken once", merged.doubles, what)
+    if merged.turned:
+        logger.warning("%d pairs came before the other way round, left out", merged.turned)
     if merged.incomplete:
         logger.warning("%d %s are incomplete, left out; run their shard again to have them", merged.incomplete, what)
     logger.info("%d %s of %d files", merged.items, what, len(shards))

@@ -43,21 +43,26 @@ def pairs(source: tuple[str, ...], *, sequential: int | None, nearest: int | Non
 
     if loop and not sequential:
         raise UsageError("--loop: only with --sequential")
-    feature_file = Path(source[0]) if len(source) == 1 and _is_hdf5(Path(source[0])) else None
+    feature_file = next((Path(one) for one in source if _is_hdf5(Path(one))), None)
+    if feature_file and len(source) > 1:
+        raise UsageError(f"{feature_file}: give one feature file and nothing else, or photographs")
     if nearest and feature_file is None:
         raise UsageError("--nearest: needs one feature file; run sekd extract first, then sekd pairs feats.h5")
     names, failures = (_names_in(feature_file), 0) if feature_file else _names_of_images(source, options["root"])
     if len(names) < 2:
         raise NothingToDoError(f"{', '.join(source)}: {len(names) or 'no'} images; a pair takes two")
     chosen: list[Iterator[tuple[str, str]]] = []
+    unreadable: dict[str, str] = {}
     if options["exhaustive"] or not (sequential or nearest):
         chosen.append(every_pair(names))
     if sequential:
         chosen.append(neighbours(names, sequential, loop=loop))
     if nearest and feature_file:
-        chosen.append(_nearest(feature_file, natural_order(names), nearest))
+        chosen.append(_nearest(feature_file, natural_order(names), nearest, unreadable))
     failures += _write(chain.from_iterable(chosen), repeats=len(chosen) > 1)
-    return SOME_FAILED if failures else 0
+    for reason in unreadable.values():
+        logger.error("%s", reason)
+    return SOME_FAILED if failures or unreadable else 0
 
 
 def _write(pairs: Iterable[tuple[str, str]], *, repeats: bool) -> int:
@@ -85,8 +90,11 @@ def _write(pairs: Iterable[tuple[str, str]], *, repeats: bool) -> int:
 def _is_hdf5(path: Path) -> bool:
     if not path.is_file():
         return path.suffix.lower() in {".h5", ".hdf5"}  # a feature file that is missing, rather than an image
-    with path.open("rb") as stream:
-        return stream.read(8) == b"\x89HDF\r\n\x1a\n"
+    try:
+        with path.open("rb") as stream:
+            return stream.read(8) == b"\x89HDF\r\n\x1a\n"
+    except OSError:
+        return False  # names of images are all that is needed
 
 
 def _names_in(feature_file: Path) -> list[str]:
@@ -103,13 +111,13 @@ def _names_of_images(source: tuple[str, ...], root: Path | None) -> tuple[list[s
     entries = find_images(source, root=root)
     missing = [entry for entry in entries if not entry.path.exists()]
     for entry in missing:
-        logger.error("%s: no such file; mend the path", entry.path)
+        logger.error("%s: no such file; check the path", entry.path)
     return [entry.name for entry in entries if entry.path.exists()], len(missing)
 
 
-def _nearest(feature_file: Path, names: list[str], count: int) -> Iterator[tuple[str, str]]:
+def _nearest(feature_file: Path, names: list[str], count: int, unreadable: dict[str, str]) -> Iterator[tuple[str, str]]:
     from sekd_cli.feature_file import FeatureReader  # noqa: PLC0415
     from sekd_cli.retrieval import nearest  # noqa: PLC0415
 
     with FeatureReader(feature_file) as reader:
-        yield from nearest(reader, names, count)
+        yield from nearest(reader, names, count, unreadable)
