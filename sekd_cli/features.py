@@ -178,7 +178,7 @@ def _best(flat: Tensor, logits: Tensor, shape: torch.Size, settings: DetectionSe
         if settings.nms_radius:
             kept = _one_of_each_plateau(places, values, shape, settings.nms_radius)
             places, values = places[kept], values[kept]
-        if len(places) >= count:
+        if len(places) >= count or enough == len(flat):
             break
     return places[:count], values[:count]
 
