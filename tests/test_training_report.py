@@ -1,5 +1,6 @@
 """The report of a run: its page, its curves, its TensorBoard events."""
 
+import os
 from pathlib import Path
 
 import cv2
@@ -11,6 +12,7 @@ from sekd_cli.commands.train import train
 from sekd_cli.errors import InputFileError, UsageError
 from sekd_cli.training.curves import HEIGHT, WIDTH, Panel, draw_panels, smooth, ticks
 from sekd_cli.training.events import Events
+from sekd_cli.training.report import write_report
 from sekd_cli.training.run_folder import RunFolder
 from sekd_cli.training.settings import TrainingSettings
 
@@ -83,10 +85,13 @@ def test_a_curve_of_one_value_and_one_of_none_can_be_drawn() -> None:
     assert draw_panels(panels).shape == (HEIGHT, 2 * WIDTH, 3)
 
 
-def test_tensorboard_sees_each_step_once_after_a_kill(tmp_path: Path) -> None:
+def test_tensorboard_sees_each_step_once_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.summary.writer.event_file_writer import AtomicCounter
 
+    uid = "tensorboard.summary.writer.event_file_writer._global_uid"  # a file of the same second sorts by it, as text
+    monkeypatch.setattr(uid, AtomicCounter(0))
     for first in (1, 3):  # steps 3 and 4 are done twice
         events = Events(tmp_path, first)
         for step in range(first, 5):
@@ -94,3 +99,12 @@ def test_tensorboard_sees_each_step_once_after_a_kill(tmp_path: Path) -> None:
         events.close()
     found = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("step/descriptor")
     assert [(event.step, event.value) for event in found] == [(1, 11), (2, 12), (3, 33), (4, 34)]
+
+
+def test_a_folder_whose_name_is_no_text_gets_a_report_but_no_events(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / os.fsdecode(b"\xff"))
+    run.begin(TrainingSettings(), ["photos"], tmp_path)
+    events = Events(run.path, 1)
+    events.add("step", {"descriptor": 1.0}, 1)
+    events.close()
+    assert write_report(run).read_text(encoding="utf-8").startswith("# Training run `?`")

@@ -3,6 +3,8 @@
 import logging
 import os
 import time
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,16 +12,15 @@ import click
 
 from sekd_cli.cores import available_cores
 from sekd_cli.errors import UsageError
+from sekd_cli.training.settings import ABLATIONS, PRESETS, TrainingSettings, read_settings, settings_from
 
 if TYPE_CHECKING:
     import torch
 
     from sekd_cli.training.run_folder import RunFolder
-    from sekd_cli.training.settings import TrainingSettings
 
 logger = logging.getLogger(__name__)
 
-PARTS = ("descriptor-repeatability", "descriptor-distinctness", "detector-repeatability", "affine-adaptation")
 OF_A_NEW_RUN = ("config", "network", "rounds", "steps", "last_steps", "seed", "without", "changes", "minutes", "cache")
 
 
@@ -34,7 +35,7 @@ OF_A_NEW_RUN = ("config", "network", "rounds", "steps", "last_steps", "seed", "w
 @click.option("--steps", type=int, help="Steps of each update.")
 @click.option("--last-steps", type=int, help="Steps of the last update, in which the learning rate falls.")
 @click.option("--seed", type=int, help="Of everything that is random.")
-@click.option("--without", type=click.Choice(PARTS), multiple=True, help="Switch a part of the method off.")
+@click.option("--without", type=click.Choice(ABLATIONS), multiple=True, help="Switch a part of the method off.")
 @click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change any setting of config.toml.")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="End by then: fewer, shorter rounds.")
 @click.option(
@@ -69,22 +70,27 @@ def train(data: tuple[str, ...], output: Path | None, resume: Path | None, repor
     run = RunFolder(report or resume or output or Path())
     if report is not None:
         run.data()  # or there is no run
-        click.echo(write_report(run))
+        click.echo(os.fsencode(write_report(run)))
         return
     device = resolve_device(options["device"])
     join(device)
     try:
-        data, cache, settings = _resumed(run, options) if resume is not None else _begun(run, data, options)
+        if resume is not None:
+            data, cache, settings = _resumed(run, options)
+        else:
+            cache, settings = options["cache"] or run.path, _settings(options)
         workers = _share_cores(device, options["workers"], options["threads"])
-        with RunReport(run, settings) as told:
+        with RunReport(run, settings) as told, run.locked() if rank() == 0 else nullcontext():
             if rank() == 0:
-                told.decode(data, cache, settings.photograph_size)
+                if resume is None:
+                    run.begin(settings, [str(Path(path).resolve()) for path in data], cache)
+                run.check_photographs(told.decode(data, cache, settings.photograph_size).digest())
             wait()  # for the first rank to have decoded
             reporter = told if rank() == 0 else Reporter()
             evolution = SelfEvolution(
                 run.path,
                 Photographs(cache),
-                settings,
+                replace(settings, start="") if run.has_checkpoint else settings,  # it holds what became of the start
                 reporter,
                 device=device,
                 workers=workers,
@@ -101,22 +107,10 @@ def train(data: tuple[str, ...], output: Path | None, resume: Path | None, repor
     if rank() == 0:
         done = "finished" if finished else f"paused; sekd train --resume {run.path} goes on"
         logger.info("%s: %d steps in %.0f minutes", done, evolution.learner.step, evolution.seconds / 60)
-        click.echo(run.path / "model.safetensors")
+        click.echo(os.fsencode(run.path / "model.safetensors"))
 
 
-def _begun(
-    run: "RunFolder", data: tuple[str, ...], options: dict[str, Any]
-) -> tuple[tuple[str, ...], Path, "TrainingSettings"]:
-    """What a run is made of, noted in its folder."""
-    from sekd_cli.training.ranks import rank  # noqa: PLC0415
-
-    settings, cache = _settings(options), options["cache"] or run.path
-    if rank() == 0:
-        run.begin(settings, [str(Path(path).resolve()) for path in data], cache)
-    return data, cache, settings
-
-
-def _resumed(run: "RunFolder", options: dict[str, Any]) -> tuple[tuple[str, ...], Path, "TrainingSettings"]:
+def _resumed(run: "RunFolder", options: dict[str, Any]) -> tuple[tuple[str, ...], Path, TrainingSettings]:
     """What a run was made of, which can't be changed."""
     if options["minutes"] and not run.settings().minutes:  # a run without an end in time: so many minutes more of it
         options["pause_after"], options["minutes"] = options["minutes"], None
@@ -139,16 +133,14 @@ def _share_cores(device: "torch.device", workers: int | None, threads: int | Non
     return workers
 
 
-def _settings(options: dict[str, Any]) -> "TrainingSettings":
-    from sekd_cli.training.settings import PRESETS, read_settings, settings_from  # noqa: PLC0415
-
+def _settings(options: dict[str, Any]) -> TrainingSettings:
     config = options["config"]
     start = PRESETS[config] if config in PRESETS else read_settings(Path(config))
     named = {
         "network": options["network"],
         "rounds": options["rounds"],
         "steps_per_update": options["steps"],
-        "last_steps": options["last_steps"] or options["steps"],
+        "last_steps": options["steps"] if options["last_steps"] is None else options["last_steps"],
         "seed": options["seed"],
         "minutes": options["minutes"],
     }

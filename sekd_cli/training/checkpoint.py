@@ -1,5 +1,6 @@
 """The state of a training run on disk: everything that the next step depends on. Never unpickles code."""
 
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -7,18 +8,22 @@ from typing import Any
 import torch
 
 from sekd_cli.errors import InputFileError
+from sekd_cli.new_file import new_file
 
 FORMAT = 2
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Replace the checkpoint in one move, so that a kill leaves either the old one or the new one."""
-    part = path.with_suffix(".part")
-    with part.open("wb") as stream:
-        torch.save({"format": FORMAT, **state}, stream)
+    """Replace the checkpoint in one move, so that a kill leaves either the old one or the new one.
+
+    Raises OutputError if it can't be written.
+    """
+    content = io.BytesIO()  # as torch tells of a full disk in words of its own
+    torch.save({"format": FORMAT, **state}, content)
+    with new_file(path, overwrite=True) as part, part.open("wb") as stream:
+        stream.write(content.getbuffer())
         stream.flush()
         os.fsync(stream.fileno())  # a power cut too
-    part.replace(path)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A run's log as TensorBoard events, where the extra `[tensorboard]` is installed; nothing otherwise."""
 
 import warnings
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ class Events:
                 warnings.simplefilter("ignore", DeprecationWarning)  # of what tensorboard imports
                 from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - an extra
 
-            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+            with suppress(UnicodeEncodeError):  # it can't write below a folder whose name is no text: do without
+                self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
 
     def add(self, group: str, figures: dict[str, float], step: int) -> None:
         """Figures of a step, which TensorBoard shows under `group`."""

@@ -1,5 +1,6 @@
 """Photographs decoded once into one memory-mapped file, so that a hundred thousand need no memory."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable
@@ -23,6 +24,7 @@ class Photographs:
     """A built cache: `photographs[i]` is a colour photograph (3, H, W) uint8. Cheap to open in every process."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         index = np.load(folder / "photographs.npz", allow_pickle=False)
         self.offsets: np.ndarray = index["offsets"]  # (n,) bytes
         self.sizes: np.ndarray = index["sizes"]  # (n, 2) width, height
@@ -36,6 +38,11 @@ class Photographs:
         """Size of the cache on disk."""
         return self._bytes.size / 1e6
 
+    def digest(self) -> str:
+        """SHA-256 of which photographs these are, their order and their size here."""
+        names = (self.folder / "photographs.json").read_bytes()
+        return hashlib.sha256(names + self.sizes.tobytes()).hexdigest()
+
     def __getitem__(self, index: int) -> Tensor:
         width, height = (int(edge) for edge in self.sizes[index])
         start = int(self.offsets[index])
@@ -48,18 +55,17 @@ def cache_photographs(
     """Decode photographs into `folder`, shrunk to `longest_edge` pixels; broken ones are reported once and left out.
 
     A finished cache of the same files and size is used as it is; another one is replaced, but whoever has it open goes
-    on with what it held. Raises NothingToDoError if none can be read.
+    on with what it held. Raises NothingToDoError if none can be read, OutputError if `folder` can't be written.
     """
     entries = list(entries)
     key = {"longest_edge": longest_edge, "files": [_identity(entry.path) for entry in entries]}
     key_file = folder / "photographs.json"
     if key_file.is_file() and key_file.read_text(encoding="utf-8") == json.dumps(key):
         return Photographs(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    key_file.unlink(missing_ok=True)
     offsets, sizes, end = [], [], 0
     bytes_file, index_file = folder / "photographs.bin", folder / "photographs.npz"
     with new_file(bytes_file, overwrite=True) as new, new.open("wb") as stream:  # a run may have the old one mapped
+        key_file.unlink(missing_ok=True)
         for entry in entries:
             try:
                 pixels = _colour(entry.path, longest_edge)
@@ -76,7 +82,8 @@ def cache_photographs(
             raise NothingToDoError("no photograph to learn from; give --data a folder of images")
     with new_file(index_file, overwrite=True) as new, new.open("wb") as stream:
         np.savez(stream, offsets=np.array(offsets, np.int64), sizes=np.array(sizes, np.int64))
-    key_file.write_text(json.dumps(key), encoding="utf-8")  # last: the cache is whole
+    with new_file(key_file, overwrite=True) as new:  # last: the cache is whole
+        new.write_text(json.dumps(key), encoding="utf-8")
     log.info("%d photographs in %s, %.0f MB", len(offsets), bytes_file, end / 1e6)
     return Photographs(folder)
 

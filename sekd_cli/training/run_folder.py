@@ -1,34 +1,65 @@
 """A run's folder: its settings, where its photographs are, and its log. The same command again goes on from it."""
 
+import errno
+import fcntl
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sekd_cli.errors import InputFileError, OutputError
+from sekd_cli.hdf5_file import write_reason
 from sekd_cli.training.settings import TrainingSettings, read_settings
 
 
 class RunFolder:
-    """`config.toml`, `data.json`, `log.jsonl`, and what `SelfEvolution` writes beside them."""
+    """`config.toml`, `data.json`, `log.jsonl`, `lock`, and what `SelfEvolution` writes beside them."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._whole_lines = False
 
     @property
-    def begun(self) -> bool:
-        """Whether a run was ever started here."""
-        return (self.path / "config.toml").is_file()
-
-    @property
     def has_checkpoint(self) -> bool:
         """Whether there is a state to go on from."""
         return (self.path / "checkpoint.pt").is_file()
 
+    @property
+    def has_results(self) -> bool:
+        """Whether a run was begun here and has come to anything that another one would replace."""
+        results = ("labels-*.npy", "checkpoint.pt", "*.safetensors")
+        return (self.path / "config.toml").is_file() and any(any(self.path.glob(name)) for name in results)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training here while the block runs; the folder is made where it is missing.
+
+        Raises OutputError if one does already, or the folder can't be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            stream = (self.path / "lock").open("ab")
+        except OSError as error:
+            raise OutputError(f"{self.path}: {write_reason(error)}") from error
+        with stream:
+            try:
+                # not flock, which the data processes of a run that was killed would hold for seconds
+                fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EAGAIN):  # else a file system without locks
+                    message = f"{self.path}: another process is training in it; wait for that one, or give another -o"
+                    raise OutputError(message) from error
+            yield
+
     def begin(self, settings: TrainingSettings, data: list[str], cache: Path) -> None:
-        """Note what the run is made of; OutputError if the folder holds a run of other settings or can't be written."""
-        if self.begun:
-            if self.settings() != settings or self.data()["data"] != data:
+        """Note what the run is made of, for any working directory to go on from.
+
+        A run that made nothing yet is replaced. Raises OutputError if the folder holds a run of other settings or
+        photographs, or can't be written.
+        """
+        if self.has_results:
+            if self.settings().rooted() != settings.rooted() or self.data()["data"] != data:
                 raise OutputError(
                     f"{self.path}: holds a run of other settings or photographs; give another folder to -o, "
                     f"or go on with it: sekd train --resume {self.path}"
@@ -36,22 +67,37 @@ class RunFolder:
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            facts = {"data": data, "cache": str(cache)}
+            facts = {"data": data, "cache": str(cache.resolve())}
             write_whole(self.path / "data.json", json.dumps(facts, indent=1))
-            write_whole(self.path / "config.toml", settings.as_toml())  # last: the run has begun
+            write_whole(self.path / "config.toml", settings.rooted().as_toml())  # last: the run has begun
         except OSError as error:
             raise OutputError(f"{self.path}: can't be written ({error.strerror}); give another folder to -o") from error
+
+    def check_photographs(self, digest: str) -> None:
+        """Note the digest of the photographs; OutputError if there are labels of others, which would go astray.
+
+        A run of before such notes takes those of now for its own.
+        """
+        facts = self.data()
+        if facts.get("photographs") == digest:
+            return
+        if self.has_results and "photographs" in facts:
+            raise OutputError(
+                f"{self.path}: the photographs have changed since they were labelled; put them back, "
+                "or start a new run in another folder"
+            )
+        write_whole(self.path / "data.json", json.dumps(facts | {"photographs": digest}, indent=1))
 
     def settings(self) -> TrainingSettings:
         """The settings of the run; InputFileError if none was started here."""
         return read_settings(self.path / "config.toml")
 
     def data(self) -> dict[str, Any]:
-        """What `begin` noted of the photographs: `data` (paths) and `cache` (folder)."""
+        """What was noted of the photographs: `data` (paths), `cache` (folder) and, once decoded, their digest."""
         file = self.path / "data.json"
         try:
-            facts = json.loads(file.read_text(encoding="utf-8"))
-            return {"data": [str(path) for path in facts["data"]], "cache": str(facts["cache"])}
+            facts: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            return facts | {"data": [str(path) for path in facts["data"]], "cache": str(facts["cache"])}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputFileError(f"{file}: missing or damaged; start a new run in another folder") from error
 
@@ -81,5 +127,5 @@ class RunFolder:
 def write_whole(path: Path, text: str) -> None:
     """Write a file that is there whole or not at all, whenever the process is killed."""
     part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
+    part.write_text(text, encoding="utf-8", errors="replace")  # a report names paths, which may be no text
     part.replace(path)
