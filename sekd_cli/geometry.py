@@ -68,7 +68,7 @@ def distances(points: Tensor, others: Tensor) -> Tensor:
 
 
 def sample_map(values: Tensor, xy: Tensor, *, map_scale: float = 1.0) -> Tensor:
-    """Bilinear samples of a map at points; outside, the nearest border value.
+    """Bilinear samples of a map at points; outside, the nearest border value. Points that are NaN lie in the middle.
 
     values: (B, C, h, w), a map of an image whose size is `map_scale` times the map's (4 for a map at 1/4).
     xy: (B, N, 2) pixels of that image. Returns (B, C, N).
@@ -76,7 +76,8 @@ def sample_map(values: Tensor, xy: Tensor, *, map_scale: float = 1.0) -> Tensor:
     height, width = values.shape[-2:]
     on_map = rescale_points(xy, 1.0 / map_scale)
     size = on_map.new_tensor((width, height))
-    grid = ((2.0 * on_map + 1.0) / size - 1.0).clamp(-4.0, 4.0)  # finite, so that points at infinity cost no NaN
+    grid = (2.0 * on_map + 1.0) / size - 1.0
+    grid = grid.nan_to_num(nan=0.0).clamp(-4.0, 4.0)  # at NaN, torch's backward on a CPU writes out of bounds
     sampled = F.grid_sample(values, grid[:, None], mode="bilinear", padding_mode="border", align_corners=False)
     return sampled[:, :, 0]
 

@@ -223,3 +223,16 @@ def test_distances_are_exact_and_infinite_to_what_lies_beyond_the_horizon() -> N
     points[1, 3] = torch.inf
     expected = (points.double()[:, :, None] - others.double()[:, None]).square().sum(-1).sqrt()
     torch.testing.assert_close(geometry.distances(points, others), expected.float())
+
+
+def test_a_point_that_is_no_number_is_the_middle_and_has_no_gradient() -> None:
+    values, xy = torch.rand(1, 2, 4, 6, requires_grad=True), torch.tensor([[[torch.nan, 1.5], [2.5, torch.nan]]])
+    xy.requires_grad_()
+    sampled = geometry.sample_map(values, xy)
+    middle = geometry.sample_map(values, torch.tensor([[[2.5, 1.5]]]))  # of 6 x 4 pixels
+    torch.testing.assert_close(sampled, middle.expand_as(sampled))
+    sampled.sum().backward()
+    assert values.grad is not None
+    assert xy.grad is not None
+    assert values.grad.isfinite().all()
+    assert xy.grad[0, 0, 0] == xy.grad[0, 1, 1] == 0

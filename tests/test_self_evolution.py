@@ -20,7 +20,6 @@ from sekd_cli.training.dataset import PairDataset
 from sekd_cli.training.losses import losses_of
 from sekd_cli.training.optimisation import MOST_SKIPPED, Learner
 from sekd_cli.training.photographs import Photographs, cache_photographs
-from sekd_cli.training.run_folder import RunFolder
 from sekd_cli.training.schedule import Phase, affordable, phase_ends, phases_of
 from sekd_cli.training.self_evolution import Reporter, SelfEvolution, held_out_photographs
 from sekd_cli.training.settings import PRESETS, TrainingSettings, settings_from
@@ -189,6 +188,30 @@ def test_a_run_with_little_time_ends_in_time_with_the_learning_rate_down(
     assert resumed.rounds == 1
 
 
+def test_a_first_update_of_few_steps_is_enough_to_plan_the_rounds(
+    photographs: Photographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sekd_cli.training.self_evolution.MEASURED_STEPS", 4)
+    short = replace(COMPACT, minutes=0.03, steps_per_update=1, last_steps=10**6, rounds=3)
+    _, told = evolve(tmp_path / "run", photographs, short)
+    assert told.rounds == 1  # so the first update becomes the last, and goes on
+    assert {phase.round for phase in told.phases} == {0}
+    assert len(told.losses) > 2
+
+
+def test_a_round_that_has_begun_is_in_the_plan(
+    photographs: Photographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sekd_cli.training.self_evolution.MEASURED_STEPS", 1)
+    (tmp_path / "run").mkdir()
+    told, long = Told(), replace(COMPACT, minutes=0.03, last_steps=10**6, rounds=3)
+    evolution = SelfEvolution(tmp_path / "run", photographs, long, told, device=torch.device("cpu"), workers=0)
+    evolution.phase_index = 2  # the labels of the second round
+    assert evolution.run()
+    assert told.rounds == 2
+    assert {phase.round for phase in told.phases} == {1}
+
+
 def test_time_is_shared_by_steps_and_little_time_means_fewer_rounds() -> None:
     settings = replace(COMPACT, rounds=3, steps_per_update=1000, last_steps=2000)
     assert phase_ends(phases_of(settings), 400.0) == pytest.approx([20, 100, 120, 200, 240, 400])
@@ -207,16 +230,6 @@ def test_without_affine_adaptation_the_labels_come_from_the_image_alone(
     assert "repeatability" not in told.losses[0]
 
 
-def test_a_line_of_the_log_that_a_kill_tore_costs_no_other(tmp_path: Path) -> None:
-    RunFolder(tmp_path).log({"action": "update", "step": 1, "loss": 1.0})
-    with (tmp_path / "log.jsonl").open("a") as stream:
-        stream.write('{"action": "upd')
-    run = RunFolder(tmp_path)
-    run.log({"action": "update", "step": 1, "loss": 2.0})  # done again
-    run.log({"action": "update", "step": 2, "loss": 3.0})
-    assert [entry["loss"] for entry in run.entries()] == [2.0, 3.0]
-
-
 def test_a_loss_that_is_not_finite_is_skipped_and_many_end_the_run() -> None:
     learner = Learner(COMPACT, torch.device("cpu"))
     before = {name: value.clone() for name, value in learner.network.state_dict().items()}
@@ -226,6 +239,20 @@ def test_a_loss_that_is_not_finite_is_skipped_and_many_end_the_run() -> None:
     assert all(torch.equal(value, before[name]) for name, value in learner.network.state_dict().items())
     with pytest.raises(SekdError, match="diverged"):
         learner.update(parameter.sum() * float("nan"))
+
+
+def test_statistics_of_batch_norms_that_are_not_finite_end_the_run() -> None:
+    learner = Learner(COMPACT, torch.device("cpu"))
+    learner.network.train()
+    maps = learner.network(torch.full((2, 1, 64, 64), torch.nan))
+    with pytest.raises(SekdError, match="diverged at step 0"):
+        learner.update(maps.score_logits.sum())
+
+
+def test_steps_of_a_wild_learning_rate_end_in_a_line_not_in_a_crash(photographs: Photographs, tmp_path: Path) -> None:
+    wild = replace(COMPACT, learning_rate=1e3, warmup_steps=0, steps_per_update=50)
+    with pytest.raises(SekdError, match=r"training diverged at step .*; lower learning_rate"):
+        evolve(tmp_path / "run", photographs, wild)
 
 
 def test_the_learning_rate_warms_up_and_falls_in_the_last_update() -> None:
@@ -238,15 +265,6 @@ def test_the_learning_rate_warms_up_and_falls_in_the_last_update() -> None:
     assert rates[:5] == pytest.approx([0.1, 0.5, 1.0, 1.0, 0.5])
     assert 0 < rates[5] < 1e-4
     assert rates[6] == 0
-
-
-def test_a_run_folder_refuses_other_settings(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path / "run")
-    run.begin(COMPACT, ["a"], tmp_path)
-    run.begin(COMPACT, ["a"], tmp_path)
-    assert run.settings() == COMPACT
-    with pytest.raises(OutputError, match="other settings"):
-        run.begin(COMPACT, ["b"], tmp_path)
 
 
 def test_the_command_trains_and_the_same_command_again_goes_on(tmp_path: Path) -> None:
@@ -263,6 +281,57 @@ def test_the_command_trains_and_the_same_command_again_goes_on(tmp_path: Path) -
     again = CliRunner().invoke(train, command, catch_exceptions=False)
     assert again.exit_code == 0
     assert len((run / "log.jsonl").read_text().splitlines()) == 5  # the data; nothing was left to do
+
+
+def command(photos: Path, run: Path, *more: str) -> list[str]:
+    changes = [f"--set={name}={value}" for name, value in TINY.items()]
+    return ["--data", str(photos), "-o", str(run), "--rounds=1", "--workers=0", "--threads=1", *changes, *more]
+
+
+def test_a_command_that_failed_at_once_leaves_its_folder_to_the_right_one(tmp_path: Path) -> None:
+    photos, run = draw_photographs(tmp_path / "photos", 4), tmp_path / "run"
+    for wrong in (command(tmp_path / "none", run), command(photos, run, "--set=start=none.safetensors")):
+        assert isinstance(CliRunner().invoke(train, wrong).exception, SekdError)
+    wrong = ["--data", str(photos), "-o", str(run), "--steps=2"]
+    for option in ("--seed=-1", "--last-steps=0"):
+        assert isinstance(CliRunner().invoke(train, [*wrong, option]).exception, UsageError)
+    assert CliRunner().invoke(train, command(photos, run, "--pause-after=0.0001")).exit_code == 0
+
+
+def test_a_run_whose_photographs_changed_is_not_taken_up(tmp_path: Path) -> None:
+    photos, run = draw_photographs(tmp_path / "photos", 4), tmp_path / "run"
+    paused = command(photos, run, "--pause-after=0.0001")
+    assert CliRunner().invoke(train, paused).exit_code == 0
+    (photos / "000.png").unlink()
+    for again in (paused, ["--resume", str(run), "--workers=0"]):
+        with pytest.raises(OutputError, match="photographs have changed"):
+            CliRunner().invoke(train, again, catch_exceptions=False)
+    draw_photographs(photos, 4)
+    assert CliRunner().invoke(train, paused).exit_code == 0
+
+
+def test_a_run_is_taken_up_elsewhere_without_the_start_that_its_checkpoint_replaces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_photographs(tmp_path / "photos", 4)
+    save_network(tmp_path / "start.safetensors", CompactNetwork(), {})
+    monkeypatch.chdir(tmp_path)
+    started = command(Path("photos"), Path("run"), "--set=start=start.safetensors", "--cache=cache")
+    assert CliRunner().invoke(train, [*started, "--pause-after=0.0001"], catch_exceptions=False).exit_code == 0
+    (tmp_path / "start.safetensors").unlink()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    resumed = ["--resume", "../run", "--workers=0", "--threads=1", "--pause-after=0.0001"]
+    assert CliRunner().invoke(train, resumed, catch_exceptions=False).exit_code == 0
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_a_cache_that_can_not_be_written_is_told(tmp_path: Path) -> None:
+    photos = draw_photographs(tmp_path / "photos", 4)
+    with pytest.raises(OutputError, match=r"000\.png"):
+        CliRunner().invoke(
+            train, command(photos, tmp_path / "run", f"--cache={photos}/000.png/cache"), catch_exceptions=False
+        )
 
 
 def test_no_run_trains_on_what_another_one_held_out(photographs: Photographs) -> None:
@@ -296,6 +365,28 @@ def test_each_weight_is_that_of_its_own_loss(name: str, photographs: Photographs
     for loss, value in before.items():
         assert value.detach().abs() > 0
         torch.testing.assert_close(after[loss], 2 * value if loss == name else value)
+
+
+def test_what_hides_the_photograph_in_the_first_view_does_not_count_for_repeatability(
+    photographs: Photographs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[torch.Tensor | None] = []
+
+    def repeatability(first: torch.Tensor, *others: object) -> torch.Tensor:
+        given.extend(others[3:])  # type: ignore[arg-type]
+        return first.sum()
+
+    monkeypatch.setattr("sekd_cli.training.losses.detector_repeatability", repeatability)
+    labels = np.random.default_rng(0).uniform(20, 100, (6, 30, 3)).astype(np.float32)
+    network = Learner(COMPACT, torch.device("cpu")).network
+    for hidden_share in (0.0, 1.0):
+        settings = replace(COMPACT, hidden_share=hidden_share)
+        batch = PairDataset(photographs, np.arange(6), labels, settings, (0,))[0]
+        losses_of(network, None, batch, "both", settings)
+    nothing, first_seen = given
+    assert nothing is None
+    assert first_seen is not None
+    assert torch.equal(first_seen, batch.seen[:2])
 
 
 def test_a_shallow_start_gets_the_pairs_that_a_deep_network_has(tmp_path: Path) -> None:

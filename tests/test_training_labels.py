@@ -1,6 +1,7 @@
 """Affine adaptation, reliability and labelling."""
 
 import math
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,19 +11,19 @@ import pytest
 import torch
 from drawn import draw_photographs, drawn_photograph
 
-from sekd_cli.errors import InputFileError, NothingToDoError, UsageError
+from sekd_cli.errors import InputFileError, NothingToDoError, OutputError, UsageError
 from sekd_cli.geometry import warp_points
 from sekd_cli.images import find_images
 from sekd_cli.networks import CompactNetwork, DenseMaps
 from sekd_cli.training.affine_adaptation import References, adapted_scores, look_at_references
 from sekd_cli.training.checkpoint import load_checkpoint, save_checkpoint
 from sekd_cli.training.dataset import PairDataset, PlanDataset, generator_of, look, render, surround
-from sekd_cli.training.labelling import grey_of, label_photographs
+from sekd_cli.training.labelling import grey_of, label_photograph, label_photographs
 from sekd_cli.training.occlusion import hidden_at
 from sekd_cli.training.photographs import Photographs, cache_photographs
 from sekd_cli.training.photometric import LUMA, Light, blur_where_shrunk, change_light, convolve, draw_light
 from sekd_cli.training.reliability import corner_strength, map_reliability
-from sekd_cli.training.settings import PRESETS, TrainingSettings, read_settings, settings_from
+from sekd_cli.training.settings import TrainingSettings
 from sekd_cli.training.validation import HeldOutPairs
 from sekd_cli.training.views import footprints, random_pairs
 
@@ -381,29 +382,21 @@ def test_labelling_goes_on_where_it_was_stopped_and_ends_the_same(
     assert np.nanmax(y) <= 160 - 4
 
 
+@pytest.mark.parametrize(("border", "nearest"), [(0, 0), (7, 6)])  # positions move by less than a pixel
+def test_labels_come_as_near_to_the_edge_as_the_border_allows(border: int, nearest: int) -> None:
+    image = torch.zeros(1, 64, 80)
+    image[:, ::8, ::8] = 1.0
+    settings = replace(SMALL, label_border=border)
+    labels = label_photograph(image, "corners", CompactNetwork(), settings, generator_of(0))
+    assert len(labels) > 20
+    assert nearest <= labels[:, 0].min() < nearest + 8
+
+
 def test_references_come_from_where_they_say(photographs: Photographs) -> None:
     image = grey_of(photographs[0])[:, :160, :192]
     references = look_at_references(CompactNetwork().eval(), image, 2, generator_of(1))
     assert references.maps.score_logits.shape == (3, 160, 192)
     assert references.image_from_reference.shape == (2, 3, 3)
-
-
-def test_settings_survive_toml_and_wrong_ones_are_named(tmp_path: Path) -> None:
-    file = tmp_path / "config.toml"
-    for settings in PRESETS.values():
-        file.write_text(settings.as_toml())
-        assert read_settings(file) == settings
-    file.write_text('preset = "paper"\nrounds = 2\n')
-    assert read_settings(file) == replace(PRESETS["paper"], rounds=2)
-    with pytest.raises(UsageError, match="no such training setting: colour"):
-        settings_from({"colour": 1}, PRESETS["default"], "x")
-    with pytest.raises(UsageError, match="rounds is 'many'"):
-        settings_from({"rounds": "many"}, PRESETS["default"], "x")
-    file.write_text("rounds = [")
-    with pytest.raises(InputFileError, match=r"config\.toml"):
-        read_settings(file)
-    with pytest.raises(InputFileError, match="no such file"):
-        read_settings(tmp_path / "none.toml")
 
 
 def test_a_checkpoint_comes_back_and_code_in_one_is_not_run(tmp_path: Path) -> None:
@@ -418,3 +411,17 @@ def test_a_checkpoint_comes_back_and_code_in_one_is_not_run(tmp_path: Path) -> N
         load_checkpoint(path)
     with pytest.raises(InputFileError, match="no checkpoint"):
         load_checkpoint(tmp_path / "none.pt")
+
+
+def test_a_checkpoint_on_a_full_disk_is_told_and_the_old_one_stays(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, {"step": 3})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
+    try:
+        with pytest.raises(OutputError, match="larger than this file system or process may write"):
+            save_checkpoint(path, {"step": 4, "tensor": torch.zeros(1 << 16)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert load_checkpoint(path)["step"] == 3
+    assert list(tmp_path.iterdir()) == [path]

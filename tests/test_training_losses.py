@@ -102,6 +102,22 @@ def test_repeatability_of_one_pixel_is_the_symmetric_divergence_by_hand() -> Non
     assert float(loss) == pytest.approx(2 * kl, rel=1e-5)
 
 
+def test_repeatability_counts_no_pixel_that_the_first_view_hides_even_in_part() -> None:
+    first, second = torch.randn(2, 1, 16, 20, generator=torch.Generator().manual_seed(2))
+    there = Correspondence.planar(torch.tensor([[[1.0, 0, 0.5], [0, 1, 0], [0, 0, 1]]]))  # half a pixel to the right
+    seen, first_seen = torch.ones(2, 1, 16, 20, dtype=torch.bool)
+    first_seen[0, :, 10:] = False
+    wild = first.clone()
+    wild[0, :, 10:] = 9.0
+    losses = [
+        float(detector_repeatability(logits, second, there, seen, first_seen, stride=1)) for logits in (first, wild)
+    ]
+    assert losses[0] == losses[1] > 0
+    second_alone = seen.clone()
+    second_alone[0, :, 10:] = False  # pixel 10 is at 9.5 in the first view, of which pixel 10 is hidden
+    assert losses[0] == float(detector_repeatability(first, second, there, second_alone, stride=1))
+
+
 def far_apart(batch: int, count: int) -> torch.Tensor:
     return (torch.arange(count) * 100.0)[None, :, None].expand(batch, -1, 2)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sekd_cli.config import DetectionSettings
 from sekd_cli.features import detect
-from sekd_cli.geometry import inside
+from sekd_cli.geometry import inside, pixel_grid
 from sekd_cli.networks import DenseNetwork
 from sekd_cli.training.affine_adaptation import adapted_scores, look_at_references
 from sekd_cli.training.dataset import generator_of
@@ -48,9 +48,7 @@ def label_photograph(
         logits, threshold = corner_strength(image), WEAKEST_CORNER
     else:
         logits, threshold = _network_logits(image, kind, network, settings, generator)
-    mask = torch.ones(height, width, dtype=torch.bool)
-    mask[: settings.label_border] = mask[-settings.label_border :] = False
-    mask[:, : settings.label_border] = mask[:, -settings.label_border :] = False
+    mask = inside(pixel_grid(height, width), height, width, settings.label_border).reshape(height, width)
     detection = DetectionSettings(max_keypoints=settings.labels_per_photograph, nms_radius=settings.label_nms_radius)
     keypoints, scores = detect(logits[:height, :width], detection, threshold, mask.to(logits.device))
     kept = inside(keypoints, height, width)

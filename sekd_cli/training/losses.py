@@ -59,9 +59,9 @@ def detector_losses(
     losses = {"detector": settings.detector_weight * found}
     if settings.detector_repeatability:
         first, second = maps.score_logits.chunk(2)
-        seen = batch.seen.chunk(2)[1]
+        first_seen, second_seen = batch.seen.chunk(2)
         losses["repeatability"] = settings.repeatability_weight * detector_repeatability(
-            first, second, correspondence, seen
+            first, second, correspondence, second_seen, first_seen if settings.hidden_share else None
         )
     if own is not None and settings.ranking_weight > 0:
         losses["ranking"] = settings.ranking_weight * ranking_loss(own, correspondence, height, width)

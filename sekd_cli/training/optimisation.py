@@ -55,7 +55,10 @@ class Learner:
         return settings.learning_rate * warm * fall
 
     def update(self, loss: Tensor) -> None:
-        """One step down the gradient of `loss`; a loss that isn't finite is skipped. Raises SekdError if many are."""
+        """One step down the gradient of `loss`; one that isn't finite is skipped.
+
+        Raises SekdError if many are, or the statistics of batch norms aren't finite either, which no later step mends.
+        """
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate()
         self.optimiser.zero_grad(set_to_none=True)
@@ -67,7 +70,8 @@ class Learner:
             self.skipped = 0
         else:
             self.skipped += 1
-            if self.skipped > MOST_SKIPPED:
+            lost = not all(bool(torch.isfinite(buffer).all()) for buffer in self.network.buffers())
+            if lost or self.skipped > MOST_SKIPPED:
                 raise SekdError(f"training diverged at step {self.step}; lower learning_rate and start again")
         self.step += 1
         self._average()

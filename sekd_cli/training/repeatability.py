@@ -10,12 +10,19 @@ from sekd_cli.training.ranks import ranks, total
 
 
 def detector_repeatability(
-    first_logits: Tensor, second_logits: Tensor, correspondence: Correspondence, second_seen: Tensor, stride: int = 2
+    first_logits: Tensor,
+    second_logits: Tensor,
+    correspondence: Correspondence,
+    second_seen: Tensor,
+    first_seen: Tensor | None = None,
+    *,
+    stride: int = 2,
 ) -> Tensor:
     """Symmetric Kullback-Leibler divergence of keypoint probabilities, weighted by their mean (paper Eq. 6).
 
-    first_logits, second_logits: (B, H, W); second_seen: (B, H, W), where the second view shows the photograph. stride:
-    every so many of its pixels along each axis are compared.
+    first_logits, second_logits: (B, H, W); second_seen, first_seen: (B, H, W) bool, where a view shows the photograph;
+    without the latter the first shows it wherever the second does. stride: every so many pixels of the second along
+    each axis are compared.
     """
     batch, height, width = second_logits.shape
     xy = (
@@ -27,6 +34,8 @@ def detector_repeatability(
     first = sample_map(first_logits[:, None], first_xy)[:, 0]
     second = second_logits[:, ::stride, ::stride].flatten(1)
     counted = second_seen[:, ::stride, ::stride].flatten(1) & inside(first_xy, height, width)
+    if first_seen is not None:
+        counted &= sample_map((~first_seen).float()[:, None], first_xy)[:, 0] == 0
     p, q = first.sigmoid(), second.sigmoid()
     # KL(p, q) + KL(q, p) of two Bernoulli distributions is (p - q) (logit p - logit q)
     divergence = (p - q) * (first - second)

@@ -200,7 +200,10 @@ class SelfEvolution:
         batches = self._batches()
         saved = time.monotonic()
         durations: list[float] = []
-        while self.phase_step < phase.steps and (now := self._elapsed()) < end and not self._pausing():
+        while self.phase_step < phase.steps and not self._pausing():
+            now = self._elapsed()
+            if now >= (end if self.measured else self.budget):  # its share of the time counts once that is planned
+                break
             start = time.monotonic()
             batch = next(batches)
             arrived = time.monotonic()
@@ -214,8 +217,10 @@ class SelfEvolution:
             figures |= {"seconds": time.monotonic() - start, "run_step": self.learner.step}
             figures["skipped"] = float(self.learner.skipped > 0)
             durations.append(figures["seconds"])
-            if len(durations) == MEASURED_STEPS and not self.measured:
-                self._choose_rounds(durations)
+            if not self.measured and (
+                len(durations) == MEASURED_STEPS or self.phase_step == phase.steps or self._elapsed() >= self.budget
+            ):
+                self._choose_rounds(phase, durations)
                 phase, end = self._phase(), self._end()
             self.reporter.stepped(self.phase_step, figures)
             if time.monotonic() - saved > SAVE_SECONDS:
@@ -229,14 +234,14 @@ class SelfEvolution:
         by_time = (now - self.phase_began) / (end - self.phase_began)  # 0 where the end is never
         return max(self.phase_step / phase.steps, by_time)
 
-    def _choose_rounds(self, durations: list[float]) -> None:
-        """Where the time is short: fewer rounds, and a reserve for the last validation."""
+    def _choose_rounds(self, phase: Phase, durations: list[float]) -> None:
+        """Where the time is short: fewer rounds, `phase`'s the last at least, and a reserve for the last validation."""
         self.measured = True
         if not self.settings.minutes:
             return
         step_seconds = agreed(float(np.median(durations)))
         self.budget -= 2 * len(self.held_out) * step_seconds / self.settings.batch_size + RESERVE * self.budget
-        self.rounds = affordable(self.settings, self.budget, step_seconds).rounds
+        self.rounds = max(phase.round + 1, affordable(self.settings, self.budget, step_seconds).rounds)
         self.reporter.planned(self.rounds, step_seconds)
 
     def _frozen(self) -> DenseNetwork:

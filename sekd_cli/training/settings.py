@@ -1,5 +1,7 @@
 """Everything that a training run depends on, in one flat, frozen, self-checking table; two presets; TOML in and out."""
 
+import json
+import math
 import tomllib
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -11,6 +13,24 @@ FIRST_LABELS = ("corners", "reliability", "adaptation-reliability")
 DESCRIPTOR_LOSSES = ("dual-softmax", "hardest-in-batch")
 OWN_LESSONS = ("ranking_weight", "position_weight", "matching_weight", "selection_weight")
 DETECTOR_TARGETS = ("gaussian", "pixel")
+LEAST = {  # the smallest value, of these settings
+    0: (
+        *("seed", "minutes", "weight_decay", "learning_rate", "warmup_steps", "rotation", "label_border"),
+        *("reliability_threshold", "label_nms_radius", "target_sigma", "focal_gamma", "detector_weight"),
+        *("repeatability_weight", "detected_points", "random_points", "own_keypoints", "ranking_weight"),
+        *("position_weight", "matching_weight", "selection_weight", "matching_scale", "similarity_scale"),
+        *("descriptor_weight", "safe_radius", "triplet_ratio", "frozen_detector_weight", "frozen_descriptor_weight"),
+    ),
+    1: (
+        *("rounds", "steps_per_update", "last_steps", "zoom", "stretch", "reliability_window"),
+        *("reliability_window_stride", "adaptation_references", "reliability_references", "labels_per_photograph"),
+    ),
+    64: ("height", "width", "photograph_size"),  # pixels
+}
+SHARES = (  # from 0 to 1
+    *("average_decay", "any_rotation_share", "shift", "hidden_share", "parallax_share", "parallax", "exposed_share"),
+    *("plain_share", "low_level_weight"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,41 +137,49 @@ class TrainingSettings:
             (self.first_labels in FIRST_LABELS, f"first_labels: give one of {', '.join(FIRST_LABELS)}"),
             (self.descriptor_loss in DESCRIPTOR_LOSSES, f"descriptor_loss: give one of {', '.join(DESCRIPTOR_LOSSES)}"),
             (self.detector_target in DETECTOR_TARGETS, f"detector_target: give one of {', '.join(DETECTOR_TARGETS)}"),
-            (self.minutes >= 0, "minutes: give 0 (no limit) or more"),
-            (self.rounds >= 1, "rounds: give 1 or more"),
-            (min(self.steps_per_update, self.last_steps) >= 1, "steps_per_update, last_steps: give 1 or more"),
+            *(
+                (math.isfinite(value), f"{name}: give a finite number")
+                for name, value in asdict(self).items()
+                if isinstance(value, float)
+            ),
+            *(
+                (getattr(self, name) >= least, f"{name}: give {least} or more")
+                for least in LEAST
+                for name in LEAST[least]
+            ),
+            *((0 <= getattr(self, name) <= 1, f"{name}: give 0 to 1") for name in SHARES),
+            (self.start.encode(errors="ignore").decode() == self.start, "start: give a path that is valid UTF-8"),
+            (self.seed < 2**64, "seed: give less than 2^64"),
             (self.batch_size >= 2, "batch_size: give 2 or more; other photographs are the negatives"),
             (1 <= self.octaves <= 4, "octaves: give 1 to 4"),
             (
                 self.height % smallest == 0 and self.width % smallest == 0,
                 f"height, width: give multiples of {smallest}",
             ),
-            (min(self.height, self.width) >= 64, "height, width: give 64 or more"),
             (0 < self.photographs_per_round <= 1, "photographs_per_round: give a share, more than 0, at most 1"),
             (0 <= self.validation_share < 0.5, "validation_share: give a share from 0 up to 0.5"),
             (0 < self.closest <= self.farthest, "closest, farthest: give more than 0, the first at most the second"),
-            (self.zoom >= 1 and self.stretch >= 1, "zoom, stretch: give 1 (none) or more"),
+            (self.gradient_norm > 0, "gradient_norm: give more than 0"),
+            (0 <= self.shear < 90, "shear: give 0 (none) up to 90"),
+            (0 <= self.adaptation_threshold < 1, "adaptation_threshold: give a probability from 0 up to 1"),
+            (self.label_nms_radius <= 100, "label_nms_radius: give 0 to 100"),
             (0 <= self.sharp_zoom <= 0.5, "sharp_zoom: give 0 (none) up to 0.5"),
-            (0 <= self.shift <= 1, "shift: give 0 (none) up to 1"),
-            (0 <= self.plain_share <= 1, "plain_share: give a share from 0 to 1"),
-            (0 <= self.hidden_share <= 1, "hidden_share: give a share from 0 to 1"),
             (not self.hidden_share or self.other_surroundings, "hidden_share: needs other_surroundings to be in front"),
-            (0 <= self.parallax_share <= 1, "parallax_share: give a share from 0 to 1"),
-            (0 <= self.parallax <= 1, "parallax: give 0 (none) up to 1"),
             (0 <= self.tilt < 0.8, "tilt: give 0 (none) up to 0.8"),
             (self.reliability_window % 2 == 1, "reliability_window: give an odd number"),
-            (min(self.adaptation_references, self.reliability_references) >= 1, "references: give 1 or more"),
-            (self.own_keypoints >= 0, "own_keypoints: give a number, 0 for none"),
             (
                 self.own_keypoints > 0 or not any(getattr(self, name) for name in OWN_LESSONS),
                 f"{', '.join(OWN_LESSONS)}: these need own_keypoints",
             ),
-            (self.labels_per_photograph >= 1, "labels_per_photograph: give 1 or more"),
             (self.descriptor_repeatability or self.descriptor_distinctness, "without both, reliability is nothing"),
         )
         for fine, message in checks:
             if not fine:
                 raise UsageError(f"training settings: {message}")
+
+    def rooted(self) -> "TrainingSettings":
+        """These settings with the whole path of `start`, which is then the same from any working directory."""
+        return replace(self, start=str(Path(self.start).resolve())) if self.start else self
 
     def without(self, *parts: str) -> "TrainingSettings":
         """These settings with parts of the method switched off, named as in the paper's ablations."""
@@ -218,7 +246,9 @@ PRESETS = {
 def _toml_value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    return f'"{value}"' if isinstance(value, str) else repr(value)
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # which JSON lets stand, TOML doesn't
+    return repr(value)
 
 
 def settings_from(changes: dict[str, Any], start: TrainingSettings, source: str) -> TrainingSettings:
@@ -231,7 +261,10 @@ def settings_from(changes: dict[str, Any], start: TrainingSettings, source: str)
         number = kinds[key] is float and isinstance(value, int) and not isinstance(value, bool)
         if type(value) is not kinds[key] and not number:
             raise UsageError(f"{source}: {key} is {value!r}, not of type {kinds[key].__name__}")
-        values[key] = float(value) if number else value
+        try:
+            values[key] = float(value) if number else value
+        except OverflowError:
+            raise UsageError(f"{source}: {key} is too large") from None
     return replace(start, **values)
 
 
@@ -244,6 +277,6 @@ def read_settings(path: Path) -> TrainingSettings:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputFileError(f"{path}: not a readable TOML file ({error})") from error
     preset = content.pop("preset", "default")
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise UsageError(f"{path}: no such preset: {preset!r}; give one of {', '.join(PRESETS)}")
     return settings_from(content, PRESETS[preset], str(path))

@@ -1,0 +1,72 @@
+"""The settings of a run: there and back through TOML, and what is refused."""
+
+import math
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+
+from sekd_cli.errors import InputFileError, UsageError
+from sekd_cli.training.settings import PRESETS, TrainingSettings, read_settings, settings_from
+
+
+def test_settings_survive_toml_and_wrong_ones_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    for settings in PRESETS.values():
+        file.write_text(settings.as_toml())
+        assert read_settings(file) == settings
+    file.write_text('preset = "paper"\nrounds = 2\n')
+    assert read_settings(file) == replace(PRESETS["paper"], rounds=2)
+    with pytest.raises(UsageError, match="no such training setting: colour"):
+        settings_from({"colour": 1}, PRESETS["default"], "x")
+    with pytest.raises(UsageError, match="rounds is 'many'"):
+        settings_from({"rounds": "many"}, PRESETS["default"], "x")
+    file.write_text("rounds = [")
+    with pytest.raises(InputFileError, match=r"config\.toml"):
+        read_settings(file)
+    with pytest.raises(InputFileError, match="no such file"):
+        read_settings(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize("start", ['a "quoted" name', "back\\slash", "two\nlines", "delete\x7f", "größer 大"])
+def test_any_path_of_a_start_survives_toml(start: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(TrainingSettings(start=start).as_toml(), encoding="utf-8")
+    assert read_settings(file).start == start
+
+
+def test_a_start_that_toml_can_not_hold_is_refused() -> None:
+    with pytest.raises(UsageError, match="valid UTF-8"):
+        TrainingSettings(start="\udcff")
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(TrainingSettings) if field.type is float])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_every_number_must_be_finite(name: str, value: float) -> None:
+    with pytest.raises(UsageError, match=name):
+        replace(PRESETS["default"], **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("seed", -1), ("seed", 2**64), ("learning_rate", -1.0), ("detected_points", -1), ("photograph_size", 0)),
+        *(("average_decay", 2.0), ("gradient_norm", -1.0), ("gradient_norm", 0.0), ("warmup_steps", -10)),
+        *(("random_points", -3), ("reliability_window_stride", 0), ("reliability_window", -1), ("rounds", 0)),
+        *(("adaptation_threshold", 1.5), ("adaptation_threshold", 1.0), ("target_sigma", -1.0), ("label_border", -1)),
+        *(("last_steps", 0), ("label_nms_radius", 101), ("shear", 90.0), ("zoom", 0.5), ("height", 32)),
+    ],
+)
+def test_a_setting_out_of_its_range_is_named(name: str, value: float) -> None:
+    with pytest.raises(UsageError, match=name):
+        replace(PRESETS["default"], **{name: value})
+
+
+def test_values_that_are_no_numbers_or_presets_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text('preset = ["paper"]\n')
+    with pytest.raises(UsageError, match="no such preset"):
+        read_settings(file)
+    file.write_text(f"learning_rate = {10**400}\n")
+    with pytest.raises(UsageError, match="learning_rate is too large"):
+        read_settings(file)
