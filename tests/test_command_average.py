@@ -56,6 +56,8 @@ def test_what_has_no_mean_is_refused(two: list[Path], capfd: pytest.CaptureFixtu
         ([first, str(published)], USAGE, "different networks (compact, published)"),
         ([first, str(two[1]), "--share", "1"], USAGE, "2 weights and 1 --share"),
         ([first, "--share", "0"], USAGE, "not all of them 0"),
+        ([first, "--share", "nan"], USAGE, "all of them finite"),
+        ([first, "--share", "inf"], USAGE, "all of them finite"),
         ([first, str(two[0].with_name("none.safetensors"))], BAD_INPUT, "none.safetensors: no such weights file"),
     ):
         assert cli.main(["average", *arguments, "-o", output]) == code

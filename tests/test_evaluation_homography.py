@@ -254,12 +254,31 @@ def test_a_folder_without_sequences_is_told(tmp_path: Path) -> None:
         read_sequences(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "1 2 3", "a b c", "1 0 0\n0 1 0"])
+ZEROS, NAN = "\n".join(["0 0 0"] * 3), "1 0 nan\n0 1 0\n0 0 1"
+
+
+@pytest.mark.parametrize("text", ["", "1 2 3", "a b c", "1 0 0\n0 1 0", ZEROS, NAN])
 def test_a_homography_that_is_none_is_named(tmp_path: Path, text: str) -> None:
     write_sequences(tmp_path, count=4)
     (tmp_path / "i_drawn" / "H_1_3").write_text(text)
     with pytest.raises(InputFileError, match="H_1_3"):
         read_sequences(tmp_path)
+
+
+def test_a_folder_in_place_of_a_homography_is_named(tmp_path: Path) -> None:
+    write_sequences(tmp_path, count=4)
+    (tmp_path / "i_drawn" / "H_1_4").mkdir()
+    with pytest.raises(InputFileError, match="H_1_4"):
+        read_sequences(tmp_path)
+
+
+def test_a_copy_of_an_editor_is_no_homography_and_no_sequence_needs_the_second_image(tmp_path: Path) -> None:
+    write_sequences(tmp_path, count=4)
+    (tmp_path / "v_drawn" / "H_1_2~").write_text("1 2 3")
+    (tmp_path / "i_drawn" / "H_1_2").unlink()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "H_1_2.txt").touch()
+    assert [len(sequence.homographies) for sequence in read_sequences(tmp_path)] == [1, 2]
 
 
 def test_an_image_that_is_missing_or_double_is_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import cv2
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -212,6 +213,17 @@ def test_stored_features_of_no_or_another_image_are_refused(tmp_path: Path) -> N
         Stored(write_features(tmp_path / "other.h5", ["c.png"]), 0).features(image)
     with pytest.raises(InputFileError, match="200x100 there, 100x200 here"):
         Stored(write_features(tmp_path / "turned.h5", ["a.png"]), 0).features(image)
+
+
+def test_only_a_size_that_is_guessed_may_be_too_small(tmp_path: Path) -> None:
+    image = read_evaluation_image(write_grey(tmp_path / "a.png", 200, 100), 0)
+    smaller = write_features(tmp_path / "smaller.h5", ["a.png"], size=(100, 50))
+    with pytest.raises(InputFileError, match="100x50 there, 200x100 here"):
+        Stored(smaller, 0).features(image)
+    with h5py.File(tmp_path / "other.h5", "w") as file:  # another tool's, without sizes
+        file["a.png/keypoints"] = np.array([(10, 20), (30, 40)], dtype=np.float32)
+        file["a.png/descriptors"] = unit_rows(2).T
+    assert len(Stored(tmp_path / "other.h5", 0).features(image)) == 2
 
 
 def test_features_moved_by_a_homography_keep_all_else() -> None:

@@ -181,6 +181,9 @@ def test_colmaps_camera_models_become_opencvs(tmp_path: Path) -> None:
         ("nonsense", "", "cameras.txt"),
         ("1 PINHOLE 640 480 600 600 320 240", "1 1 0 0 0 0 0 0 9 a.jpg", "images.txt"),
         ("1 PINHOLE 640 480 600 600 320 240", "1 1 0", "images.txt"),
+        ("1 PINHOLE 640 480 0 600 320 240", "", "no focal length"),
+        ("1 OPENCV 640 480 600 600 320 240 nan 0 0 0", "", "finite"),
+        ("1 PINHOLE 640 480 600 600 320 240", "1 0 0 0 0 0 0 0 1 a.jpg", "a.jpg: a quaternion of zeros"),
     ],
 )
 def test_a_damaged_colmap_model_is_told(tmp_path: Path, cameras: str, images: str, complaint: str) -> None:
@@ -253,6 +256,35 @@ def test_a_missing_image_is_named(tmp_path: Path) -> None:
 def test_a_wrong_pairs_file_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "pairs.txt").write_text(text)
     with pytest.raises(InputFileError, match=r"pairs\.txt"):
+        find_scenes(tmp_path, EVERYTHING)
+
+
+@pytest.mark.parametrize(("column", "value"), [(4, "0"), (13, "nan"), (22, "nan"), (25, "inf")])  # of K0, K1, R, t
+def test_numbers_of_a_pairs_file_that_mean_nothing_are_told(tmp_path: Path, column: int, value: str) -> None:
+    Orbit().write_pairs(tmp_path)
+    lines = (tmp_path / "pairs.txt").read_text().splitlines()
+    fields = lines[2].split()
+    fields[column] = value
+    (tmp_path / "pairs.txt").write_text("\n".join([*lines[:2], " ".join(fields)]))
+    with pytest.raises(InputFileError, match=r"pairs\.txt: line 3: K or R without an inverse"):
+        find_scenes(tmp_path, EVERYTHING)
+
+
+def test_a_pairs_file_that_is_no_utf8_is_told(tmp_path: Path) -> None:
+    Orbit().write_pairs(tmp_path)
+    (tmp_path / "pairs.txt").write_bytes(b"# Z\xfcrich\n")
+    with pytest.raises(InputFileError, match=r"pairs\.txt: not readable as UTF-8"):
+        find_scenes(tmp_path, EVERYTHING)
+
+
+@pytest.mark.parametrize(("row", "text"), [(0, "0 0 0"), (1, "0 nan 0"), (4, "0 0 0"), (7, "0 inf 0")])
+def test_a_camera_that_is_none_is_named(tmp_path: Path, row: int, text: str) -> None:
+    Orbit().write_strecha(tmp_path)
+    file = tmp_path / "cameras" / "02.png.camera"
+    rows = file.read_text().splitlines()
+    rows[row] = text
+    file.write_text("\n".join(rows))
+    with pytest.raises(InputFileError, match=r"02\.png\.camera.*without an inverse"):
         find_scenes(tmp_path, EVERYTHING)
 
 

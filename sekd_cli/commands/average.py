@@ -1,6 +1,7 @@
 """`sekd average`: the mean of several weights."""
 
 import logging
+import math
 import os
 from pathlib import Path
 
@@ -31,8 +32,9 @@ def average(weights: tuple[Path, ...], output: Path, shares: tuple[float, ...], 
     from sekd_cli.networks.weights_file import load_network, save_network, weights_digest  # noqa: PLC0415
 
     shares = shares or (1.0,) * len(weights)
-    if len(shares) != len(weights) or sum(shares) <= 0:
-        raise UsageError(f"{len(weights)} weights and {len(shares)} --share; give one for each, not all of them 0")
+    if len(shares) != len(weights) or not 0 < sum(shares) < math.inf:
+        count = f"{len(weights)} weights and {len(shares)} --share"
+        raise UsageError(f"{count}; give one for each, all of them finite, not all of them 0")
     if output.exists() and not overwrite:
         raise OutputError(f"{output}: exists; give --overwrite to replace it, or another output with -o")
     parts = [share / sum(shares) for share in shares]

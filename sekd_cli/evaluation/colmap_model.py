@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from sekd_cli.errors import InputFileError, MissingExtraError
 from sekd_cli.evaluation.cameras import Camera, View
+from sekd_cli.evaluation.homography import invertible
 from sekd_cli.geometry import COLMAP_OFFSET
 
 # Where each model's parameters are: focal lengths fx, fy; principal point cx, cy; then OpenCV's distortion.
@@ -74,12 +75,16 @@ def _camera(line: str) -> tuple[int, Camera]:
         raise ValueError(f"camera {identity}: {len(rest)} parameters are not {model}'s")
     fx, fy, cx, cy, *distortion = values
     matrix = np.array([[fx, 0, cx - COLMAP_OFFSET], [0, fy, cy - COLMAP_OFFSET], [0, 0, 1]])
+    if not (invertible(matrix) and np.isfinite(distortion).all()):
+        raise ValueError(f"camera {identity}: no focal length, or numbers that aren't finite")
     return int(identity), Camera(matrix=matrix, distortion=tuple(distortion))
 
 
 def _view(head: str, points: str, cameras: dict[int, Camera]) -> tuple[str, View]:
     _, *pose, camera, name = head.split(maxsplit=9)
     values = np.array([float(value) for value in pose])
+    if not (np.isfinite(values).all() and values[:4].any()):
+        raise ValueError(f"{name}: a quaternion of zeros, or numbers that aren't finite")
     seen = frozenset(int(identity) for identity in points.split()[2::3] if identity != "-1")
     view = View(
         camera=cameras[int(camera)], camera_from_world=(rotation_of_quaternion(values[:4]), values[4:]), points=seen

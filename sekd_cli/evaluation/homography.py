@@ -24,6 +24,11 @@ def warp(xy: FloatArray, target_from_source: FloatArray) -> NDArray[np.float64]:
     return np.where(visible, homogeneous[:, :2] / np.where(visible, depth, 1.0), np.inf)
 
 
+def invertible(matrix: FloatArray) -> bool:
+    """Whether the numbers of a square matrix are finite and it has an inverse."""
+    return bool(np.isfinite(matrix).all() and np.linalg.matrix_rank(matrix) == len(matrix))
+
+
 def corners(width: int, height: int) -> NDArray[np.float64]:
     """Centres of the four outermost pixels, (4, 2)."""
     right, bottom = width - 1, height - 1

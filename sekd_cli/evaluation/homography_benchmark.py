@@ -1,5 +1,6 @@
 """`sekd evaluate homography`: folders in HPatches form, every pair measured, the figures of the paper (Sec. 4.2)."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,27 +54,35 @@ class PairResult:
 def read_sequences(root: Path) -> list[Sequence]:
     """The sequences below a folder, or the folder itself if it is one; sorted by name.
 
-    Raises InputFileError where there are none, or one lacks an image or has a homography that is no 3x3 matrix.
+    Raises InputFileError where there are none, or one lacks an image or has a homography that isn't three rows of three
+    finite numbers with an inverse.
     """
-    folders = [root] if list(root.glob("H_1_*")) else sorted(path.parent for path in root.glob("*/H_1_2"))
+    folders = [root] if _homographies(root) else sorted(path for path in root.glob("*/") if _homographies(path))
     if not folders:
         raise InputFileError(f"{root}: no folders in HPatches form (images 1.* to 6.* and H_1_2 to H_1_6)")
     return [_read_sequence(folder) for folder in folders]
 
 
+def _homographies(folder: Path) -> list[Path]:
+    """H_1_2, H_1_3, ... in the order of their numbers; an editor's copy H_1_2~ is none."""
+    files = [path for path in folder.glob("H_1_*") if re.fullmatch("H_1_[0-9]+", path.name)]
+    return sorted(files, key=lambda path: int(path.name.removeprefix("H_1_")))
+
+
 def _read_sequence(folder: Path) -> Sequence:
-    files = sorted(folder.glob("H_1_*"), key=lambda path: int(path.name.removeprefix("H_1_")))
     images = [_image(folder, "1")]
     homographies = []
-    for file in files:
+    for file in _homographies(folder):
         try:
             matrix = np.array(
                 [[float(value) for value in line.split()] for line in file.read_text().strip().split("\n")]
             )
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise InputFileError(f"{file}: not three rows of three numbers ({error})") from error
         if matrix.shape != (3, 3):
             raise InputFileError(f"{file}: {matrix.shape} numbers, not three rows of three")
+        if not metrics.invertible(matrix):
+            raise InputFileError(f"{file}: a matrix without an inverse is no homography; fetch it again")
         homographies.append(matrix)
         images.append(_image(folder, file.name.removeprefix("H_1_")))
     return Sequence(name=folder.name, images=tuple(images), homographies=tuple(homographies))

@@ -19,6 +19,7 @@ import numpy as np
 from sekd_cli.errors import InputFileError
 from sekd_cli.evaluation.cameras import Camera, Pose, View
 from sekd_cli.evaluation.colmap_model import holds_colmap_model, read_colmap_model
+from sekd_cli.evaluation.homography import invertible
 from sekd_cli.evaluation.pose import relative_pose, viewing_angle
 
 PAIR_FIELDS = 38  # of a line of a pairs file
@@ -113,7 +114,9 @@ def _read_camera(file: Path) -> View:
         matrix, rotation, centre = np.array(rows[:3]), np.array(rows[4:7]), np.array(rows[7])
         if matrix.shape != (3, 3) or rotation.shape != (3, 3) or centre.shape != (3,):
             raise ValueError("rows of other lengths")
-    except (ValueError, IndexError) as error:
+        if not (invertible(matrix) and invertible(rotation) and np.isfinite(centre).all()):
+            raise ValueError("K or R without an inverse, or numbers that aren't finite")
+    except (OSError, ValueError, IndexError) as error:
         raise InputFileError(f"{file}: not K, distortion, R, centre and size, a row a line ({error})") from error
     if any(rows[3]):
         raise InputFileError(f"{file}: distorted images; undistort them first")
@@ -154,7 +157,11 @@ def _overlap(first: View, second: View, apart: int, selection: PairSelection) ->
 def _read_pairs(file: Path) -> Scene:
     pairs = []
     paths: dict[str, Path] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputFileError(f"{file}: not readable as UTF-8 ({error})") from error
+    for number, line in enumerate(lines, start=1):
         if not line.strip() or line.startswith("#"):
             continue
         fields = line.split()
@@ -166,13 +173,15 @@ def _read_pairs(file: Path) -> Scene:
             raise InputFileError(f"{file}: line {number}: {error}") from error
         for name in fields[:2]:
             paths.setdefault(name, _existing(file.parent / name))
-        pose = values[18:].reshape(4, 4)
+        matrices, pose = values[:18].reshape(2, 3, 3), values[18:].reshape(4, 4)
+        if not (np.isfinite(pose).all() and all(invertible(matrix) for matrix in (*matrices, pose[:3, :3]))):
+            raise InputFileError(f"{file}: line {number}: K or R without an inverse, or numbers that aren't finite")
         pairs.append(
             PosePair(
                 name0=fields[0],
                 name1=fields[1],
-                camera0=Camera(matrix=values[:9].reshape(3, 3)),
-                camera1=Camera(matrix=values[9:18].reshape(3, 3)),
+                camera0=Camera(matrix=matrices[0]),
+                camera1=Camera(matrix=matrices[1]),
                 pose_1_from_0=(pose[:3, :3], pose[:3, 3]),
             )
         )
