@@ -58,9 +58,17 @@ class FeatureReader(KeptReader):
         Raises InputFileError if there are none, or they are damaged.
         """
         if name not in self:
-            raise InputFileError(f"{self.path}: no features of {name}; run sekd extract on it, or check the name")
+            raise InputFileError(
+                f"{self.path}: no features of {name}{self._example()}; run sekd extract on it, or check the name"
+            )
         with self._lock, self._reading(f"{self.path}: {name}"):
             return read_group(self._file[name], f"{self.path}: {name}", turned=turned)
+
+    def _example(self) -> str:
+        """A name that is there, so that what is wrong with another one is seen."""
+        if self._names is None:
+            self.names()
+        return f" (but of {self._names[0]})" if self._names else ""
 
     @property
     def has_turns(self) -> bool:

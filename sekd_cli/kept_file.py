@@ -64,6 +64,10 @@ class KeptWriter(ABC):
         self._writer = HDF5Writer(self.path, attributes, overwrite=overwrite)
         try:
             with self._reading():
+                here = plain_attributes(self._writer.file)
+                kind, wanted = (one.get("content", "features") for one in (here, attributes))
+                if "sekd_schema" in here and kind != wanted:
+                    raise OutputError(f"{self.path}: holds {kind}, not {wanted}; give another output with -o")
                 differences = self._differences(attributes)
                 started = bool(differences) and self._started()
             if started:

@@ -110,11 +110,11 @@ def _check_shards(parts: list[_Part], *, partial: bool) -> None:
             raise UsageError(f"{owners[part.shard]} and {part.path} are both shard {part.shard}; leave one out")
         owners[part.shard] = part.path
     count = first.shard.count
-    missing = [str(number) for number in range(1, count + 1) if Shard(number, count) not in owners]
+    missing = [f"{number}/{count}" for number in range(1, count + 1) if Shard(number, count) not in owners]
     if missing and not partial:
-        raise UsageError(f"shards {', '.join(missing)} of {count} are missing; add them, or give --partial")
+        raise UsageError(f"missing: shard {', '.join(missing)}; add what is missing, or give --partial")
     if missing:
-        logger.warning("shards %s of %d are missing", ", ".join(missing), count)
+        logger.warning("missing: shard %s", ", ".join(missing))
 
 
 def _attributes(file: h5py.File) -> dict[str, Any]:

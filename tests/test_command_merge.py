@@ -76,10 +76,10 @@ def test_a_run_without_shards_goes_on_with_the_whole() -> None:
 def test_missing_shards_are_named_and_can_be_done_without(capfd: pytest.CaptureFixture[str]) -> None:
     shards = [str(write_shard(number, 5)) for number in (1, 2, 4)]
     assert cli.main(["merge", *shards, "-o", "all.h5"]) == USAGE
-    assert "shards 3, 5 of 5 are missing" in capfd.readouterr().err
+    assert "missing: shard 3/5, 5/5" in capfd.readouterr().err
     assert not WHOLE.exists()
     assert cli.main(["merge", *shards, "-o", "all.h5", "--partial"]) == 0
-    assert "warning: shards 3, 5 of 5 are missing" in capfd.readouterr().err
+    assert "warning: missing: shard 3/5, 5/5" in capfd.readouterr().err
     with FeatureReader(WHOLE) as reader:
         assert reader.names() == [NAMES[0], NAMES[1], NAMES[3]]
 

@@ -567,3 +567,14 @@ def test_failures_never_go_where_the_features_do(
 ) -> None:
     assert extract(photos, "-o", "f.h5", "--failures", "./f.h5") == 2
     assert "is the output" in capsys.readouterr().err
+
+
+def test_a_match_file_is_no_place_for_features(
+    extract: Extract, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert extract(photos, "-o", "f.h5") == 0
+    Path("pairs.txt").write_text("a.jpg b.png\n")
+    assert cli.main(["match", "pairs.txt", "--features", "f.h5", "-o", "m.h5", "--device", "cpu"]) == 0
+    capsys.readouterr()
+    assert extract(photos, "-o", "m.h5") == 5
+    assert capsys.readouterr().err == "error: m.h5: holds matches, not features; give another output with -o\n"
