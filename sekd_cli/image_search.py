@@ -3,6 +3,7 @@
 import glob
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,10 @@ COMMON = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".p
 RARE = {".jpe", ".jfif", ".mpo", ".dib", ".jp2", ".j2k", ".avif", ".tga", ".heic", ".heif"}
 SUFFIXES = frozenset(COMMON | RARE)
 """What counts as an image in a folder; HEIC takes an extra, and to say so is better than to leave it out."""
+
+RAW = frozenset({".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".srw"})
+VIDEO = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mts", ".webm"})
+"""What cameras put beside photographs; left out of a folder, and told, as nobody else would miss them."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,7 @@ def _images_below(folder: Path) -> Iterator[Path]:
     """Image files in a folder and below. Each real folder is entered once, so links that form a circle end."""
     entered: set[tuple[int, int]] = set()
     pending, linked = [folder], list[Path]()
+    left_out = Counter[str]()
     while pending or linked:
         current = pending.pop() if pending else linked.pop()  # linked folders last: real paths give the names
         try:
@@ -107,8 +113,13 @@ def _images_below(folder: Path) -> Iterator[Path]:
                 pending.append(path)
             elif _is_folder(path):
                 linked.append(path)
-            elif path.suffix.lower() in SUFFIXES:
+            elif (suffix := path.suffix.lower()) in SUFFIXES:
                 yield path
+            elif suffix in RAW | VIDEO:
+                left_out[suffix] += 1
+    if left_out:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(left_out.items()))
+        logger.info("%s: left out %s, which sekd doesn't read; make JPEGs of those that you need", folder, kinds)
 
 
 def _name(path: Path, root: Path) -> str:

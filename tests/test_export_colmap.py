@@ -95,6 +95,24 @@ def test_keypoints_are_half_a_pixel_on_and_matches_belong_to_the_names_they_had(
         assert database.num_descriptors() == 0
 
 
+def test_what_chance_has_is_not_verified() -> None:
+    """Of wrong matches COLMAP finds 20 and more that agree, and takes 15."""
+    pytest.importorskip("pycolmap")
+    names, count = ["a.png", "b.png", "c.png"], 200
+    random = np.random.default_rng(0)
+    xy = random.uniform(0, (640, 480), (count, 2)).astype(np.float32)
+    places = {"a.png": xy, "b.png": xy * 0.9 + 20, "c.png": random.uniform(0, (640, 480), (count, 2))}
+    with FeatureWriter(Path("feats.h5"), ATTRIBUTES) as writer:
+        for name in names:
+            write_image(Path("photos") / name, 640, 480)
+            one = replace(some_features(count), keypoints=places[name].astype(np.float32), image_size=(640, 480))
+            writer.write(name, one)
+    every = list(range(count))
+    write_matches(dict.fromkeys(combinations(names, 2), every))
+    report = exported()
+    assert (report.pairs, report.verified_pairs, report.pairs_of_chance) == (3, 1, 2)
+
+
 @pytest.mark.usefixtures("three_images")
 def test_a_pair_that_another_tool_wrote_both_ways_is_taken_once() -> None:
     write_matches({(NAMES[0], NAMES[1]): [1, -1, 0], (NAMES[1], NAMES[0]): [2, 0, -1]})

@@ -127,3 +127,14 @@ def test_a_link_to_where_nobody_may_look_is_left_out(photos: Path, monkeypatch: 
     before = find_images([photos])
     (photos / "private.d").symlink_to(photos / ("z" * 300))
     assert find_images([photos]) == before
+
+
+def test_what_cameras_put_beside_photographs_is_told(photos: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = find_images([photos])
+    for name in ("a.CR2", "b.cr2", "c.mov", "notes.txt"):
+        (photos / name).write_bytes(b"")
+    with caplog.at_level("INFO", "sekd_cli"):
+        assert find_images([photos]) == before
+    assert [record.message.partition(": ")[2] for record in caplog.records] == [
+        "left out 2 .cr2, 1 .mov, which sekd doesn't read; make JPEGs of those that you need"
+    ]

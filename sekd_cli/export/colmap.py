@@ -5,11 +5,13 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from sekd_cli.config import VerificationSettings
 from sekd_cli.errors import InputFileError, MissingExtraError, NothingToDoError, UsageError
 from sekd_cli.export.layouts import named_pairs
 from sekd_cli.feature_file import FeatureReader
@@ -17,10 +19,12 @@ from sekd_cli.geometry import COLMAP_OFFSET
 from sekd_cli.match_file import MatchReader, fingerprint
 from sekd_cli.new_file import new_file
 from sekd_cli.pairs import Pair
+from sekd_cli.verification import is_chance
 
 logger = logging.getLogger(__name__)
 
 CAMERA_MODES = ("auto", "single", "per-folder", "per-image")
+IMAGES_AT_HAND = 64  # whose keypoints stay in memory, as neighbours in the list of pairs share images
 SIDE_FILES = ("-wal", "-shm", "-journal")  # what SQLite keeps beside a database that is in use, or was when killed
 
 
@@ -41,6 +45,7 @@ class ColmapExport:
     pairs: int = 0
     matches: int = 0
     verified_pairs: int = 0
+    pairs_of_chance: int = 0  # that COLMAP verified, though no more matches agree than chance has
     missing: list[str] = field(default_factory=list)  # images with features, not in the folder
     unreadable: list[str] = field(default_factory=list)  # by COLMAP
     resized: list[str] = field(default_factory=list)  # not of the size that was extracted; they have no keypoints
@@ -73,6 +78,8 @@ def export_colmap(
     advance: Callable[[], None] = lambda: None,
 ) -> ColmapExport:
     """Write cameras, images, keypoints and matches, and verify the matches; `advance` is called after each pair.
+
+    COLMAP verifies; what it takes for verified though chance would have as much (`verification.is_chance`) is not kept.
 
     images: the folder that names in `features` are relative to. Descriptors stay out, as COLMAP takes only SIFT's kind.
 
@@ -110,10 +117,31 @@ def export_colmap(
         geometry = pycolmap.TwoViewGeometryOptions()
         geometry.ransac.random_seed = 0  # the same database from run to run
         pycolmap.geometric_verification(path, two_view_geometry_options=geometry)
-        with pycolmap.Database.open(path) as opened:
+        with pycolmap.Database.open(path) as opened, pycolmap.DatabaseTransaction(opened):
+            report.pairs_of_chance = _forget_chance(pycolmap, opened, geometry.ransac.max_error)
             report.verified_pairs = opened.num_verified_image_pairs()
         _clear_side_files(Path(os.path.realpath(database)))
     return report
+
+
+def _forget_chance(pycolmap: Any, database: Any, error: float) -> int:
+    """Delete the geometries that chance would have found as well; returns how many. error: of an inlier, pixels."""
+    kinds = pycolmap.TwoViewGeometryConfiguration
+    models = dict.fromkeys((kinds.PLANAR, kinds.PANORAMIC, kinds.PLANAR_OR_PANORAMIC), "homography")
+    models[kinds.CALIBRATED] = "essential"
+    points = lru_cache(IMAGES_AT_HAND)(lambda number: database.read_keypoints(number)[:, :2])
+    forgotten = 0
+    for number, agreeing in zip(*database.read_two_view_geometry_num_inliers(), strict=True):
+        if not agreeing:
+            continue
+        pair = pycolmap.pair_id_to_image_pair(number)
+        model = models.get(database.read_two_view_geometry(*pair).config, "fundamental")
+        indices = database.read_matches(*pair)
+        xy0, xy1 = (points(image)[column] for image, column in zip(pair, indices.T, strict=True))
+        if is_chance(agreeing, xy0, xy1, VerificationSettings(model=model, threshold=error)):
+            database.delete_two_view_geometry(*pair)
+            forgotten += 1
+    return forgotten
 
 
 def require_pycolmap() -> Any:
