@@ -239,6 +239,18 @@ def test_pairs_of_a_feature_file_are_listed(capfdbinary: pytest.CaptureFixture[b
     assert sorted(listed(capfdbinary, "feats.h5", "--sequential", "1", "--nearest", "2")) == everything
 
 
+def test_pairs_go_into_a_file_if_one_is_named(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    assert cli.main(["pairs", "feats.h5"]) == 0
+    piped = capfdbinary.readouterr().out
+    assert cli.main(["pairs", "feats.h5", "-o", "new/list.txt"]) == 0
+    assert capfdbinary.readouterr().out == b"new/list.txt\n"
+    assert Path("new/list.txt").read_bytes() == piped
+    assert cli.main(["pairs", "feats.h5", "-o", "new/list.txt"]) == 5
+    assert cli.main(["pairs", "feats.h5", "--sequential", "1", "-o", "new/list.txt", "--overwrite"]) == 0
+    assert len(Path("new/list.txt").read_bytes()) < len(piped)
+    assert cli.main(["pairs", "feats.h5", "--overwrite"]) == USAGE
+
+
 def test_pairs_of_images_have_the_names_that_extract_gives(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     for name in ("photos/10.png", "photos/9.png", "photos/sub/x.png"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)

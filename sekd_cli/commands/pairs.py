@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import click
 
@@ -26,6 +26,10 @@ SOME_FAILED = 1  # exit code
 @click.option(
     "--root", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Image names are relative to it."
 )
+@click.option(
+    "--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="A file; default: standard output."
+)
+@click.option("--overwrite", is_flag=True, help="With -o: replace a file that is there.")
 def pairs(source: tuple[str, ...], *, sequential: int | None, nearest: int | None, loop: bool, **options: Any) -> int:
     """List pairs of images to match, two names a line with a tab between them.
 
@@ -37,10 +41,13 @@ def pairs(source: tuple[str, ...], *, sequential: int | None, nearest: int | Non
     feature file. What follows what is told by the names, numbers in them by value. With several choices, all their
     pairs are listed, each once.
     """  # noqa: D301 - click's mark for lines that stay as they are
+    from sekd_cli.new_file import new_file  # noqa: PLC0415
     from sekd_cli.pairs import exhaustive as every_pair  # noqa: PLC0415
     from sekd_cli.pairs import natural_order  # noqa: PLC0415
     from sekd_cli.pairs import sequential as neighbours  # noqa: PLC0415
 
+    if options["overwrite"] and options["output"] is None:
+        raise UsageError("--overwrite: only with -o")
     if loop and not sequential:
         raise UsageError("--loop: only with --sequential")
     feature_file = next((Path(one) for one in source if _is_hdf5(Path(one))), None)
@@ -59,17 +66,22 @@ def pairs(source: tuple[str, ...], *, sequential: int | None, nearest: int | Non
         chosen.append(neighbours(names, sequential, loop=loop))
     if nearest and feature_file:
         chosen.append(_nearest(feature_file, natural_order(names), nearest, unreadable))
-    failures += _write(chain.from_iterable(chosen), repeats=len(chosen) > 1)
+    every, repeats = chain.from_iterable(chosen), len(chosen) > 1
+    if options["output"] is None:
+        failures += _write(every, sys.stdout.buffer, repeats=repeats)  # names may hold bytes that are no text
+    else:
+        with new_file(options["output"], overwrite=options["overwrite"]) as path, path.open("wb") as stream:
+            failures += _write(every, stream, repeats=repeats)
+        click.echo(os.fsencode(options["output"]))
     for reason in unreadable.values():
         logger.error("%s", reason)
     return SOME_FAILED if failures or unreadable else 0
 
 
-def _write(pairs: Iterable[tuple[str, str]], *, repeats: bool) -> int:
-    """Write pairs to standard output, each once even if it `repeats`; returns how many names can't be written."""
+def _write(pairs: Iterable[tuple[str, str]], output: BinaryIO, *, repeats: bool) -> int:
+    """Write pairs, each once even if it `repeats`; returns how many names can't be written."""
     from sekd_cli.pairs import format_pair  # noqa: PLC0415
 
-    output = sys.stdout.buffer  # names may hold bytes that are no text
     seen: set[frozenset[str]] = set()
     unwritable: set[str] = set()
     for pair in pairs:
