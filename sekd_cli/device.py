@@ -1,10 +1,8 @@
 """The device that the user asks for, the threads of the CPU, and what becomes of memory that is given back."""
 
 import ctypes
-import mmap
 import os
 import re
-import sys
 from collections.abc import Mapping
 
 import cv2
@@ -13,10 +11,8 @@ import torch
 from sekd_cli.cores import available_cores
 from sekd_cli.errors import DeviceError, UsageError
 
-MADV_HUGEPAGE = 14  # of Linux
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -3, -4, -8  # parameters of glibc's mallopt
 KEPT_BYTES = 1 << 30  # of free memory that a process of ours holds on to before it gives some back
-IN_HUGE_PAGES = 256 << 20  # of the heap: what a process needs for small photographs
 KEPT_FOR_OTHERS = 128 << 20  # that a process which uses `sekd` as a library does
 LARGEST_KEPT = 32 << 20  # block, there; the most that glibc takes
 
@@ -61,8 +57,7 @@ def keep_freed_memory() -> None:
     Where the library isn't glibc nothing changes, and environment variables that set the same (MALLOC_...) rule.
     """
     # without a limit, blocks of 32 MB and more are mapped one by one, too, as an image of 8 megapixels has
-    if _tell_malloc({M_ARENA_MAX: 1, M_MMAP_MAX: 0, M_TRIM_THRESHOLD: KEPT_BYTES}):
-        _ask_for_huge_pages()
+    _tell_malloc({M_ARENA_MAX: 1, M_MMAP_MAX: 0, M_TRIM_THRESHOLD: KEPT_BYTES})
 
 
 def keep_freed_tensors() -> None:
@@ -70,35 +65,15 @@ def keep_freed_tensors() -> None:
     _tell_malloc({M_MMAP_THRESHOLD: LARGEST_KEPT, M_TRIM_THRESHOLD: KEPT_FOR_OTHERS})
 
 
-def _tell_malloc(parameters: Mapping[int, int]) -> bool:
-    """Set these, and say whether the library is one that has them and the environment leaves them to us."""
+def _tell_malloc(parameters: Mapping[int, int]) -> None:
     if any(name.startswith("MALLOC_") for name in os.environ):
-        return False
+        return
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
-        return False
+        return
     for parameter, value in parameters.items():
         mallopt(parameter, value)
-    return True
-
-
-def _ask_for_huge_pages() -> None:
-    """Have Linux back what the heap grows by next with pages of 2 MB, in this process and in what it forks.
-
-    Fewer pages are fewer to look up: a twentieth to a tenth of an extraction's time (docs/EXPERIMENTS.md, 108).
-    """
-    if sys.platform != "linux":
-        return
-    library = ctypes.CDLL(None)
-    library.malloc.restype = ctypes.c_void_p
-    library.free.argtypes = [ctypes.c_void_p]
-    library.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    library.malloc.argtypes = [ctypes.c_size_t]
-    start = library.malloc(IN_HUGE_PAGES)
-    if start:
-        library.madvise(start // mmap.PAGESIZE * mmap.PAGESIZE, IN_HUGE_PAGES, MADV_HUGEPAGE)
-        library.free(start)
 
 
 def give_back_memory() -> None:
@@ -108,4 +83,3 @@ def give_back_memory() -> None:
     except (AttributeError, OSError, TypeError):
         return
     trim(0)
-    _ask_for_huge_pages()  # the end of the heap went with what it was asked for

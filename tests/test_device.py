@@ -1,7 +1,3 @@
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -60,7 +56,6 @@ class Library:
 def test_freed_memory_is_kept_unless_the_environment_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     library = Library()
     monkeypatch.setattr("sekd_cli.device.ctypes.CDLL", lambda name: library)
-    monkeypatch.setattr("sekd_cli.device._ask_for_huge_pages", lambda: None)
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000000")
     keep_freed_memory()
     assert library.told == {}
@@ -86,15 +81,3 @@ def test_where_there_is_no_such_library_nothing_happens(monkeypatch: pytest.Monk
 def test_a_number_beyond_all_devices_is_said(name: str) -> None:
     with pytest.raises(DeviceError, match=name):
         resolve_device(name)
-
-
-@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="this system has none")
-def test_memory_to_come_is_asked_for_in_huge_pages() -> None:
-    """In a process of its own, whose heap nothing else has split: the kernel notes what was asked for."""
-    program = (
-        "from sekd_cli.device import keep_freed_memory; keep_freed_memory(); print(open('/proc/self/smaps').read())"
-    )
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-    told = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    flags = re.findall(r"\[heap\](?:\n\w+:.*)*?\nVmFlags:(.*)", told.stdout)
-    assert any("hg" in of_heap.split() for of_heap in flags)
