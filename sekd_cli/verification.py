@@ -15,6 +15,7 @@ from sekd_cli.config import VerificationSettings
 FEWEST_MATCHES = {"homography": 4, "fundamental": 8, "essential": 6}
 SAMPLE = {"homography": 4, "fundamental": 7, "essential": 5}  # matches that determine a model
 DEFAULT_THRESHOLDS = {"homography": 3.0, "fundamental": 1.0, "essential": 1.0}  # pixels
+MIRROR = (-1.0, 1.0)  # of x and y
 CONFIDENCE, ITERATIONS = 0.9999, 10_000
 REFITS, FEWEST_REFITTED = 3, 8  # of a homography, by least squares; to twice as many matches as decide on one
 NEAR = 2.5  # medians of the inliers' errors, within which nearly all of normal errors lie (99 %), but not a longer tail
@@ -53,6 +54,18 @@ def verify(
     nothing = np.zeros(len(xy0), dtype=bool), None
     if len(xy0) < max(FEWEST_MATCHES[settings.model], settings.min_inliers):
         return nothing
+    inliers, model = _agreed(xy0, xy1, settings, cameras)
+    if model is None and settings.model == "homography":  # USAC refuses one that mirrors, as an EXIF orientation may
+        inliers, model = _agreed(xy0, xy1 * MIRROR, settings, cameras)
+        model = None if model is None else np.diag((*MIRROR, 1.0)) @ model
+    return inliers, model
+
+
+def _agreed(
+    xy0: np.ndarray, xy1: np.ndarray, settings: VerificationSettings, cameras: tuple[Camera, Camera] | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Which matches agree on a model, and the model; none, and None, where they are too few."""
+    nothing = np.zeros(len(xy0), dtype=bool), None
     try:
         model, mask = _fit(xy0.astype(np.float64), xy1.astype(np.float64), settings, cameras)
     except cv2.error:  # points that determine nothing (all in one place, on one line): some versions raise

@@ -183,3 +183,15 @@ def test_what_chance_has_grows_with_the_matches_and_with_the_threshold() -> None
     settings = VerificationSettings(model="homography", threshold=1)
     for few in range(5):
         assert is_chance(few, np.zeros((few, 2)), np.zeros((few, 2)), settings)
+
+
+def test_a_photograph_that_lies_mirrored_agrees_too() -> None:
+    """EXIF has such orientations; OpenCV's USAC refuses homographies that mirror."""
+    xy0, xy1 = plane()
+    settings = VerificationSettings(model="homography", threshold=2)
+    expected, _ = verify(xy0, xy1, settings)
+    inliers, model = verify(xy0, [599, 0] + xy1 * [-1, 1], settings)
+    np.testing.assert_array_equal(inliers, expected)
+    assert model is not None
+    found, true = (matrix @ [100, 100, 1] for matrix in (model, TRUE_HOMOGRAPHY))
+    assert 599 - found[0] / found[2] == pytest.approx(true[0] / true[2], abs=0.5)

@@ -13,7 +13,7 @@ import click
 import torch
 
 from sekd_cli.batch_extraction import BatchExtractor, Job
-from sekd_cli.commands.failure_list import FailureList
+from sekd_cli.commands.failure_list import FailureList, same_file
 from sekd_cli.commands.progress import progress_bar
 from sekd_cli.config import DetectionSettings, ViewSettings, parse_scales
 from sekd_cli.cores import available_cores
@@ -71,7 +71,7 @@ class ExtractOptions:
     def __post_init__(self) -> None:
         if self.max_pixels < 0:
             raise UsageError(f"--max-pixels {self.max_pixels}: give 0 (no limit) or more")
-        if self.failures is not None and os.path.realpath(self.failures) == os.path.realpath(self.output):
+        if self.failures is not None and same_file(self.failures, self.output):
             raise UsageError(f"--failures {self.failures}: is the output; give another file")
 
 

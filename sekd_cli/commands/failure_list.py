@@ -1,12 +1,20 @@
 """What failed, as JSON lines, for `--failures` of extract and match."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from sekd_cli.errors import OutputError
+
+
+def same_file(one: Path, other: Path) -> bool:
+    """Whether both are, or would be, the same file."""
+    if one.exists() and other.exists():
+        return one.samefile(other)
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 class FailureList:

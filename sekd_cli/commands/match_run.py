@@ -10,7 +10,7 @@ from typing import Self
 
 import click
 
-from sekd_cli.commands.failure_list import FailureList
+from sekd_cli.commands.failure_list import FailureList, same_file
 from sekd_cli.commands.progress import progress_bar
 from sekd_cli.config import MatchingSettings, VerificationSettings
 from sekd_cli.cores import available_cores
@@ -70,20 +70,13 @@ class MatchOptions:
             raise UsageError("--camera and --images: only with --verify essential")
         if self.verify == "essential" and self.camera is None and self.images is None:
             raise UsageError("--verify essential: give focal lengths with --camera, or --images to find them in EXIF")
-        if _same_file(self.output, self.features):
+        if same_file(self.output, self.features):
             raise UsageError(f"-o {self.output}: is the feature file; give another output")
         for what, path in (("feature", self.features), ("pairs", self.pairs), ("match", self.output)):
-            if self.failures is not None and _same_file(self.failures, path):
+            if self.failures is not None and same_file(self.failures, path):
                 raise UsageError(f"--failures {self.failures}: is the {what} file; give another")
         if not self.cache <= MOST_CACHE:
             raise UsageError(f"--cache {self.cache:g}: give GB of memory, such as 4")
-
-
-def _same_file(one: Path, other: Path) -> bool:
-    """Whether both are, or would be, the same file."""
-    if one.exists() and other.exists():
-        return one.samefile(other)
-    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def run(options: MatchOptions) -> int:
@@ -98,6 +91,8 @@ def run(options: MatchOptions) -> int:
     verification = _verification(options)
     shard = Shard() if options.shard is None else parse_shard(options.shard)
     decisive = asdict(matching) | ({"model": None} if verification is None else asdict(verification))
+    if verification is not None and verification.min_inliers:
+        decisive["of_chance"] = "nothing"  # since 107 of docs/EXPERIMENTS.md; files of before have it
     decisive["shard"] = str(shard)  # so that merging notices one that is missing or double
     device = resolve_device(options.device)
     cores = min(MOST_PROCESSES, available_cores())
