@@ -6,7 +6,7 @@ import os
 import stat
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -89,11 +89,16 @@ def _reason(path: Path, error: OSError) -> str:
 
 @contextmanager
 def create_hdf5(path: Path, attributes: Mapping[str, Any]) -> Iterator[h5py.File]:
-    """A new file with these root attributes, open while the block runs."""
-    with h5py.File(path, "w", libver=CHECKED_METADATA) as file:
-        for name, value in attributes.items():  # text inline: the heap of strings has no checksum
-            file.attrs[name] = np.bytes_(value.encode()) if isinstance(value, str) and value else value
-        yield file
+    """A new file with these root attributes, open while the block runs. Raises OSError if it can't be written."""
+    staged = StagedFile(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666), journal_of(path))
+    try:  # staged as what HDF5 calls must not fail: on a full disk it crashed
+        with h5py.File(staged, "w", libver=CHECKED_METADATA) as file:
+            for name, value in attributes.items():  # text inline: the heap of strings has no checksum
+                file.attrs[name] = np.bytes_(value.encode()) if isinstance(value, str) and value else value
+            yield file
+        staged.commit()
+    finally:
+        staged.close()
 
 
 def write_arrays(group: h5py.Group, arrays: Mapping[str, np.ndarray], checksum: str = CHECKSUM) -> None:
@@ -174,13 +179,23 @@ class HDF5Writer:
         try:
             self.file.flush()
             self._staged.commit()
+            self._see_that_it_is_there()
         except (OSError, RuntimeError) as error:
             raise self.failure(error) from error
+
+    def _see_that_it_is_there(self) -> None:
+        """Raise OSError if the file was deleted or replaced: nobody would ever see what goes into it."""
+        with suppress(OSError):
+            if os.path.samestat(self.path.stat(), self._staged.status()):
+                return
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
     def failure(self, error: Exception) -> OutputError:
         """What to tell after HDF5 failed: its own words say less than the operating system's."""
         self._failed = True
         self._staged.abandon()
+        if isinstance(error, OSError) and error.errno == errno.ESTALE:
+            return OutputError(f"{self.path}: {write_reason(error)}")
         cause = self._staged.error or error
         return OutputError(f"{self.path}: {write_reason(cause)}; what was done is kept, run the same command to go on")
 
@@ -189,6 +204,8 @@ class HDF5Writer:
         try:
             self.file.close()
             self._staged.commit()
+            if not self._failed:
+                self._see_that_it_is_there()
         except (OSError, RuntimeError, ValueError) as error:
             if not self._failed:
                 raise self.failure(error) from error
@@ -225,6 +242,7 @@ def write_reason(error: BaseException) -> str:
         errno.EACCES: "permission denied; give another output with -o",
         errno.EPERM: "permission denied; give another output with -o",
         errno.EISDIR: "is a folder; give a file with -o",
+        errno.ESTALE: "was deleted or replaced while it was written; run the same command again",
         errno.ENODEV: "is no ordinary file; give another output with -o",
         errno.ENOTDIR: "its folder is a file; give another output with -o",
         errno.EFBIG: "larger than this file system or process may write; give another output with -o",

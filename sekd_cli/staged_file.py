@@ -92,6 +92,10 @@ class StagedFile(io.RawIOBase):
         if self.error is not None:
             raise self.error
 
+    def status(self) -> os.stat_result:
+        """Of the open file, wherever its name leads by now."""
+        return os.fstat(self._descriptor)
+
     def abandon(self) -> None:
         """Write nothing more: the file stays as the last commit left it."""
         self._abandoned = True

@@ -1,6 +1,8 @@
 import errno
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -317,3 +319,31 @@ def test_a_file_system_without_hard_links_is_written_to(path: Path, monkeypatch:
         pass
     with h5py.File(path) as file:
         assert file.attrs["made"] == 1
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_file_that_was_deleted_or_replaced_meanwhile_is_told(path: Path, replaced: bool) -> None:
+    writer = HDF5Writer(path, {})
+    add(writer, 0)
+    path.unlink()
+    if replaced:
+        path.write_bytes(b"another's")
+    with pytest.raises(OutputError, match="deleted or replaced"):
+        add(writer, 1)
+    writer.close()
+
+
+def test_a_new_file_on_a_full_disk_is_one_error(path: Path) -> None:
+    program = f"""
+import numpy, resource
+from sekd_cli.hdf5_file import create_hdf5
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+try:
+    with create_hdf5({str(path)!r}, {{}}) as file:
+        for index in range(300):
+            file[str(index)] = numpy.arange(1000)
+except OSError as error:
+    print(error.errno)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{errno.EFBIG}\n", "")

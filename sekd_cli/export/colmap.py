@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sekd_cli.config import VerificationSettings
-from sekd_cli.errors import InputFileError, MissingExtraError, NothingToDoError, UsageError
+from sekd_cli.errors import InputFileError, MissingExtraError, NothingToDoError, OutputError, UsageError
 from sekd_cli.export.layouts import named_pairs
 from sekd_cli.feature_file import FeatureReader
 from sekd_cli.geometry import COLMAP_OFFSET
+from sekd_cli.hdf5_file import one_line
 from sekd_cli.match_file import MatchReader, fingerprint
 from sekd_cli.new_file import new_file
 from sekd_cli.pairs import Pair
@@ -88,6 +89,23 @@ def export_colmap(
     OutputError if `database` exists (unless `overwrite`) or can't be written.
     """
     pycolmap = require_pycolmap()
+    try:
+        return _exported(pycolmap, images, features, matches, database, camera, overwrite=overwrite, advance=advance)
+    except RuntimeError as error:  # pycolmap's of its database, which tells of a full disk by no number
+        raise OutputError(f"{database}: COLMAP can't write it ({one_line(error)}); is the disk full?") from error
+
+
+def _exported(
+    pycolmap: Any,
+    images: Path,
+    features: FeatureReader,
+    matches: MatchReader,
+    database: Path,
+    camera: CameraSettings,
+    *,
+    overwrite: bool,
+    advance: Callable[[], None],
+) -> ColmapExport:
     names = features.names()
     present = [name for name in names if (images / name).is_file()]
     if not present:
@@ -96,6 +114,8 @@ def export_colmap(
         )
     report = ColmapExport(missing=sorted(set(names) - set(present)))
     with new_file(database, overwrite=overwrite) as path:
+        path.touch()  # which tells why, where it can't be written
+        path.unlink()
         imported = _import_images(pycolmap, path, images, present, camera)
         described = _write_keypoints(pycolmap, path, features, imported)
         report.unreadable = [name for name in present if name not in imported]
