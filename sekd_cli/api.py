@@ -107,7 +107,7 @@ class Sekd:
         rotations: bool = False,
         verify: str | None = None,
         verify_threshold: float | None = None,
-        min_inliers: int = 15,
+        min_inliers: int | None = None,
         cameras: tuple[Camera, Camera] | None = None,
     ) -> Matches:
         """Mutual nearest neighbours of two images' descriptors, on the CPU when done.
@@ -115,8 +115,8 @@ class Sekd:
         The filters are those of `sekd match`; `temperature` is its --dual-softmax. `rotations` tries the second image
         at all four quarter turns, which takes features extracted with rotations. `verify` (homography, fundamental or
         essential) keeps what agrees on one geometry to `verify_threshold` pixels (by default 3, 1 and 1), nothing where
-        it is fewer than `min_inliers` or chance; essential takes both `cameras`. Raises UsageError for values that make
-        no sense, features of different networks, or features without turns.
+        it is fewer than `min_inliers` (15) or chance; essential takes both `cameras`. Raises UsageError for values that
+        make no sense, features of different networks, or features without turns.
         """
         dimension0, dimension1 = features0.descriptors.shape[1], features1.descriptors.shape[1]
         if dimension0 != dimension1:
@@ -158,16 +158,19 @@ class Sekd:
 
 
 def _verification(
-    model: str | None, threshold: float | None, min_inliers: int, cameras: tuple[Camera, Camera] | None
+    model: str | None, threshold: float | None, min_inliers: int | None, cameras: tuple[Camera, Camera] | None
 ) -> VerificationSettings | None:
     if model is None:
+        if (threshold, min_inliers, cameras) != (None, None, None):
+            raise UsageError("verify_threshold, min_inliers and cameras: only with verify")
         return None
     if model not in DEFAULT_THRESHOLDS:
         raise UsageError(f"verify {model!r}: give {', '.join(DEFAULT_THRESHOLDS)}, or None")
     if (model == "essential") != (cameras is not None):
         raise UsageError("cameras: give both with verify='essential', none with others")
     limit = DEFAULT_THRESHOLDS[model] if threshold is None else threshold
-    return VerificationSettings(model=model, threshold=limit, min_inliers=min_inliers)
+    least = VerificationSettings.min_inliers if min_inliers is None else min_inliers
+    return VerificationSettings(model=model, threshold=limit, min_inliers=least)
 
 
 def _photograph(pixels: np.ndarray) -> Photograph:

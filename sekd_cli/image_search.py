@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from sekd_cli.errors import UsageError
@@ -71,9 +72,9 @@ def _expand(given: Path) -> Iterator[tuple[Path, Path]]:
 
 def _each_folder_once(matches: Iterable[Path]) -> Iterator[Path]:
     """Matches of a pattern without those in a folder that came already by a shorter way: links may form a circle."""
-    seen: dict[str, Path] = {}
+    real, seen = cache(os.path.realpath), dict[str, Path]()
     for match in sorted(matches, key=lambda match: len(match.parts)):
-        if seen.setdefault(os.path.realpath(match.parent), match.parent) == match.parent:
+        if seen.setdefault(real(match.parent), match.parent) == match.parent:
             yield match
 
 

@@ -50,6 +50,11 @@ STRIP_PIXELS = 2**24  # converted at a time, so that a huge image is never there
 ORIENTATION_TAG, BITS_TAG = 0x0112, 0x0102  # of EXIF and TIFF: how it lies, bits of each channel
 WIDTH_TAG, HEIGHT_TAG = 0x0100, 0x0101  # of TIFF
 NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)  # what an error has where there can be no such file
+COMPLAINTS = {
+    **dict.fromkeys(NOWHERE, "no such file; check the path"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "permission denied; make it readable"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "too many files are open; raise ulimit -n"),
+}
 
 # EXIF orientation: how upright pixels come from stored ones: (transpose first?, then mirror x?, then mirror y?)
 ORIENTATIONS = {
@@ -120,10 +125,13 @@ def read_mask(path: Path, photograph: Photograph) -> np.ndarray:
             there, here = ("x".join(map(str, each)) for each in (size, photograph.stored_size))
             raise ImageError(f"{path}: mask of {there}, but its image has {here} pixels")
         if _has_numbers(image):
-            lit = np.asarray(image) != 0  # before it is scaled, which makes the least of labels black
+            turned = _orientation(image) if image.format == "TIFF" else 1
+            lit: np.ndarray = turn_back(
+                np.asarray(np.asarray(image) != 0), turned
+            )  # not scaled, which makes the least of labels black
         else:
             pixels, _ = _decode(image, path, colour=image.mode not in {"1", "L"})
-            lit = pixels.any(axis=2) if pixels.ndim == 3 else pixels > 0
+            lit = np.asarray(pixels.any(axis=2) if pixels.ndim == 3 else pixels > 0)
     return turn_upright(lit, photograph.orientation)
 
 
@@ -158,7 +166,7 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):
             if stat.S_ISDIR(mode) and not os.access(path, os.R_OK | os.X_OK):
-                raise PermissionError
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             what = "a folder" if stat.S_ISDIR(mode) else "neither a file nor a folder"
             raise ImageError(f"{path}: {what}, not an image; leave it out")
         with open_unlimited(path) as image:
@@ -211,10 +219,8 @@ def size_in_file(image: Image.Image) -> tuple[int, int]:
 
 
 def _complaint(path: Path, error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno in NOWHERE:
-        return "no such file; check the path"
-    if isinstance(error, PermissionError):
-        return "permission denied; make it readable"
+    if isinstance(error, OSError) and (told := COMPLAINTS.get(error.errno or 0)):
+        return told
     if path.is_file() and path.stat().st_size == 0:
         return "an empty file; copy it again"
     if isinstance(error, UnidentifiedImageError):

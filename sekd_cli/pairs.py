@@ -13,7 +13,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import BinaryIO
 
-from sekd_cli.errors import InputFileError
+from sekd_cli.errors import InputFileError, UsageError
 from sekd_cli.hdf5_file import HDF5_MAGIC
 
 Pair = tuple[str, str]
@@ -26,6 +26,8 @@ def read_pairs(source: str | Path) -> Iterator[Pair]:
     names.
     """
     if str(source) == "-":
+        if sys.stdin is None:
+            raise UsageError("-: standard input is closed; give a file, or a list of pairs there")
         yield from parse_pairs(sys.stdin.buffer, "standard input")
         return
     try:

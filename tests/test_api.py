@@ -155,3 +155,10 @@ def test_matches_are_verified_as_on_the_command_line(sekd: Sekd) -> None:
     for wrong in ({"verify": "line"}, {"verify": "essential"}, {"verify": "fundamental", "cameras": (camera, camera)}):
         with pytest.raises(UsageError, match=r"verify|cameras"):
             sekd.match(one, other, **wrong)  # type: ignore[arg-type]
+
+
+def test_how_to_verify_without_verifying_is_an_error(sekd: Sekd) -> None:
+    one = features_from([[1, 0], [0, 1]])
+    for idle in ({"min_inliers": 3}, {"verify_threshold": 2.0}):
+        with pytest.raises(UsageError, match="only with verify"):
+            sekd.match(one, one, **idle)  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from sekd_cli.evaluation.homography import (
     fractions_below,
     matching_accuracy,
     repeatability,
+    transfer_errors,
     warp,
 )
 from sekd_cli.evaluation.homography_benchmark import (
@@ -290,3 +291,12 @@ def test_an_image_that_is_missing_or_double_is_named(tmp_path: Path) -> None:
         path.unlink()
     with pytest.raises(InputFileError, match=r"v_drawn: 0 files named 2\.\*"):
         read_sequences(tmp_path)
+
+
+def test_a_homography_is_known_up_to_a_factor() -> None:
+    random = np.random.default_rng(0)
+    homography = np.array([[1.1, 0.1, 20], [-0.05, 0.9, 10], [1e-4, 2e-5, 1]])
+    xy0 = random.uniform(0, 600, (20, 2))
+    xy1 = warp(xy0, homography)
+    for factor in (1, 3, -3):
+        np.testing.assert_allclose(transfer_errors(xy0, xy1, factor * homography), 0, atol=1e-9)

@@ -48,6 +48,8 @@ def pairs(source: tuple[str, ...], *, sequential: int | None, nearest: int | Non
 
     if options["overwrite"] and options["output"] is None:
         raise UsageError("--overwrite: only with -o")
+    if sys.stdout is None and options["output"] is None:
+        raise UsageError("standard output is closed; give -o FILE")
     if loop and not sequential:
         raise UsageError("--loop: only with --sequential")
     feature_file = next((Path(one) for one in source if _is_hdf5(Path(one))), None)

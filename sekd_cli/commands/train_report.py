@@ -57,7 +57,9 @@ class RunReport(Reporter):
 
     def decode(self, data: tuple[str, ...], cache: Path, size: int) -> Photographs:
         """The photographs, decoded once, with a bar while that lasts."""
-        entries = [entry for path in data for entry in find_images([path])]  # names may meet: only pixels count
+        found = [entry for path in data for entry in find_images([path])]  # names may meet: only pixels count
+        own = self.run.path.resolve()  # whose pictures are no photographs
+        entries = [entry for entry in found if not entry.path.resolve().is_relative_to(own)]
         self._begin("decoding", len(entries), 0, "photographs")
         advance: Callable[[], None] = lambda: self._reach(self.done + 1)  # noqa: E731
         photographs = cache_photographs(entries, cache, size, advance)

@@ -39,9 +39,10 @@ class Photographs:
         return self._bytes.size / 1e6
 
     def digest(self) -> str:
-        """SHA-256 of which photographs these are, their order and their size here."""
-        names = (self.folder / "photographs.json").read_bytes()
-        return hashlib.sha256(names + self.sizes.tobytes()).hexdigest()
+        """SHA-256 of which photographs these are: the sizes of the files in their order, and their sizes here."""
+        files = json.loads((self.folder / "photographs.json").read_text(encoding="utf-8"))["files"]
+        bytes_of_each = json.dumps([size for _, size in files]).encode()  # not where they lie, which may change
+        return hashlib.sha256(bytes_of_each + self.sizes.tobytes()).hexdigest()
 
     def __getitem__(self, index: int) -> Tensor:
         width, height = (int(edge) for edge in self.sizes[index])
