@@ -2,21 +2,23 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
 import safetensors
 
 from sekd_cli.errors import InputFileError
-from sekd_cli.file_contents import FEATURES, MATCHES, Item, items, kind_of, plain, reading, settings_of
+from sekd_cli.file_contents import FEATURES, MATCHES, items, kind_of, plain, reading, settings_of
 from sekd_cli.hdf5_file import HDF5_MAGIC, open_for_reading
 from sekd_cli.networks.weights_file import load_network, weights_digest
 from sekd_cli.stored_matches import MODELS
 
 HISTOGRAM_BINS = 16
+
+Facts = TypeVar("Facts")
 
 
 def file_info(path: Path) -> dict[str, Any]:
@@ -85,25 +87,31 @@ def _hdf5_info(path: Path) -> dict[str, Any]:
 
 
 def _features_info(file: h5py.File) -> dict[str, Any]:
-    complete, incomplete = _sorted_out(file, FEATURES)
-    counts = [int(item.group["keypoints"].shape[0]) for item in complete]
-    kinds = Counter((int(one.shape[0]), str(one.dtype)) for one in (item.group["descriptors"] for item in complete))
+    complete, incomplete = _told(file, FEATURES, _image_facts)
+    counts = [count for _, (count, _) in complete]
+    kinds = Counter(kind for _, (_, kind) in complete)
     return {
         "images": len(complete),
         "incomplete": incomplete,
         "keypoints": sum(counts),
         "keypoints_per_image": distribution(counts),
-        "without_keypoints": [item.name for item, count in zip(complete, counts, strict=True) if not count],
+        "without_keypoints": [name for name, (count, _) in complete if not count],
         "descriptors": [{"dim": dim, "dtype": dtype, "images": count} for (dim, dtype), count in kinds.items()],
     }
 
 
+def _image_facts(group: h5py.Group) -> tuple[int, tuple[int, str]]:
+    """Number of keypoints; dimension and type of the descriptors."""
+    descriptors = group["descriptors"]
+    return int(group["keypoints"].shape[0]), (int(descriptors.shape[0]), str(descriptors.dtype))
+
+
 def _matches_info(file: h5py.File) -> dict[str, Any]:
-    complete, incomplete = _sorted_out(file, MATCHES)
-    counts = [int((item.group["matches0"][()] >= 0).sum()) for item in complete]
-    models = Counter(model for item in complete for model in MODELS if model in item.group)
+    complete, incomplete = _told(file, MATCHES, _pair_facts)
+    counts = [count for _, (count, _) in complete]
+    models = Counter(model for _, (_, of_pair) in complete for model in of_pair)
     return {
-        "images": len({name for item in complete for name in item.name.split("/")}),
+        "images": len({image for name, _ in complete for image in name.split("/")}),
         "pairs": len(complete),
         "incomplete": incomplete,
         "matches": sum(counts),
@@ -113,15 +121,28 @@ def _matches_info(file: h5py.File) -> dict[str, Any]:
     }
 
 
+def _pair_facts(group: h5py.Group) -> tuple[int, tuple[str, ...]]:
+    """Number of matches; models that they were verified by."""
+    return int((group["matches0"][()] >= 0).sum()), tuple(model for model in MODELS if model in group)
+
+
 def _flat_info(file: h5py.File) -> dict[str, Any]:
     shapes = [one.shape for one in file.values() if isinstance(one, h5py.Dataset)]
     return {"datasets": len(shapes), "rows_per_dataset": distribution([shape[0] if shape else 1 for shape in shapes])}
 
 
-def _sorted_out(file: h5py.File, kind: str) -> tuple[list[Item], list[str]]:
-    """Complete items, and names of the others."""
-    everything = list(items(file, kind))
-    return [item for item in everything if item.complete], [item.name for item in everything if not item.complete]
+def _told(
+    file: h5py.File, kind: str, facts: Callable[[h5py.Group], Facts]
+) -> tuple[list[tuple[str, Facts]], list[str]]:
+    """Names of what is complete, each with its facts, and names of what isn't; no group stays open."""
+    complete: list[tuple[str, Facts]] = []
+    incomplete = []
+    for item in items(file, kind):
+        if item.complete:
+            complete.append((item.name, facts(item.group)))
+        else:
+            incomplete.append(item.name)
+    return complete, incomplete
 
 
 def _origin(file: h5py.File) -> dict[str, Any]:
