@@ -3,7 +3,8 @@
 import glob
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -89,23 +90,6 @@ def export_colmap(
     OutputError if `database` exists (unless `overwrite`) or can't be written.
     """
     pycolmap = require_pycolmap()
-    try:
-        return _exported(pycolmap, images, features, matches, database, camera, overwrite=overwrite, advance=advance)
-    except RuntimeError as error:  # pycolmap's of its database, which tells of a full disk by no number
-        raise OutputError(f"{database}: COLMAP can't write it ({one_line(error)}); is the disk full?") from error
-
-
-def _exported(
-    pycolmap: Any,
-    images: Path,
-    features: FeatureReader,
-    matches: MatchReader,
-    database: Path,
-    camera: CameraSettings,
-    *,
-    overwrite: bool,
-    advance: Callable[[], None],
-) -> ColmapExport:
     names = features.names()
     present = [name for name in names if (images / name).is_file()]
     if not present:
@@ -113,7 +97,7 @@ def _exported(
             f"{images} has none of the {len(names)} images of {features.path}; give their own folder"
         )
     report = ColmapExport(missing=sorted(set(names) - set(present)))
-    with new_file(database, overwrite=overwrite) as path:
+    with _told_in_a_line(database), new_file(database, overwrite=overwrite) as path:
         path.touch()  # which tells why, where it can't be written
         path.unlink()
         imported = _import_images(pycolmap, path, images, present, camera)
@@ -142,6 +126,14 @@ def _exported(
             report.verified_pairs = opened.num_verified_image_pairs()
         _clear_side_files(Path(os.path.realpath(database)))
     return report
+
+
+@contextmanager
+def _told_in_a_line(database: Path) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # pycolmap's of its database, which tells of a full disk by no number
+        raise OutputError(f"{database}: COLMAP can't write it ({one_line(error)}); is the disk full?") from error
 
 
 def _forget_chance(pycolmap: Any, database: Any, error: float) -> int:
