@@ -239,7 +239,7 @@ def test_a_second_writer_is_told_to_wait(extract: Extract, photos: Path, capsys:
     assert "another process is using it" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("room", [0, 3, 10, 15, 20, 30])
+@pytest.mark.parametrize("room", [3, 10, 15, 20, 30])
 def test_a_disk_that_fills_up_is_said_and_the_same_command_goes_on(
     extract: Extract, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], room: int
 ) -> None:
@@ -262,6 +262,18 @@ def test_a_disk_that_fills_up_is_said_and_the_same_command_goes_on(
     assert extract("photos") == 0
     assert f"{3 - len(before)} images done" in capsys.readouterr().err
     assert_same(stored(), stored("whole.h5"))
+
+
+def test_a_disk_that_is_full_from_the_beginning_leaves_no_file(
+    extract: Extract, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    assert extract("photos") == 5
+    assert capsys.readouterr().err == "error: feats.h5: the disk is full; free some space\n"
+    assert not list(Path().glob("*feats.h5*"))
 
 
 def test_masks_are_named_as_colmap_does_and_black_is_ignored(extract: Extract, photos: Path) -> None:
