@@ -187,7 +187,7 @@ def test_a_file_without_pairs_takes_any_settings(tmp_path: Path, attributes: dic
 
 def test_a_feature_file_is_not_written_to(features: Path, attributes: dict[str, Any]) -> None:
     before = features.read_bytes()
-    with pytest.raises(OutputError, match="not a match file"):
+    with pytest.raises(OutputError, match="holds features, not matches"):
         MatchWriter(features, attributes)
     assert features.read_bytes() == before
 
