@@ -30,7 +30,7 @@ MODELS = ("homography", "fundamental", "essential")
 @click.option("--verify", type=click.Choice(MODELS), help="Keep only what agrees on such a model.")
 @click.option("--threshold", type=float, help="Largest error of an inlier in pixels; default: homography 3, others 1.")
 @click.option("--min-inliers", type=int, help="With fewer a pair keeps no match; 0 keeps any; default: 15.")
-@click.option("--camera", metavar="F|FX,FY,CX,CY", help="In pixels of the files, for essential; F alone where these differ in size.")
+@click.option("--camera", metavar="F|FX,FY,CX,CY", help="In pixels, for essential; F alone where files differ in size.")
 @click.option(
     "--images",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
