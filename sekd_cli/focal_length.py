@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import ExifTags
 
 from sekd_cli.errors import ImageError
-from sekd_cli.images import open_unlimited, size_in_file
+from sekd_cli.image_opening import open_unlimited, size_in_file
 
 FILM_DIAGONAL = 43.267  # mm of a 36 x 24 mm frame, to which "35 mm equivalent" focal lengths refer (CIPA DCG-001)
 UNIT_MM = {2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}  # of the resolution of the focal plane: inch, cm, mm, um

@@ -1,4 +1,4 @@
-"""HDF5 files with one writer, whose every commit is durable whatever kills it, and a clear line for what is wrong."""
+"""HDF5 files: opened, made and checked, with a clear line for what is wrong; `hdf5_writer` adds to them."""
 
 import errno
 import fcntl
@@ -6,16 +6,15 @@ import os
 import stat
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import h5py
 import numpy as np
 from h5py import h5a, h5d, h5p, h5s, h5t
 
-from sekd_cli.errors import InputFileError, OutputError, SekdError
+from sekd_cli.errors import InputFileError, SekdError
 from sekd_cli.staged_file import StagedFile, apply_journal, journal_of
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -25,7 +24,6 @@ CHECKED_METADATA = ("v108", "v108")
 the first made HDF5's C code go round in circles. The third marks files as open, so that a kill spoils them."""
 DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError)
 """What h5py raises on a damaged file, and what becomes of a file's content that is none of what it should be."""
-METADATA_BYTES = 256 << 10  # of a file being written, kept in memory
 UNTIMED = h5p.create(h5p.DATASET_CREATE)
 UNTIMED.set_obj_track_times(False)  # the same numbers make the same file
 CHECKSUM = "crc32"  # attribute of a group: of its arrays, which HDF5 doesn't check
@@ -56,7 +54,7 @@ def open_for_reading(path: Path, kind: str) -> h5py.File:
     except BlockingIOError as error:
         raise InputFileError(f"{path}: being written by another process; wait until it is done") from error
     except OSError as error:
-        raise InputFileError(f"{path}: {_reason(path, error)}; give the {kind} file that sekd wrote") from error
+        raise InputFileError(f"{path}: {reading_reason(path, error)}; give the {kind} file that sekd wrote") from error
 
 
 @contextmanager
@@ -74,7 +72,8 @@ def one_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _reason(path: Path, error: OSError) -> str:
+def reading_reason(path: Path, error: OSError) -> str:
+    """Why a file can't be opened."""
     if isinstance(error, PermissionError):
         return "not readable (permission denied)"
     try:
@@ -149,90 +148,6 @@ def member(group: h5py.Group, name: str) -> object:
     return found
 
 
-class HDF5Writer:
-    """A file open for adding groups, locked against other writers; `commit` makes what was added durable."""
-
-    def __init__(self, path: Path, attributes: Mapping[str, Any], *, overwrite: bool = False) -> None:
-        """Open `path`, or create it with the root `attributes`; `overwrite` starts afresh in any case.
-
-        Raises OutputError if it can't be written, isn't HDF5, or another process is writing it.
-        """
-        self.path = path
-        self._failed = False
-        try:
-            self._staged = _open_locked(Path(os.path.realpath(path)), attributes, overwrite=overwrite)
-        except BlockingIOError as error:
-            message = f"{path}: another process is using it; wait for that one, or give another output with -o"
-            raise OutputError(message) from error
-        except OSError as error:
-            raise OutputError(f"{path}: {write_reason(error)}") from error
-        try:
-            self.file = h5py.File(self._staged, "r+", libver=CHECKED_METADATA)
-        except OSError as error:
-            self._staged.close()
-            message = f"{path}: {_reason(path, error)}, so nothing was written; give another output with -o"
-            raise OutputError(message) from error
-        _bound_memory(self.file)
-
-    def commit(self) -> None:
-        """Make everything added so far part of the file. Raises OutputError, and leaves the file as it was before."""
-        try:
-            self.file.flush()
-            self._staged.commit()
-            self._see_that_it_is_there()
-        except (OSError, RuntimeError) as error:
-            raise self.failure(error) from error
-
-    def _see_that_it_is_there(self) -> None:
-        """Raise OSError if the file was deleted or replaced: nobody would ever see what goes into it."""
-        with suppress(OSError):
-            if os.path.samestat(self.path.stat(), self._staged.status()):
-                return
-        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-
-    def failure(self, error: Exception) -> OutputError:
-        """What to tell after HDF5 failed: its own words say less than the operating system's."""
-        self._failed = True
-        self._staged.abandon()
-        if isinstance(error, OSError) and error.errno == errno.ESTALE:
-            return OutputError(f"{self.path}: {write_reason(error)}")
-        cause = self._staged.error or error
-        return OutputError(f"{self.path}: {write_reason(cause)}; what was done is kept, run the same command to go on")
-
-    def close(self) -> None:
-        """Commit and close; after a failure, close and leave the file at its last commit."""
-        try:
-            self.file.close()
-            self._staged.commit()
-            if not self._failed:
-                self._see_that_it_is_there()
-        except (OSError, RuntimeError, ValueError) as error:
-            if not self._failed:
-                raise self.failure(error) from error
-        finally:
-            self._staged.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            self._failed = True  # and the exception tells of it
-            self._staged.abandon()
-        self.close()
-
-
-def _bound_memory(file: h5py.File) -> None:
-    """Keep HDF5 from holding more of what was written than it needs: by itself it grows up to 32 MB."""
-    settings = file.id.get_mdc_config()
-    settings.max_size = settings.initial_size = METADATA_BYTES
-    settings.min_size = min(settings.min_size, METADATA_BYTES)
-    settings.set_initial_size = True
-    file.id.set_mdc_config(settings)
-
-
 def write_reason(error: BaseException) -> str:
     """Why a file can't be written, with the remedy."""
     remedies = {
@@ -251,70 +166,14 @@ def write_reason(error: BaseException) -> str:
     return remedies.get(number or 0, f"can't be written ({one_line(error)})")
 
 
-def _open_locked(path: Path, attributes: Mapping[str, Any], *, overwrite: bool) -> StagedFile:
-    """The file at `path`, created where needed, its lock held. Raises OSError, BlockingIOError if locked already."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    old = os.open(path, os.O_RDWR) if path.exists() else None
-    if old is None:
-        journal_of(path).unlink(missing_ok=True)  # of a file that was deleted since
-    try:
-        if old is not None:
-            refuse_devices(os.fstat(old))
-            _lock(old)
-            apply_journal(old, journal_of(path))
-            _refuse_other_files(old)
-            if not overwrite and os.fstat(old).st_size:
-                staged, old = StagedFile(old, journal_of(path)), None
-                return staged
-        return StagedFile(_create_locked(path, attributes, replace=old is not None), journal_of(path))
-    finally:
-        if old is not None:
-            os.close(old)
-
-
 def refuse_devices(status: os.stat_result) -> None:
     """Raise OSError for /dev/null and its like, which root could replace by a file, to everybody's harm."""
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
         raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
 
 
-def _refuse_other_files(descriptor: int) -> None:
-    start = os.pread(descriptor, len(HDF5_MAGIC), 0)
-    if start and start != HDF5_MAGIC:
-        raise OSError("it exists and is not an HDF5 file, so it stays as it is; give another output with -o")
-
-
-def _create_locked(path: Path, attributes: Mapping[str, Any], *, replace: bool) -> int:
-    """Put a new file with these root attributes at `path` in one step, already locked."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with create_hdf5(temporary, attributes):
-            pass
-        descriptor = os.open(temporary, os.O_RDWR)
-        _lock(descriptor)
-        if replace:
-            temporary.replace(path)
-        else:
-            _put_in_place(temporary, path)
-    except FileExistsError as error:
-        raise BlockingIOError(errno.EAGAIN, "created by another process meanwhile") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return descriptor
-
-
-def _put_in_place(temporary: Path, path: Path) -> None:
-    """Move a file to a new path. Raises FileExistsError where another process was faster."""
-    try:
-        path.hardlink_to(temporary)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links, as exFAT
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-        temporary.replace(path)
-
-
-def _lock(descriptor: int) -> None:
+def lock(descriptor: int) -> None:
+    """Lock a file against other writers. Raises BlockingIOError if one has it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -326,7 +185,7 @@ def _lock(descriptor: int) -> None:
 def _recover(path: Path) -> None:
     descriptor = os.open(path, os.O_RDWR)
     try:
-        _lock(descriptor)
+        lock(descriptor)
         apply_journal(descriptor, journal_of(path))
     finally:
         os.close(descriptor)

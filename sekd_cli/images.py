@@ -1,4 +1,4 @@
-"""Photographs from disk: finding them, reading any that a camera, scanner or program writes, turning them upright.
+"""Photographs from disk: decoding any that a camera, scanner or program writes, turning them upright.
 
 The network sees a photograph upright, as its EXIF orientation says; keypoints are stored in the pixel grid of the file
 as it is, so they go back through `to_stored`. Grey is the same for every format: 8 bits a channel, then OpenCV's 0.299
@@ -6,22 +6,15 @@ R + 0.587 G + 0.114 B, rounded; a JPEG's is stored in it and taken from there. W
 on mid-grey, which neither black nor white content vanishes on.
 """
 
-import errno
-import os
-import stat
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from sekd_cli.errors import ImageError
+from sekd_cli.image_opening import opened, size_in_file
 from sekd_cli.image_search import ImageEntry, find_images
 
 __all__ = [
@@ -29,33 +22,19 @@ __all__ = [
     "ImageEntry",
     "Photograph",
     "find_images",
-    "open_unlimited",
     "read_image",
     "read_image_size",
     "read_mask",
-    "size_in_file",
     "to_eight_bits",
     "to_stored",
     "turn_back",
     "turn_upright",
 ]
 
-FORMATS = ("JPEG", "MPO", "PNG", "TIFF", "WEBP", "PPM", "BMP", "DIB", "GIF", "JPEG2000", "AVIF", "TGA", "HEIF")
-"""What Pillow may decode here; its other formats are no photographs, and some start other programs."""
-HEIC_SUFFIXES = {".heic", ".heif"}  # of phones' photographs, which take the extra `heic`
-
 DEFAULT_MAX_PIXELS = 250_000_000  # above every camera's; a small file can claim billions and fill the memory
 BACKGROUND = 128  # grey under transparent pixels
 STRIP_PIXELS = 2**24  # converted at a time, so that a huge image is never there twice in colour
 ORIENTATION_TAG, BITS_TAG = 0x0112, 0x0102  # of EXIF and TIFF: how it lies, bits of each channel
-WIDTH_TAG, HEIGHT_TAG = 0x0100, 0x0101  # of TIFF
-NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)  # what an error has where there can be no such file
-COMPLAINTS = {
-    **dict.fromkeys(NOWHERE, "no such file; check the path"),
-    **dict.fromkeys((errno.EACCES, errno.EPERM), "permission denied; make it readable"),
-    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "too many files are open; raise ulimit -n"),
-}
-
 # EXIF orientation: how upright pixels come from stored ones: (transpose first?, then mirror x?, then mirror y?)
 ORIENTATIONS = {
     1: (False, False, False),
@@ -67,17 +46,6 @@ ORIENTATIONS = {
     7: (True, True, True),
     8: (True, False, True),
 }
-
-_opening = threading.Lock()
-
-
-def _nobody_is_opening() -> None:
-    global _opening  # noqa: PLW0603 - a fork leaves behind the thread that may hold it
-    _opening = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_nobody_is_opening)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +71,7 @@ def read_image(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS, colour: bool
 
     Raises ImageError, one line that names the file and the remedy, whatever is wrong with it.
     """
-    with _opened(path, max_pixels) as image:
+    with opened(path, max_pixels) as image:
         pixels, orientation = _decode(image, path, colour=colour)
     height, width = pixels.shape[:2]
     return Photograph(pixels=turn_upright(pixels, orientation), orientation=orientation, stored_size=(width, height))
@@ -111,7 +79,7 @@ def read_image(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS, colour: bool
 
 def read_image_size(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[int, int]:
     """Width and height in the file, from its header alone. Raises ImageError."""
-    with _opened(path, max_pixels) as image:
+    with opened(path, max_pixels) as image:
         return size_in_file(image)
 
 
@@ -120,15 +88,13 @@ def read_mask(path: Path, photograph: Photograph) -> np.ndarray:
 
     Raises ImageError if it can't be read or isn't as large as the photograph.
     """
-    with _opened(path, max_pixels=0) as image:
+    with opened(path, max_pixels=0) as image:
         if (size := size_in_file(image)) != photograph.stored_size:
             there, here = ("x".join(map(str, each)) for each in (size, photograph.stored_size))
             raise ImageError(f"{path}: mask of {there}, but its image has {here} pixels")
         if _has_numbers(image):
-            turned = _orientation(image) if image.format == "TIFF" else 1
-            lit: np.ndarray = turn_back(
-                np.asarray(np.asarray(image) != 0), turned
-            )  # not scaled, which makes the least of labels black
+            lit = np.asarray(np.asarray(image) != 0)  # not scaled, which makes the least of labels black
+            lit = turn_back(lit, _orientation(image)) if image.format == "TIFF" else lit
         else:
             pixels, _ = _decode(image, path, colour=image.mode not in {"1", "L"})
             lit = np.asarray(pixels.any(axis=2) if pixels.ndim == 3 else pixels > 0)
@@ -157,78 +123,6 @@ def to_stored(xy: np.ndarray, orientation: int, stored_size: tuple[int, int]) ->
     x = width - 1 - xy[:, 0] if mirror_x else xy[:, 0]
     y = height - 1 - xy[:, 1] if mirror_y else xy[:, 1]
     return np.stack((y, x) if transpose else (x, y), axis=1)
-
-
-@contextmanager
-def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
-    """The image at `path`, its header read and its size accepted; turns all that goes wrong into an ImageError."""
-    try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
-            if stat.S_ISDIR(mode) and not os.access(path, os.R_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            what = "a folder" if stat.S_ISDIR(mode) else "neither a file nor a folder"
-            raise ImageError(f"{path}: {what}, not an image; leave it out")
-        with open_unlimited(path) as image:
-            width, height = image.size
-            if max_pixels and width * height > max_pixels:
-                limit = f"more than {max_pixels / 1e6:g} million pixels"
-                raise ImageError(f"{path}: {width}x{height} is {limit}; raise --max-pixels if you trust it")
-            yield image
-    except ImageError:
-        raise
-    except MemoryError as error:
-        raise ImageError(f"{path}: too large for the memory; make it smaller") from error
-    except Exception as error:  # Pillow's decoders raise a dozen kinds for damage; this is one file, and it is named
-        raise ImageError(f"{path}: {_complaint(path, error)}") from error
-
-
-@contextmanager
-def open_unlimited(path: Path) -> Iterator[Image.Image]:
-    """Pillow's `open` without its own limit on pixels, which is a global of the whole process; raises what it does.
-
-    By a stream: a path's raw pixels it may map into memory, which scrambles those of a TIFF that is to be turned.
-    """
-    with path.open("rb") as stream:
-        with _opening:
-            limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-            try:
-                image = Image.open(stream, formats=_readable_formats())
-            finally:
-                Image.MAX_IMAGE_PIXELS = limit
-        with image:
-            yield image
-
-
-@cache
-def _readable_formats() -> list[str]:
-    Image.init()
-    with suppress(ImportError):
-        from pillow_heif import register_heif_opener  # noqa: PLC0415 - an extra
-
-        register_heif_opener(thumbnails=False)
-    return [name for name in FORMATS if name in Image.OPEN]
-
-
-def size_in_file(image: Image.Image) -> tuple[int, int]:
-    """Width and height in the file; Pillow tells those of a TIFF as they are when it is upright, since 11.3."""
-    if image.format == "TIFF":
-        tags: Any = getattr(image, "tag_v2")  # noqa: B009 - a TIFF has it, other images don't
-        return int(tags[WIDTH_TAG]), int(tags[HEIGHT_TAG])
-    return image.size
-
-
-def _complaint(path: Path, error: Exception) -> str:
-    if isinstance(error, OSError) and (told := COMPLAINTS.get(error.errno or 0)):
-        return told
-    if path.is_file() and path.stat().st_size == 0:
-        return "an empty file; copy it again"
-    if isinstance(error, UnidentifiedImageError):
-        if path.suffix.lower() in HEIC_SUFFIXES and "HEIF" not in _readable_formats():
-            return "HEIC takes a package: pip install 'sekd[heic]'; or convert it to JPEG"
-        return "not an image that sekd reads; convert it to JPEG or PNG"
-    reason = f" ({error})" if isinstance(error, OSError) else ""  # others speak of Pillow's inside
-    return f"damaged or truncated{reason}; copy it again, or convert it to PNG"
 
 
 def _orientation(image: Image.Image) -> int:

@@ -8,7 +8,8 @@ from types import TracebackType
 from typing import Any, ClassVar, Self
 
 from sekd_cli.errors import InputFileError, OutputError
-from sekd_cli.hdf5_file import HDF5Writer, open_for_reading, plain_attributes, watching_for_damage
+from sekd_cli.hdf5_file import open_for_reading, plain_attributes, watching_for_damage
+from sekd_cli.hdf5_writer import HDF5Writer
 
 SCHEMA = 1  # raised when a file written now can't be read by the code of before
 

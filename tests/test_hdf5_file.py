@@ -14,7 +14,6 @@ import pytest
 from sekd_cli.errors import InputFileError, OutputError
 from sekd_cli.hdf5_file import (
     CHECKSUM,
-    HDF5Writer,
     add_attribute,
     check_name,
     create_hdf5,
@@ -22,6 +21,7 @@ from sekd_cli.hdf5_file import (
     write_arrays,
     write_reason,
 )
+from sekd_cli.hdf5_writer import HDF5Writer
 from sekd_cli.staged_file import journal_of
 
 

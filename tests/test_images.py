@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from sekd_cli import images
+from sekd_cli import image_opening
 from sekd_cli.errors import ImageError
 from sekd_cli.images import read_image, read_image_size, read_mask, to_eight_bits, to_stored, turn_back, turn_upright
 
@@ -274,6 +274,6 @@ def test_a_phones_heic_is_read_where_its_package_is(path: Path, monkeypatch: pyt
     found = read_image(photo)
     assert found.pixels.shape == GREY.shape
     assert np.abs(found.pixels.astype(int) - cv2.cvtColor(smooth, cv2.COLOR_RGB2GRAY)).mean() < 3
-    monkeypatch.setattr(images, "_readable_formats", lambda: ["JPEG"])
+    monkeypatch.setattr(image_opening, "_readable_formats", lambda: ["JPEG"])
     with pytest.raises(ImageError, match=r"sekd\[heic\]"):
         read_image(photo)

@@ -24,7 +24,8 @@ from sekd_cli.export.layouts import FEATURE_FILES
 from sekd_cli.extraction import Extractor
 from sekd_cli.extraction_pipeline import Outcome, PipelineSettings, extract_all
 from sekd_cli.feature_file import ChangedImageError, FeatureWriter, file_attributes
-from sekd_cli.images import NOWHERE, find_images
+from sekd_cli.image_opening import NOWHERE
+from sekd_cli.images import find_images
 from sekd_cli.networks.weights_file import load_network, packaged_weights, weights_digest
 from sekd_cli.shards import Shard, parse_shard, torchrun_shard, wait_for_other_ranks
 from sekd_cli.stored_features import Source, source_of

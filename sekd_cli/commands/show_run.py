@@ -28,7 +28,8 @@ from sekd_cli.drawing import (
 from sekd_cli.errors import ImageError, InputFileError, NothingToDoError, OutputError, UsageError
 from sekd_cli.extraction import Extractor
 from sekd_cli.feature_file import FeatureReader
-from sekd_cli.images import Photograph, open_unlimited, read_image
+from sekd_cli.image_opening import open_unlimited
+from sekd_cli.images import Photograph, read_image
 from sekd_cli.match_file import MatchReader
 from sekd_cli.networks.weights_file import load_network, packaged_weights
 from sekd_cli.new_file import new_file

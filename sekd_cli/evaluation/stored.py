@@ -8,7 +8,6 @@ from sekd_cli.errors import InputFileError
 from sekd_cli.evaluation.images import EvaluationImage
 from sekd_cli.evaluation.methods import LocalFeatures, Method
 from sekd_cli.feature_file import FeatureReader
-from sekd_cli.hdf5_file import open_for_reading, watching_for_damage
 
 
 class Stored(Method):
@@ -26,7 +25,7 @@ class Stored(Method):
         name = self._name_of(image.path)
         stored = self._reader.read(name)
         larger = any(theirs > ours for ours, theirs in zip(image.original_size, stored.image_size, strict=True))
-        if stored.image_size != image.original_size and (larger or self._states_size(name)):
+        if stored.image_size != image.original_size and (larger or self._reader.states_size(name)):
             theirs, ours = ("x".join(map(str, size)) for size in (stored.image_size, image.original_size))
             raise InputFileError(f"{self._reader.path}: {image.path} is {theirs} there, {ours} here; extract it again")
         order = np.argsort(-stored.scores, kind="stable")[: self._max_keypoints or None]
@@ -37,12 +36,6 @@ class Stored(Method):
             descriptors=stored.descriptors[order] / np.maximum(norms, 1e-12),
         )
         return features.moved(image.evaluated_from_original)
-
-    def _states_size(self, name: str) -> bool:
-        """Whether the file tells the size of an image; else it is guessed from the keypoints, and may be too small."""
-        path = self._reader.path
-        with watching_for_damage(path, "extract it again"), open_for_reading(path, "features") as file:
-            return f"{name}/image_size" in file
 
     def _name_of(self, path: Path) -> str:
         """The longest name in the file that the path ends with; no two images may share one."""

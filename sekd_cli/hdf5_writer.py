@@ -1,0 +1,166 @@
+"""An HDF5 file's one writer, whose every commit is durable whatever kills it."""
+
+import errno
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import h5py
+
+from sekd_cli.errors import OutputError
+from sekd_cli.hdf5_file import (
+    CHECKED_METADATA,
+    HDF5_MAGIC,
+    create_hdf5,
+    lock,
+    reading_reason,
+    refuse_devices,
+    write_reason,
+)
+from sekd_cli.staged_file import StagedFile, apply_journal, journal_of
+
+METADATA_BYTES = 256 << 10  # of a file being written, kept in memory
+
+
+class HDF5Writer:
+    """A file open for adding groups, locked against other writers; `commit` makes what was added durable."""
+
+    def __init__(self, path: Path, attributes: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        """Open `path`, or create it with the root `attributes`; `overwrite` starts afresh in any case.
+
+        Raises OutputError if it can't be written, isn't HDF5, or another process is writing it.
+        """
+        self.path = path
+        self._failed = False
+        try:
+            self._staged = _open_locked(Path(os.path.realpath(path)), attributes, overwrite=overwrite)
+        except BlockingIOError as error:
+            message = f"{path}: another process is using it; wait for that one, or give another output with -o"
+            raise OutputError(message) from error
+        except OSError as error:
+            raise OutputError(f"{path}: {write_reason(error)}") from error
+        try:
+            self.file = h5py.File(self._staged, "r+", libver=CHECKED_METADATA)
+        except OSError as error:
+            self._staged.close()
+            message = f"{path}: {reading_reason(path, error)}, so nothing was written; give another output with -o"
+            raise OutputError(message) from error
+        _bound_memory(self.file)
+
+    def commit(self) -> None:
+        """Make everything added so far part of the file. Raises OutputError, and leaves the file as it was before."""
+        try:
+            self.file.flush()
+            self._staged.commit()
+            self._see_that_it_is_there()
+        except (OSError, RuntimeError) as error:
+            raise self.failure(error) from error
+
+    def _see_that_it_is_there(self) -> None:
+        """Raise OSError if the file was deleted or replaced: nobody would ever see what goes into it."""
+        with suppress(OSError):
+            if os.path.samestat(self.path.stat(), self._staged.status()):
+                return
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    def failure(self, error: Exception) -> OutputError:
+        """What to tell after HDF5 failed: its own words say less than the operating system's."""
+        self._failed = True
+        self._staged.abandon()
+        if isinstance(error, OSError) and error.errno == errno.ESTALE:
+            return OutputError(f"{self.path}: {write_reason(error)}")
+        cause = self._staged.error or error
+        return OutputError(f"{self.path}: {write_reason(cause)}; what was done is kept, run the same command to go on")
+
+    def close(self) -> None:
+        """Commit and close; after a failure, close and leave the file at its last commit."""
+        try:
+            self.file.close()
+            self._staged.commit()
+            if not self._failed:
+                self._see_that_it_is_there()
+        except (OSError, RuntimeError, ValueError) as error:
+            if not self._failed:
+                raise self.failure(error) from error
+        finally:
+            self._staged.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._failed = True  # and the exception tells of it
+            self._staged.abandon()
+        self.close()
+
+
+def _bound_memory(file: h5py.File) -> None:
+    """Keep HDF5 from holding more of what was written than it needs: by itself it grows up to 32 MB."""
+    settings = file.id.get_mdc_config()
+    settings.max_size = settings.initial_size = METADATA_BYTES
+    settings.min_size = min(settings.min_size, METADATA_BYTES)
+    settings.set_initial_size = True
+    file.id.set_mdc_config(settings)
+
+
+def _open_locked(path: Path, attributes: Mapping[str, Any], *, overwrite: bool) -> StagedFile:
+    """The file at `path`, created where needed, its lock held. Raises OSError, BlockingIOError if locked already."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    old = os.open(path, os.O_RDWR) if path.exists() else None
+    if old is None:
+        journal_of(path).unlink(missing_ok=True)  # of a file that was deleted since
+    try:
+        if old is not None:
+            refuse_devices(os.fstat(old))
+            lock(old)
+            apply_journal(old, journal_of(path))
+            _refuse_other_files(old)
+            if not overwrite and os.fstat(old).st_size:
+                staged, old = StagedFile(old, journal_of(path)), None
+                return staged
+        return StagedFile(_create_locked(path, attributes, replace=old is not None), journal_of(path))
+    finally:
+        if old is not None:
+            os.close(old)
+
+
+def _refuse_other_files(descriptor: int) -> None:
+    start = os.pread(descriptor, len(HDF5_MAGIC), 0)
+    if start and start != HDF5_MAGIC:
+        raise OSError("it exists and is not an HDF5 file, so it stays as it is; give another output with -o")
+
+
+def _create_locked(path: Path, attributes: Mapping[str, Any], *, replace: bool) -> int:
+    """Put a new file with these root attributes at `path` in one step, already locked."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with create_hdf5(temporary, attributes):
+            pass
+        descriptor = os.open(temporary, os.O_RDWR)
+        lock(descriptor)
+        if replace:
+            temporary.replace(path)
+        else:
+            _put_in_place(temporary, path)
+    except FileExistsError as error:
+        raise BlockingIOError(errno.EAGAIN, "created by another process meanwhile") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return descriptor
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    """Move a file to a new path. Raises FileExistsError where another process was faster."""
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links, as exFAT
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        temporary.replace(path)
