@@ -10,8 +10,7 @@ import argparse
 import numpy as np
 
 from sekd_cli import verification
-from sekd_cli.config import VerificationSettings
-from sekd_cli.verification import DEFAULT_THRESHOLDS, Camera, verify
+from sekd_cli.verification import DEFAULT_THRESHOLDS, Camera, verification_settings, verify
 
 SIZE = (640, 480)
 FOCAL = 600.0
@@ -34,7 +33,7 @@ def matches(count: int, right: int, *, flat: bool, random: np.random.Generator) 
 
 def kept(model: str, count: int, share: float, runs: int) -> float:
     """Percent of runs whose matches keep a model."""
-    settings = VerificationSettings(model=model, threshold=DEFAULT_THRESHOLDS[model])
+    settings = verification_settings(model)
     found = 0
     for run in range(runs):
         random = np.random.default_rng((run, count, round(100 * share)))

@@ -17,7 +17,7 @@ from sekd_cli.features import Features
 from sekd_cli.images import Photograph, read_image, to_eight_bits
 from sekd_cli.networks.weights_file import load_network, packaged_weights
 from sekd_cli.pair_matching import MatchableImage, match_images
-from sekd_cli.verification import DEFAULT_THRESHOLDS, Camera
+from sekd_cli.verification import DEFAULT_THRESHOLDS, Camera, verification_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,9 +168,7 @@ def _verification(
         raise UsageError(f"verify {model!r}: give {', '.join(DEFAULT_THRESHOLDS)}, or None")
     if (model == "essential") != (cameras is not None):
         raise UsageError("cameras: give both with verify='essential', none with others")
-    limit = DEFAULT_THRESHOLDS[model] if threshold is None else threshold
-    least = VerificationSettings.min_inliers if min_inliers is None else min_inliers
-    return VerificationSettings(model=model, threshold=limit, min_inliers=least)
+    return verification_settings(model, threshold, min_inliers)
 
 
 def _photograph(pixels: np.ndarray) -> Photograph:

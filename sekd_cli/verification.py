@@ -33,6 +33,21 @@ class Camera:
         return np.asarray((xy.astype(np.float64) - self.centre) / self.focal)
 
 
+def verification_settings(
+    model: str,
+    threshold: float | None = None,
+    min_inliers: int | None = None,
+    camera: tuple[float, ...] | None = None,
+) -> VerificationSettings:
+    """How to verify by a model (of DEFAULT_THRESHOLDS), with the defaults for what isn't given. Raises UsageError."""
+    return VerificationSettings(
+        model=model,
+        threshold=DEFAULT_THRESHOLDS[model] if threshold is None else threshold,
+        min_inliers=VerificationSettings.min_inliers if min_inliers is None else min_inliers,
+        camera=camera,
+    )
+
+
 def camera_of(values: tuple[float, ...], image_size: tuple[int, int]) -> Camera:
     """The camera that `VerificationSettings.camera` means for an image (width, height)."""
     if len(values) == 4:

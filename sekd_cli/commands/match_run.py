@@ -25,7 +25,7 @@ from sekd_cli.match_pipeline import PairMatcher, PipelineSettings, match_all
 from sekd_cli.match_writing import Outcome
 from sekd_cli.pairs import read_pairs
 from sekd_cli.shards import Shard, parse_shard
-from sekd_cli.verification import DEFAULT_THRESHOLDS, Camera, camera_of
+from sekd_cli.verification import Camera, camera_of, verification_settings
 from sekd_cli.workers import workers
 
 logger = logging.getLogger(__name__)
@@ -173,9 +173,7 @@ def _verification(options: MatchOptions) -> VerificationSettings | None:
         camera = None if options.camera is None else tuple(float(value) for value in options.camera.split(","))
     except ValueError:
         raise UsageError(f"--camera {options.camera}: give F, or FX,FY,CX,CY, in pixels") from None
-    threshold = DEFAULT_THRESHOLDS[options.verify] if options.threshold is None else options.threshold
-    min_inliers = VerificationSettings.min_inliers if options.min_inliers is None else options.min_inliers
-    return VerificationSettings(model=options.verify, threshold=threshold, min_inliers=min_inliers, camera=camera)
+    return verification_settings(options.verify, options.threshold, options.min_inliers, camera)
 
 
 def _cameras(verification: VerificationSettings | None, images: Path | None) -> CameraOf:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-from sekd_cli.config import DetectionSettings, MatchingSettings, VerificationSettings
+from sekd_cli.config import DetectionSettings, MatchingSettings
 from sekd_cli.drawing import (
     INLIER,
     OUTLIER,
@@ -36,7 +36,7 @@ from sekd_cli.new_file import new_file
 from sekd_cli.pair_matching import match_images, matchable_image
 from sekd_cli.stored_features import StoredFeatures
 from sekd_cli.stored_matches import StoredMatches
-from sekd_cli.verification import DEFAULT_THRESHOLDS, verify
+from sekd_cli.verification import verification_settings, verify
 
 logger = logging.getLogger(__name__)
 
@@ -199,7 +199,7 @@ def _matches(first: _Loaded, second: _Loaded, options: ShowOptions) -> StoredMat
 
 def _inliers(first: _Loaded, second: _Loaded, pairs: np.ndarray, model: str) -> np.ndarray:
     xy0, xy1 = first.features.keypoints[pairs[:, 0]], second.features.keypoints[pairs[:, 1]]
-    return verify(xy0, xy1, VerificationSettings(model=model, threshold=DEFAULT_THRESHOLDS[model]))[0]
+    return verify(xy0, xy1, verification_settings(model))[0]
 
 
 def _model_words(model: str) -> str:
