@@ -80,6 +80,7 @@ def _log_to(context: click.Context, _: click.Parameter, path: Path | None) -> No
     if path is None:
         return
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise OutputError(f"{path}: the log can't be written ({error.strerror}); give another --log-file") from error

@@ -64,11 +64,6 @@ class FeatureReader(KeptReader):
         with self._lock, self._reading(f"{self.path}: {name}"):
             return read_group(self._file[name], f"{self.path}: {name}", turned=turned)
 
-    def states_size(self, name: str) -> bool:
-        """Whether the file tells the size of an image; else it is guessed from the keypoints, and may be too small."""
-        with self._lock, self._reading():
-            return f"{name}/image_size" in self._file
-
     def _example(self) -> str:
         """A name that is there, so that what is wrong with another one is seen."""
         if self._names is None:

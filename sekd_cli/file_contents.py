@@ -14,7 +14,7 @@ from sekd_cli.new_file import error_number
 from sekd_cli.stored_features import is_image
 
 FEATURES, MATCHES, FLAT = "features", "matches", "flat"
-"""Kinds of files: hloc's layout of features or matches; or one flat file of the IMC benchmark's layout, or the like."""
+"""Kinds of files: hloc's layout of features or matches; or one file of the IMC benchmark's layout, or Kaggle's."""
 
 WHOLE = "1/1"  # the shard of a file that is not one of several
 
@@ -46,9 +46,11 @@ def kind_of(file: h5py.File) -> str:
     first = next((child for key in file if (child := file.get(key)) is not None), None)
     if isinstance(first, h5py.Dataset):
         return FLAT
-    second = (
-        next((child for key in first if (child := first.get(key)) is not None), None) if first is not None else None
-    )
+    if first is None:
+        return FEATURES
+    second = next((child for key in first if (child := first.get(key)) is not None), None)
+    if isinstance(second, h5py.Dataset) and not {"keypoints", "descriptors", "scores"} & first.keys():
+        return FLAT
     return MATCHES if isinstance(second, h5py.Group) and "matches0" in second else FEATURES
 
 

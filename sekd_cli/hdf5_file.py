@@ -54,6 +54,8 @@ def open_for_reading(path: Path, kind: str) -> h5py.File:
     except BlockingIOError as error:
         raise InputFileError(f"{path}: being written by another process; wait until it is done") from error
     except OSError as error:
+        if error.errno == errno.EMFILE:
+            raise InputFileError(f"{path}: too many files are open at once; raise the limit (ulimit -n)") from error
         raise InputFileError(f"{path}: {reading_reason(path, error)}; give the {kind} file that sekd wrote") from error
 
 

@@ -1,8 +1,10 @@
 """Which images are meant: files, folders, patterns; each with the name under which its features are kept."""
 
+import codecs
 import glob
 import logging
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +31,23 @@ class ImageEntry:
 
     path: Path
     name: str
+
+
+def given_paths(arguments: Sequence[str]) -> list[str]:
+    """The paths that arguments mean, of which `-` stands for a list on standard input.
+
+    There a line is a path; or each ends with a zero byte (find -print0), which lets names hold line breaks. Raises
+    UsageError if standard input is closed.
+    """
+    return [path for argument in arguments for path in (_listed_paths() if argument == "-" else [argument])]
+
+
+def _listed_paths() -> list[str]:
+    if sys.stdin is None:
+        raise UsageError("-: standard input is closed; give images, or a list of them there")
+    content = sys.stdin.buffer.read().removeprefix(codecs.BOM_UTF8)
+    separator = b"\0" if b"\0" in content else b"\n"
+    return [os.fsdecode(line) for line in (part.rstrip(b"\r") for part in content.split(separator)) if line]
 
 
 def find_images(paths: Sequence[str | Path], *, root: Path | None = None) -> list[ImageEntry]:

@@ -135,12 +135,21 @@ class MatchReader(KeptReader):
     def pairs(self) -> Iterator[Pair]:
         """The names of all complete pairs, in the order of the file; of other tools' files, the flat names."""
         with self._reading():
-            for first in self._file:
-                inner = member(self._file, first)
-                for second in inner if isinstance(inner, h5py.Group) else ():
-                    group = member(inner, second)
-                    if isinstance(group, h5py.Group) and self._is_complete(group):
-                        yield _names_of(group) or (first, second)
+            for flat, group in self._groups():
+                yield _names_of(group) or flat
+
+    def flat_pairs(self) -> Iterator[Pair]:
+        """Those of which the file keeps no other than the flat names."""
+        with self._reading():
+            yield from (flat for flat, group in self._groups() if _names_of(group) is None)
+
+    def _groups(self) -> Iterator[tuple[Pair, h5py.Group]]:
+        for first in self._file:
+            inner = member(self._file, first)
+            for second in inner if isinstance(inner, h5py.Group) else ():
+                group = member(inner, second)
+                if isinstance(group, h5py.Group) and self._is_complete(group):
+                    yield (first, second), group
 
     def __contains__(self, pair: object) -> bool:
         with self._reading():

@@ -2,17 +2,17 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
 
-from sekd_cli.errors import InputFileError, UsageError
-from sekd_cli.file_contents import FLAT, MATCHES, WHOLE, items, kind_of, plain, reading, settings_of
+from sekd_cli.errors import InputFileError, NothingToDoError, UsageError
+from sekd_cli.file_contents import FEATURES, FLAT, MATCHES, WHOLE, items, kind_of, plain, reading, settings_of
 from sekd_cli.hdf5_file import create_hdf5, open_for_reading
 from sekd_cli.new_file import new_file
 from sekd_cli.shards import Shard, parse_shard
@@ -128,6 +128,7 @@ def _attributes(file: h5py.File) -> dict[str, Any]:
 def _join(parts: list[_Part], target: h5py.File, advance: Callable[[], None]) -> Merged:
     """Copy every complete group, bytes as they are."""
     owners: dict[str, _Part] = {}
+    folders: dict[str, str] = {}  # names of images by the folders that they lie in
     doubles = incomplete = turned = 0
     for part in parts:
         with reading(part.path):
@@ -138,14 +139,31 @@ def _join(parts: list[_Part], target: h5py.File, advance: Callable[[], None]) ->
                 elif part.kind == MATCHES and name not in owners and "/".join(name.split("/")[::-1]) in owners:
                     turned += 1
                 elif name not in owners:
+                    if part.kind == FEATURES:
+                        _check_nesting(name, owners, folders)
                     part.file.copy(group, target, name)
                     owners[name] = part
                 elif _equal(owners[name].file[name], group):
                     doubles += 1
                 else:
-                    both = f"{owners[name].path} and {part.path}"
-                    raise InputFileError(f"{name} differs in {both}; make one of them again")
+                    raise InputFileError(
+                        f"{name} differs in {owners[name].path} and {part.path}: if it was changed, delete the older "
+                        "file and make it anew; if these are two of one name, extract both with --root"
+                    )
+    if incomplete and not owners:
+        raise NothingToDoError(f"none of the {incomplete} {parts[0].kind} is complete; run their shard again")
     return Merged(parts[0].kind, len(owners), doubles, incomplete, turned)
+
+
+def _check_nesting(name: str, owners: Container[str], folders: dict[str, str]) -> None:
+    """Raise unless an image's group lies in no other image's, and none in its own; `folders` gets those it lies in."""
+    inside = [str(folder) for folder in PurePosixPath(name).parents[:-1]]
+    other = folders.get(name) or next((folder for folder in inside if folder in owners), None)
+    if other is not None:
+        raise InputFileError(
+            f"{name} and {other}: the one is an image where the other has a folder; extract with --root"
+        )
+    folders |= dict.fromkeys(inside, name)
 
 
 def _equal(one: h5py.Group, other: h5py.Group) -> bool:

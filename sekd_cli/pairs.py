@@ -71,7 +71,8 @@ def format_pair(pair: Pair) -> str:
         if re.search(r"[\t\n\r\0]", name) or not name:
             raise ValueError(f"{name!r}: a list of pairs can't hold tabs, line ends or empty names; rename the image")
     first, second = ("./" + name if name.startswith(("#", "./", codecs.BOM_UTF8.decode())) else name for name in pair)
-    return f"{first}\t{second}\n"
+    separator = "\t" if re.search(r"\s", first + second) else " "  # COLMAP splits at spaces alone
+    return f"{first}{separator}{second}\n"
 
 
 def natural_order(names: Iterable[str]) -> list[str]:

@@ -16,6 +16,7 @@ from sekd_cli.errors import InputFileError
 from sekd_cli.hdf5_file import add_attribute, check_arrays, member, write_arrays
 
 DATASETS = ("keypoints", "scores", "descriptors", "image_size", "scales")
+SIZE_GUESSED = "image_size_guessed"  # attribute of a group whose `image_size` is there for tools that ask for one
 TURNED = "descriptors_turned"  # (3, D, N): of the upright image turned counter-clockwise by 1, 2 and 3 quarters
 TURNED_CHECKSUM = "crc32_turned"  # of its own, as most readers leave them
 MAXIMUM_VALUES = 2**31  # in one dataset; a larger claim is damage, not features
@@ -28,7 +29,8 @@ class StoredFeatures:
     keypoints: np.ndarray  # (N, 2) float32, x and y in pixels of the stored image
     scores: np.ndarray  # (N,) float32, descending; ones where the file has none
     descriptors: np.ndarray  # (N, D) float32; rows
-    image_size: tuple[int, int]  # width, height; where the file has none, the smallest that holds all keypoints
+    image_size: tuple[int, int]  # width, height
+    size_stated: bool = True  # False: nothing told the size, so it is the smallest that holds all keypoints
     scales: np.ndarray | None = None  # (N,) float32, pixels of the stored image per pixel that the network saw
     turned: np.ndarray | None = None  # (3, N, D) float32, descriptors of the image turned by 1, 2, 3 quarters
 
@@ -78,6 +80,8 @@ def write_group(group: h5py.Group, features: StoredFeatures, source: Source | No
     if features.turned is not None:
         turned = np.ascontiguousarray(features.turned.swapaxes(1, 2), dtype=descriptor_dtype)
         write_arrays(group, {TURNED: turned}, TURNED_CHECKSUM)
+    if not features.size_stated:
+        add_attribute(group, SIZE_GUESSED, True)
     if source is not None:
         add_attribute(group, "source", np.asarray(source, dtype=np.int64))
     add_attribute(group, "complete", True)
@@ -105,7 +109,8 @@ def read_group(group: h5py.Group, where: str, *, turned: bool) -> StoredFeatures
         keypoints=keypoints,
         scores=scores,
         descriptors=np.ascontiguousarray(descriptors.T),
-        image_size=_image_size(arrays.get("image_size"), keypoints, where),
+        image_size=smallest_size(keypoints) if (size := arrays.get("image_size")) is None else _two(size, where),
+        size_stated=size is not None and not group.attrs.get(SIZE_GUESSED, False),
         scales=scales,
         turned=others,
     )
@@ -120,14 +125,17 @@ def _read_turned(group: h5py.Group, where: str, shape: tuple[int, ...]) -> np.nd
     return np.ascontiguousarray(turned.swapaxes(1, 2), dtype=np.float32)
 
 
-def _image_size(stored: np.ndarray | None, keypoints: np.ndarray, where: str) -> tuple[int, int]:
-    if stored is None:
-        corner = keypoints.max(axis=0) + 0.5 if len(keypoints) else np.zeros(2)
-        width, height = np.ceil(corner.clip(0, MAXIMUM_VALUES)).astype(int)
-        return int(width), int(height)
-    if stored.shape != (2,):
-        raise InputFileError(f"{where}: image_size is {stored.shape}, not width and height; extract it again")
-    return int(stored[0]), int(stored[1])
+def smallest_size(keypoints: np.ndarray) -> tuple[int, int]:
+    """Width and height of the smallest image that has all keypoints (N, 2)."""
+    corner = keypoints.max(axis=0) + 0.5 if len(keypoints) else np.zeros(2)
+    width, height = np.ceil(corner.clip(0, MAXIMUM_VALUES)).astype(int)
+    return int(width), int(height)
+
+
+def _two(image_size: np.ndarray, where: str) -> tuple[int, int]:
+    if image_size.shape != (2,):
+        raise InputFileError(f"{where}: image_size is {image_size.shape}, not width and height; extract it again")
+    return int(image_size[0]), int(image_size[1])
 
 
 def _read_array(group: h5py.Group, name: str, where: str) -> np.ndarray:

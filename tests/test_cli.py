@@ -142,6 +142,7 @@ def test_quiet_keeps_errors_and_the_log_file_keeps_everything(
 def test_a_log_that_cannot_be_written_is_an_output_error(
     with_command: Callable[..., Callable[..., int]], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    (tmp_path / "no").touch()
     assert with_command(lambda: None)("--log-file", str(tmp_path / "no" / "log")) == 5
     assert "the log can't be written" in capsys.readouterr().err
 

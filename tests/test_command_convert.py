@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pytest
 from drawn_features import write_views
 
@@ -25,7 +26,8 @@ def test_there_and_back(capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["convert", "feats.h5", "matches.h5", "--to", "imc", "-o", "scene"]) == 0
     assert capfd.readouterr() == ("scene\n", "features of 2 images\nmatches of 1 pairs\n")
     assert cli.main(["convert", "scene", "--to", "hloc", "-o", "back"]) == 0
-    assert capfd.readouterr() == ("back\n", "features of 2 images\nmatches of 1 pairs\n")
+    guessed = "warning: scene: the sizes of 2 images are guessed; give --images\n"
+    assert capfd.readouterr() == ("back\n", guessed + "features of 2 images\nmatches of 1 pairs\n")
     with h5py.File("back/matches.h5") as file:
         assert list(file) == ["c"]
         assert list(file["c"]) == ["a"]
@@ -68,3 +70,29 @@ def test_errors_are_one_line_with_their_exit_code(capfd: pytest.CaptureFixture[s
         assert message in err
         assert len(err.splitlines()) == 1
     assert sorted(path.name for path in Path("there").iterdir()) == ["scores.h5"]
+
+
+def test_all_files_appear_or_none(capfd: pytest.CaptureFixture[str]) -> None:
+    Path("out").mkdir()
+    Path("out/matches.h5").write_text("")
+    assert cli.main(["convert", "feats.h5", "matches.h5", "--to", "kaggle", "-o", "out"]) == BAD_OUTPUT
+    assert "matches.h5: exists already" in capfd.readouterr().err
+    assert [path.name for path in Path("out").iterdir()] == ["matches.h5"]
+    assert cli.main(["convert", "feats.h5", "matches.h5", "--to", "imc", "-o", "scene", "--quiet"]) == 0
+    assert cli.main(["convert", "scene", "--to", "hloc", "-o", "out", "--quiet"]) == BAD_OUTPUT
+    assert [path.name for path in Path("out").iterdir()] == ["matches.h5"]
+
+
+def test_flat_names_that_may_have_been_paths_are_told(capfd: pytest.CaptureFixture[str]) -> None:
+    with h5py.File("hloc.h5", "w") as file:
+        group = file.create_group("d0-0.jpg/d0-2.jpg")
+        group["matches0"] = np.array([1, -1])
+        group["matching_scores0"] = np.array([1.0, 0.0])
+    assert cli.main(["convert", "hloc.h5", "--to", "kaggle", "-o", "out"]) == 0
+    assert "d0-0.jpg may be a name with / in it; give the feature file as well" in capfd.readouterr().err
+
+
+def test_one_file_of_kaggles_is_not_taken_for_features(capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["convert", "feats.h5", "matches.h5", "--to", "kaggle", "-o", "scene", "--quiet"]) == 0
+    assert cli.main(["convert", "scene/matches.h5", "--to", "imc", "-o", "out"]) == USAGE
+    assert "one file of several that belong together" in capfd.readouterr().err

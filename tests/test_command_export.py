@@ -108,3 +108,16 @@ def test_a_model_of_given_weights(
     assert len(facts["weights_sha256"]) == 64
     assert cli.main(["export", "onnx", "--weights", str(untrained_weights)]) == BAD_OUTPUT
     assert cli.main(["export", "onnx", "--weights", "gone.safetensors", "-o", "x.onnx"]) == BAD_INPUT
+
+
+@pytest.mark.usefixtures("in_a_folder_with_matches")
+def test_matches_of_other_images_make_no_database(capfd: pytest.CaptureFixture[str]) -> None:
+    write_views(Path("others.h5"), ["x.png", "y.png"])
+    Path("pairs.txt").write_text("x.png y.png")
+    assert (
+        cli.main(["match", "pairs.txt", "--features", "others.h5", "-o", "others.m.h5", "--quiet", "--device", "cpu"])
+        == 0
+    )
+    assert cli.main([*COLMAP, "--matches", "others.m.h5"]) == NOTHING
+    assert "others.m.h5: matches of other images; give those of feats.h5" in capfd.readouterr().err
+    assert not Path("database.db").exists()

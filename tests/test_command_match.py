@@ -232,7 +232,7 @@ def listed(capfdbinary: pytest.CaptureFixture[bytes], *arguments: str) -> list[s
 
 
 def test_pairs_of_a_feature_file_are_listed(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    everything = ["a.jpg\tb/b 1.jpg", "a.jpg\tc.jpg", "b/b 1.jpg\tc.jpg"]
+    everything = ["a.jpg\tb/b 1.jpg", "a.jpg c.jpg", "b/b 1.jpg\tc.jpg"]
     assert listed(capfdbinary, "feats.h5") == everything
     assert listed(capfdbinary, "feats.h5", "--exhaustive") == everything
     assert listed(capfdbinary, "feats.h5", "--sequential", "1") == [everything[0], everything[2]]
@@ -251,12 +251,17 @@ def test_pairs_go_into_a_file_if_one_is_named(capfdbinary: pytest.CaptureFixture
     assert cli.main(["pairs", "feats.h5", "--overwrite"]) == USAGE
 
 
-def test_pairs_of_images_have_the_names_that_extract_gives(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+def test_pairs_of_images_have_the_names_that_extract_gives(
+    capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("photos/10.png", "photos/9.png", "photos/sub/x.png"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(name, np.zeros((8, 8), np.uint8))
-    assert listed(capfdbinary, "photos", "--sequential", "1") == ["9.png\t10.png", "10.png\tsub/x.png"]
-    assert listed(capfdbinary, "photos/sub/*.png", "photos/9.png", "--root", ".") == ["photos/9.png\tphotos/sub/x.png"]
+    assert listed(capfdbinary, "photos", "--sequential", "1") == ["9.png 10.png", "10.png sub/x.png"]
+    assert listed(capfdbinary, "photos/sub/*.png", "photos/9.png", "--root", ".") == ["photos/9.png photos/sub/x.png"]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"photos/10.png\nphotos/9.png\n")))
+    assert listed(capfdbinary, "-") == ["9.png 10.png"]
+    assert cli.main(["pairs", "feats.h5", "--root", "photos"]) == USAGE
 
 
 @pytest.mark.parametrize(
@@ -307,7 +312,7 @@ def test_a_name_that_no_list_can_hold_is_told(capfdbinary: pytest.CaptureFixture
         Path("photos/x.png").rename(f"photos/{name}")
     assert cli.main(["pairs", "photos"]) == MISSING_PAIR
     out, err = capfdbinary.readouterr()
-    assert out == b"a.png\tc.png\n"
+    assert out == b"a.png c.png\n"
     assert len(err.splitlines()) == 1
 
 

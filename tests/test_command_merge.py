@@ -19,7 +19,7 @@ from sekd_cli.stored_features import Source
 
 NAMES = ["a.jpg", "b/b 1.jpg", "c.jpg", "d.jpg", "e.jpg"]
 WHOLE = Path("all.h5")
-USAGE, BAD_INPUT, BAD_OUTPUT = 2, 4, 5  # exit codes
+USAGE, NOTHING, BAD_INPUT, BAD_OUTPUT = 2, 3, 4, 5  # exit codes
 
 
 @pytest.fixture(autouse=True)
@@ -245,3 +245,23 @@ def test_bytes_overwritten_in_the_middle_are_damage_to_that_file() -> None:
                 told.append(str(error))
     assert told
     assert all("damaged.h5" in message for message in told)  # and nothing else was raised
+
+
+def test_an_image_where_another_file_has_a_folder_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    image, folder = write_views(Path("1.h5"), ["x.jpg"]), write_views(Path("2.h5"), ["x.jpg/y.jpg"])
+    for both in ((image, folder), (folder, image)):
+        assert cli.main(["merge", *map(str, both), "-o", "all.h5"]) == BAD_INPUT
+        assert "one is an image where the other has a folder; extract with --root" in capfd.readouterr().err
+    assert not WHOLE.exists()
+
+
+def test_what_holds_nothing_complete_is_not_merged(capfd: pytest.CaptureFixture[str]) -> None:
+    one = write_views(Path("one.h5"), NAMES[:1])
+    leave_incomplete(one, NAMES[0])
+    assert cli.main(["merge", "one.h5", "-o", "all.h5"]) == NOTHING
+    assert "none of the 1 features is complete" in capfd.readouterr().err
+    with h5py.File("kaggle.h5", "w") as file:
+        file["a.jpg/b.jpg"] = np.zeros((3, 2), np.int32)
+    assert cli.main(["merge", "kaggle.h5", "-o", "all.h5"]) == USAGE
+    assert "not in hloc's layout" in capfd.readouterr().err
+    assert not WHOLE.exists()

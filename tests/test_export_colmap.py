@@ -1,5 +1,6 @@
 """COLMAP databases, up to a reconstruction of a drawn room whose cameras are known."""
 
+import math
 import sqlite3
 import sys
 from contextlib import closing
@@ -275,11 +276,16 @@ def test_a_drawn_room_is_reconstructed(features: str) -> None:
         extract_sift(Path("photos"), names)
     else:
         assert cli.main(["extract", "photos", "-o", "feats.h5", "--device", "cpu"]) == 0
-    Path("pairs.txt").write_text("".join(f"{one}\t{other}\n" for one, other in combinations(names, 2)))
+    assert cli.main(["pairs", "feats.h5", "-o", "pairs.txt"]) == 0
     assert cli.main(["match", "pairs.txt", "--ratio", "0.9", "--device", "cpu"]) == 0
     camera = ["--camera-mode", "single", "--camera-model", "PINHOLE", "--camera-params", COLMAP_PARAMETERS]
     assert cli.main(["export", "colmap", "--images", "photos", *camera]) == 0
 
+    with pycolmap.Database.open("database.db") as database:
+        database.clear_two_view_geometries()
+    pycolmap.verify_matches("database.db", "pairs.txt")  # as hloc does
+    with pycolmap.Database.open("database.db") as database:
+        assert database.num_verified_image_pairs() == math.comb(VIEWS - 1, 2)  # a name with a space it doesn't take
     options = pycolmap.IncrementalPipelineOptions()
     options.num_threads, options.random_seed, options.extract_colors = 1, 0, False
     options.ba_refine_focal_length = options.ba_refine_extra_params = False

@@ -349,3 +349,18 @@ def test_images_without_keypoints_stay() -> None:
     with FeatureReader(Path("one.h5")) as reader:
         found = reader.read("a")
     assert (len(found), found.image_size) == (0, (0, 0))
+
+
+def test_a_size_that_is_guessed_is_known_to_be() -> None:
+    convert([FEATURES], "kaggle", SCENE)
+    convert([SCENE], "hloc", Path("guessed.h5"))
+    convert([SCENE], "hloc", Path("told.h5"), images=write_photographs(*NAMES))
+    with FeatureReader(Path("guessed.h5")) as guessed, FeatureReader(Path("told.h5")) as told:
+        assert not guessed.read("b 1.jpg").size_stated
+        assert told.read("b 1.jpg").size_stated
+
+
+def test_only_the_suffix_of_an_image_is_left_out_of_a_key() -> None:
+    names = ["x/a.v2.png", "x/a.v2", "IMG.0001.JPG", "IMG.0001"]
+    assert [key_of(name, "imc") for name in names] == ["a.v2", "a.v2", "IMG.0001", "IMG.0001"]
+    assert [key_of(name, "kaggle") for name in names] == ["a.v2.png", "a.v2", "IMG.0001.JPG", "IMG.0001"]

@@ -158,7 +158,7 @@ def test_changed_images_are_noticed_and_updated_on_request(
 
 
 def test_paths_come_on_stdin_one_a_line_or_ended_by_zero(extract: Extract, photos: Path) -> None:
-    assert extract("-", "-o", "lines.h5", stdin=b"photos/a.jpg\r\n\nphotos/sub/c d.jpg\n") == 0
+    assert extract("-", "-o", "lines.h5", stdin=b"\xef\xbb\xbfphotos/a.jpg\r\n\nphotos/sub/c d.jpg\n") == 0
     assert sorted(stored("lines.h5")) == ["a.jpg", "c d.jpg"]
     (photos / "a.jpg").rename(photos / "new\nline.jpg")
     assert extract("-", "-o", "zero.h5", "--root", "photos", stdin=b"photos/new\nline.jpg\0photos/sub/c d.jpg\0") == 0
@@ -215,7 +215,7 @@ def test_nothing_to_do_is_three(extract: Extract, arguments: list[str], capsys: 
         (["--max-pixels", "-3"], 2, "--max-pixels"),
         (["--tile", "7"], 2, "--tile"),
         (["--shard", "5/4"], 2, "--shard"),
-        (["--failures", "no/such/folder"], 5, "--failures"),
+        (["--failures", "photos/a.jpg/no/folder"], 5, "--failures"),
         (["--batch-size", "0"], 2, "batch-size"),
         (["--masks", "missing"], 2, "masks"),
     ],

@@ -134,3 +134,8 @@ def test_a_loop_gives_each_image_as_many_neighbours_and_no_pair_twice(count: int
 def test_a_feature_file_is_no_list() -> None:
     with pytest.raises(InputFileError, match="an HDF5 file; give a list of pairs"):
         list(parse_pairs([b"\x89HDF\r\n", b"\x1a\n"], "feats.h5"))
+
+
+def test_a_tab_separates_only_names_that_hold_spaces() -> None:
+    assert format_pair(("a", "b/c.jpg")) == "a b/c.jpg\n"  # COLMAP takes nothing else
+    assert format_pair(("a 1", "b")) == "a 1\tb\n"

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from sekd_cli.extraction import Extractor
 from sekd_cli.extraction_pipeline import Outcome, PipelineSettings, extract_all
 from sekd_cli.feature_file import ChangedImageError, FeatureWriter, file_attributes
 from sekd_cli.image_opening import NOWHERE
-from sekd_cli.images import find_images
+from sekd_cli.image_search import find_images, given_paths
 from sekd_cli.networks.weights_file import load_network, packaged_weights, weights_digest
 from sekd_cli.shards import Shard, parse_shard, torchrun_shard, wait_for_other_ranks
 from sekd_cli.stored_features import Source, source_of
@@ -119,7 +118,7 @@ def _shard(text: str | None, output: Path) -> tuple[Shard, Path]:
 
 def _find_jobs(options: ExtractOptions, shard: Shard) -> list[Job]:
     """The images of this shard, each with its mask. Raises NothingToDoError if all shards together have none."""
-    given = [path for argument in options.paths for path in (_listed_paths() if argument == "-" else [argument])]
+    given = given_paths(options.paths)
     entries = find_images(given, root=options.root)
     if not given:
         raise NothingToDoError("the list on standard input is empty; give a path a line")
@@ -143,15 +142,6 @@ def _mask_of(name: str, folder: Path | None) -> Path | None:
         if error.errno in NOWHERE:
             return None  # of others reading it tells why
     return path
-
-
-def _listed_paths() -> list[str]:
-    """Paths on stdin, one a line, or each ended by a zero byte (find -print0), which lets names hold line breaks."""
-    if sys.stdin is None:
-        raise UsageError("-: standard input is closed; give images, or a list of them there")
-    content = sys.stdin.buffer.read()
-    separator = b"\0" if b"\0" in content else b"\n"
-    return [os.fsdecode(line) for line in (part.rstrip(b"\r") for part in content.split(separator)) if line]
 
 
 def _set_up(options: ExtractOptions, shard: Shard) -> tuple[Extractor, dict[str, Any]]:

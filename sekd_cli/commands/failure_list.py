@@ -25,6 +25,7 @@ class FailureList:
         self._file: IO[str] | None = None
         if path is not None:
             with self._writing():
+                path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = path.open("w", encoding="utf-8", errors="backslashreplace")
 
     def add(self, record: dict[str, object]) -> None:

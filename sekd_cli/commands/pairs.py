@@ -31,32 +31,23 @@ SOME_FAILED = 1  # exit code
 )
 @click.option("--overwrite", is_flag=True, help="With -o: replace a file that is there.")
 def pairs(source: tuple[str, ...], *, sequential: int | None, nearest: int | None, loop: bool, **options: Any) -> int:
-    """List pairs of images to match, two names a line with a tab between them.
+    """List pairs of images to match, two names a line.
 
     \b
     sekd pairs photos --sequential 10 --loop > pairs.txt
     sekd pairs feats.h5 --nearest 20 | sekd match - --features feats.h5
 
-    Give photographs (folders, files, patterns) or a feature file, whose images are then meant; --nearest needs a
-    feature file. What follows what is told by the names, numbers in them by value. With several choices, all their
-    pairs are listed, each once.
+    Give photographs (folders, files, patterns, - for a list of paths on stdin) or a feature file, whose images are then
+    meant; --nearest needs a feature file. What follows what is told by the names, numbers in them by value. With
+    several choices, all their pairs are listed, each once. A space separates two names, or a tab where one of them
+    holds spaces.
     """  # noqa: D301 - click's mark for lines that stay as they are
     from sekd_cli.new_file import new_file  # noqa: PLC0415
     from sekd_cli.pairs import exhaustive as every_pair  # noqa: PLC0415
     from sekd_cli.pairs import natural_order  # noqa: PLC0415
     from sekd_cli.pairs import sequential as neighbours  # noqa: PLC0415
 
-    if options["overwrite"] and options["output"] is None:
-        raise UsageError("--overwrite: only with -o")
-    if sys.stdout is None and options["output"] is None:
-        raise UsageError("standard output is closed; give -o FILE")
-    if loop and not sequential:
-        raise UsageError("--loop: only with --sequential")
-    feature_file = next((Path(one) for one in source if _is_hdf5(Path(one))), None)
-    if feature_file and len(source) > 1:
-        raise UsageError(f"{feature_file}: give one feature file and nothing else, or photographs")
-    if nearest and feature_file is None:
-        raise UsageError("--nearest: needs one feature file; run sekd extract first, then sekd pairs feats.h5")
+    feature_file = _checked(source, sequential=sequential, nearest=nearest, loop=loop, **options)
     names, failures = (_names_in(feature_file), 0) if feature_file else _names_of_images(source, options["root"])
     if len(names) < 2:
         raise NothingToDoError(f"{', '.join(source)}: {len(names) or 'no'} images; a pair takes two")
@@ -78,6 +69,26 @@ def pairs(source: tuple[str, ...], *, sequential: int | None, nearest: int | Non
     for reason in unreadable.values():
         logger.error("%s", reason)
     return SOME_FAILED if failures or unreadable else 0
+
+
+def _checked(
+    source: tuple[str, ...], *, sequential: int | None, nearest: int | None, loop: bool, **options: Any
+) -> Path | None:
+    """The feature file, if one is given. Raises UsageError for what doesn't fit together."""
+    if options["overwrite"] and options["output"] is None:
+        raise UsageError("--overwrite: only with -o")
+    if sys.stdout is None and options["output"] is None:
+        raise UsageError("standard output is closed; give -o FILE")
+    if loop and not sequential:
+        raise UsageError("--loop: only with --sequential")
+    feature_file = next((Path(one) for one in source if _is_hdf5(Path(one))), None)
+    if feature_file and len(source) > 1:
+        raise UsageError(f"{feature_file}: give one feature file and nothing else, or photographs")
+    if feature_file and options["root"]:
+        raise UsageError(f"--root: only with photographs; the names are those in {feature_file}")
+    if nearest and feature_file is None:
+        raise UsageError("--nearest: needs one feature file; run sekd extract first, then sekd pairs feats.h5")
+    return feature_file
 
 
 def _write(pairs: Iterable[tuple[str, str]], output: BinaryIO, *, repeats: bool) -> int:
@@ -120,9 +131,9 @@ def _names_in(feature_file: Path) -> list[str]:
 
 def _names_of_images(source: tuple[str, ...], root: Path | None) -> tuple[list[str], int]:
     """Names of images, and how many of those given don't exist."""
-    from sekd_cli.image_search import find_images  # noqa: PLC0415
+    from sekd_cli.image_search import find_images, given_paths  # noqa: PLC0415
 
-    entries = find_images(source, root=root)
+    entries = find_images(given_paths(source), root=root)
     missing = [entry for entry in entries if not entry.path.exists()]
     for entry in missing:
         logger.error("%s: no such file; check the path", entry.path)

@@ -137,7 +137,7 @@ class _FeatureSource:
         name = _name_of(path, self._names, self._options.features)
         with FeatureReader(self._options.features) as reader:
             features = reader.read(name)
-        if features.image_size != photograph.stored_size and features.image_size[0]:
+        if features.image_size != photograph.stored_size and features.size_stated:
             there, here = ("x".join(map(str, size)) for size in (features.image_size, photograph.stored_size))
             logger.warning("%s: %s pixels, but its features are of one with %s", path, here, there)
         return _Loaded(name=name, photograph=photograph, features=features)

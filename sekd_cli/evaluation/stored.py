@@ -25,7 +25,7 @@ class Stored(Method):
         name = self._name_of(image.path)
         stored = self._reader.read(name)
         larger = any(theirs > ours for ours, theirs in zip(image.original_size, stored.image_size, strict=True))
-        if stored.image_size != image.original_size and (larger or self._reader.states_size(name)):
+        if stored.image_size != image.original_size and (larger or stored.size_stated):
             theirs, ours = ("x".join(map(str, size)) for size in (stored.image_size, image.original_size))
             raise InputFileError(f"{self._reader.path}: {image.path} is {theirs} there, {ours} here; extract it again")
         order = np.argsort(-stored.scores, kind="stable")[: self._max_keypoints or None]

@@ -86,17 +86,18 @@ def export_colmap(
     images: the folder that names in `features` are relative to. Descriptors stay out, as COLMAP takes only SIFT's kind.
 
     Raises MissingExtraError without pycolmap, NothingToDoError if the folder has none of the images, or none that can
-    be used, UsageError if the camera makes no sense, InputFileError if matches and features don't belong together,
-    OutputError if `database` exists (unless `overwrite`) or can't be written.
+    be used, or all matches are of others, UsageError if the camera makes no sense, InputFileError if matches and
+    features don't belong together, OutputError if `database` exists (unless `overwrite`) or can't be written.
     """
     pycolmap = require_pycolmap()
     names = features.names()
+    known = frozenset(names)
     present = [name for name in names if (images / name).is_file()]
     if not present:
         raise NothingToDoError(
             f"{images} has none of the {len(names)} images of {features.path}; give their own folder"
         )
-    report = ColmapExport(missing=sorted(set(names) - set(present)))
+    report = ColmapExport(missing=sorted(known.difference(present)))
     with _told_in_a_line(database), new_file(database, overwrite=overwrite) as path:
         path.touch()  # which tells why, where it can't be written
         path.unlink()
@@ -111,13 +112,17 @@ def export_colmap(
                 "give JPEG or PNG files, as large as those that were extracted"
             )
         with pycolmap.Database.open(path) as opened, pycolmap.DatabaseTransaction(opened):
+            of_these = False  # whether any pair is of images that have features
             for pair in named_pairs(matches, names):
+                of_these = of_these or known.issuperset(pair)
                 if pair[0] in described and pair[1] in described:
                     both = described[pair[0]], described[pair[1]]
                     _write_pair(opened, *both, _indices(matches, pair, both), report)
                 else:
                     report.skipped_pairs += 1
                 advance()
+        if report.skipped_pairs and not of_these:
+            raise NothingToDoError(f"{matches.path}: matches of other images; give those of {features.path}")
         geometry = pycolmap.TwoViewGeometryOptions()
         geometry.ransac.random_seed = 0  # the same database from run to run
         pycolmap.geometric_verification(path, two_view_geometry_options=geometry)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,16 +74,17 @@ def convert(
                 logger.warning("%s: no descriptors.h5 in it, so features are left out", folder.folder)
             written = _written(layout, output, features=folder.has_features, matches=folder.has_matches)
             _spare_inputs(folder.paths, written)
-            if layout == "hloc":
-                return _flat_to_hloc(folder, output, overwrite=overwrite)
-            return _flat_to_flat(folder, layout, output, overwrite=overwrite)
+            with ExitStack() as outputs:
+                if layout == "hloc":
+                    return _flat_to_hloc(folder, output, outputs, overwrite=overwrite)
+                return _flat_to_flat(folder, layout, output, outputs, overwrite=overwrite)
     if layout == "hloc":
         raise UsageError(f"{inputs[0]}: in hloc's layout already; give --to imc or --to kaggle")
     _spare_inputs(inputs, _written(layout, output, features=FEATURES in by_kind, matches=MATCHES in by_kind))
-    with ExitStack() as stack:
-        features = stack.enter_context(FeatureReader(by_kind[FEATURES])) if FEATURES in by_kind else None
-        matches = stack.enter_context(MatchReader(by_kind[MATCHES])) if MATCHES in by_kind else None
-        return _hloc_to_flat(features, matches, layout, output, overwrite=overwrite)
+    with ExitStack() as readers, ExitStack() as outputs:
+        features = readers.enter_context(FeatureReader(by_kind[FEATURES])) if FEATURES in by_kind else None
+        matches = readers.enter_context(MatchReader(by_kind[MATCHES])) if MATCHES in by_kind else None
+        return _hloc_to_flat(features, matches, layout, output, outputs, overwrite=overwrite)
 
 
 def _written(layout: str, output: Path, *, features: bool, matches: bool) -> list[Path]:
@@ -99,15 +101,30 @@ def _spare_inputs(inputs: Sequence[Path], written: Sequence[Path]) -> None:
 
 
 def _hloc_to_flat(
-    features: FeatureReader | None, matches: MatchReader | None, layout: str, output: Path, *, overwrite: bool
+    features: FeatureReader | None,
+    matches: MatchReader | None,
+    layout: str,
+    output: Path,
+    outputs: ExitStack,
+    *,
+    overwrite: bool,
 ) -> Converted:
     if features is not None and matches is not None:
         _check_belonging(features, matches)
-    images = None if features is None else write_features(features, layout, output, overwrite=overwrite)
+    images = None if features is None else write_features(features, layout, output, outputs, overwrite=overwrite)
     if matches is None:
         return Converted(images, None)
+    if features is None:
+        _warn_of_flat_names(matches)
     names = [] if features is None else features.names()
-    return Converted(images, write_stored_matches(matches, names, layout, output, overwrite=overwrite))
+    return Converted(images, write_stored_matches(matches, names, layout, output, outputs, overwrite=overwrite))
+
+
+def _warn_of_flat_names(matches: MatchReader) -> None:
+    for name in chain.from_iterable(matches.flat_pairs()):
+        if "-" in name:
+            logger.warning("%s: %s may be a name with / in it; give the feature file as well", matches.path, name)
+            return
 
 
 def _check_belonging(features: FeatureReader, matches: MatchReader) -> None:
@@ -124,33 +141,34 @@ def _check_belonging(features: FeatureReader, matches: MatchReader) -> None:
                 )
 
 
-def _flat_to_flat(folder: FlatFolder, layout: str, output: Path, *, overwrite: bool) -> Converted:
-    images = write_features(folder, layout, output, overwrite=overwrite) if folder.has_features else None
+def _flat_to_flat(folder: FlatFolder, layout: str, output: Path, outputs: ExitStack, *, overwrite: bool) -> Converted:
+    images = write_features(folder, layout, output, outputs, overwrite=overwrite) if folder.has_features else None
     pairs = None
     if folder.has_matches:
-        pairs = write_matches(folder.matches(), folder.names(), layout, output, overwrite=overwrite)
+        pairs = write_matches(folder.matches(), folder.names(), layout, output, outputs, overwrite=overwrite)
     return Converted(images, pairs)
 
 
-def _flat_to_hloc(folder: FlatFolder, output: Path, *, overwrite: bool) -> Converted:
+def _flat_to_hloc(folder: FlatFolder, output: Path, outputs: ExitStack, *, overwrite: bool) -> Converted:
     as_file = output.suffix in HDF5_SUFFIXES and not output.is_dir()
     if as_file and folder.has_features and folder.has_matches:
         raise UsageError(f"{folder.folder} holds features and matches; give a folder with -o")
     images = pairs = None
     if folder.has_features:
-        with (
-            new_file(output if as_file else output / "feats.h5", overwrite=overwrite) as path,
-            FeatureWriter(path, {}) as writer,
-        ):
+        path = outputs.enter_context(new_file(output if as_file else output / "feats.h5", overwrite=overwrite))
+        guessed = 0
+        with FeatureWriter(path, {}) as writer:
             for name in folder.names():
-                writer.write(name, folder.read(name))
+                features = folder.read(name)
+                guessed += not features.size_stated
+                writer.write(name, features)
         images = len(folder.names())
+        if guessed:
+            logger.warning("%s: the sizes of %d images are guessed; give --images", folder.folder, guessed)
     if folder.has_matches:
         check_flat_names(folder.names())
-        with (
-            new_file(output if as_file else output / "matches.h5", overwrite=overwrite) as path,
-            create_hdf5(path, {}) as file,
-        ):
+        path = outputs.enter_context(new_file(output if as_file else output / "matches.h5", overwrite=overwrite))
+        with create_hdf5(path, {}) as file:
             pairs = _write_hloc_matches(file, folder.matches(), folder)
     return Converted(images, pairs)
 

@@ -15,7 +15,7 @@ from sekd_cli.hdf5_file import open_for_reading, watching_for_damage
 from sekd_cli.image_search import find_images
 from sekd_cli.images import read_image_size
 from sekd_cli.pairs import Pair
-from sekd_cli.stored_features import MAXIMUM_VALUES, StoredFeatures
+from sekd_cli.stored_features import StoredFeatures, smallest_size
 
 
 class FlatFolder:
@@ -79,7 +79,8 @@ class FlatFolder:
             keypoints=xy,
             scores=found.get("scores", np.ones(count, dtype=np.float32)).reshape(count),
             descriptors=descriptors,
-            image_size=self._image_size(name, xy),
+            image_size=smallest_size(xy) if (size := self._image_size(name)) is None else size,
+            size_stated=size is not None,
             scales=found["scales"].reshape(count) if "scales" in found else None,
         )
 
@@ -140,12 +141,10 @@ class FlatFolder:
         problem = "names images without keypoints" if not fitting else "can be read as two pairs of images"
         raise ValueError(f"{place} {problem}")
 
-    def _image_size(self, name: str, xy: np.ndarray) -> tuple[int, int]:
+    def _image_size(self, name: str) -> tuple[int, int] | None:
         if self._images is not None and (self._images / name).is_file():
             return read_image_size(self._images / name, max_pixels=0)
-        corner = xy.max(axis=0) + 0.5 if len(xy) else np.zeros(2)
-        width, height = np.ceil(corner.clip(0, MAXIMUM_VALUES)).astype(int)  # the smallest that holds all
-        return int(width), int(height)
+        return None
 
     def _array(self, kind: str, key: str) -> np.ndarray:
         with self._reading(kind):

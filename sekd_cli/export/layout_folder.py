@@ -5,7 +5,7 @@ and remembers the state of what it was made of, so that running a command again 
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import h5py
@@ -53,8 +53,8 @@ class LayoutFolder:
         """Make the files anew unless they are of the feature file as it is. Raises as `layouts.write_features`."""
 
         def write(attributes: Mapping[str, str]) -> None:
-            with FeatureReader(self._source) as features:
-                write_features(features, self._layout, self.path, overwrite=True, attributes=attributes)
+            with FeatureReader(self._source) as features, ExitStack() as outputs:
+                write_features(features, self._layout, self.path, outputs, overwrite=True, attributes=attributes)
 
         self._unless_up_to_date(write)
 
@@ -62,9 +62,14 @@ class LayoutFolder:
         """The same of a match file, and of the names of all images. Raises as `layouts.write_matches`."""
 
         def write(attributes: Mapping[str, str]) -> None:
-            with FeatureReader(feature_file) as features, MatchReader(self._source) as matches:
-                names = features.names()
-                write_stored_matches(matches, names, self._layout, self.path, overwrite=True, attributes=attributes)
+            with (
+                FeatureReader(feature_file) as features,
+                MatchReader(self._source) as matches,
+                ExitStack() as outputs,
+            ):
+                write_stored_matches(
+                    matches, features.names(), self._layout, self.path, outputs, overwrite=True, attributes=attributes
+                )
 
         self._unless_up_to_date(write)
 

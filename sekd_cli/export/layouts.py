@@ -16,6 +16,7 @@ import numpy as np
 
 from sekd_cli.errors import UsageError
 from sekd_cli.hdf5_file import create_hdf5
+from sekd_cli.image_search import SUFFIXES
 from sekd_cli.match_file import MatchReader, check_flat_names, flat_name
 from sekd_cli.new_file import new_file
 from sekd_cli.pairs import Pair
@@ -49,7 +50,7 @@ class PairMatches(NamedTuple):
 def key_of(name: str, layout: str) -> str:
     """The key of an image in a flat layout."""
     path = PurePosixPath(name)
-    return path.stem if layout == "imc" else path.name
+    return path.stem if layout == "imc" and path.suffix.lower() in SUFFIXES else path.name  # `a.v2` may be a key
 
 
 def keys_of(names: Iterable[str], layout: str) -> dict[str, str]:
@@ -67,17 +68,19 @@ def write_features(
     source: FeatureSource,
     layout: str,
     folder: Path,
+    outputs: ExitStack,
     *,
     overwrite: bool = False,
     attributes: Mapping[str, str] = NO_ATTRIBUTES,
 ) -> int:
     """Write all features into the files of a flat layout, each with these root attributes; returns how many images.
 
-    Raises UsageError if keys collide, OutputError if one of the files exists (unless `overwrite`) or can't be written.
+    The files appear when `outputs` closes, none of them if that is by an error. Raises UsageError if keys collide,
+    OutputError if one of the files exists (unless `overwrite`) or can't be written.
     """
     keys = keys_of(source.names(), layout)
+    paths = [outputs.enter_context(new_file(folder / f"{kind}.h5", overwrite=overwrite)) for kind in FEATURE_FILES]
     with ExitStack() as stack:
-        paths = [stack.enter_context(new_file(folder / f"{kind}.h5", overwrite=overwrite)) for kind in FEATURE_FILES]
         keypoints, descriptors, scores, scales = (stack.enter_context(create_hdf5(path, attributes)) for path in paths)
         for name, key in keys.items():
             features = source.read(name)
@@ -96,6 +99,7 @@ def write_matches(
     names: Iterable[str],
     layout: str,
     folder: Path,
+    outputs: ExitStack,
     *,
     overwrite: bool = False,
     attributes: Mapping[str, str] = NO_ATTRIBUTES,
@@ -107,7 +111,8 @@ def write_matches(
     """
     keys = keys_of(names, layout)
     owners: dict[str, Pair] = {}
-    with new_file(folder / "matches.h5", overwrite=overwrite) as path, create_hdf5(path, attributes) as file:
+    path = outputs.enter_context(new_file(folder / "matches.h5", overwrite=overwrite))
+    with create_hdf5(path, attributes) as file:
         for (name0, name1), indices in matches:
             place, reverse = _place(keys[name0], keys[name1], layout)
             other = owners.get(place) or owners.get(_place(keys[name1], keys[name0], layout)[0])
@@ -131,6 +136,7 @@ def write_stored_matches(
     names: Iterable[str],
     layout: str,
     folder: Path,
+    outputs: ExitStack,
     *,
     overwrite: bool = False,
     attributes: Mapping[str, str] = NO_ATTRIBUTES,
@@ -140,7 +146,7 @@ def write_stored_matches(
     pairs = list(named_pairs(matches, names))
     involved = {*names, *(name for pair in pairs for name in pair)}
     every = (PairMatches(pair, matches.read(pair).indices()) for pair in pairs)
-    return write_matches(every, involved, layout, folder, overwrite=overwrite, attributes=attributes)
+    return write_matches(every, involved, layout, folder, outputs, overwrite=overwrite, attributes=attributes)
 
 
 def _place(key0: str, key1: str, layout: str) -> tuple[str, bool]:
