@@ -32,6 +32,7 @@ from sekd_cli.pyramid import Level, LevelFeatures, PreparedImage, best_of_levels
 from sekd_cli.stored_features import StoredFeatures
 from sekd_cli.tiles import REACH, SMALLEST_TILE, Window, whole, windows
 
+LEAST_COLUMNS = 2  # of the coarsest map: oneDNN's convolution by steps of two reads beyond a narrower one (on AMX)
 TILE_PIXELS = {"compact": 4096, "published": 2048}  # edges for which a tile takes about 1 GB and 3 GB
 
 
@@ -65,8 +66,9 @@ class Extractor:
         self.precision = resolve_precision(precision, device)
         self._turns = range(4 if self.views.rotations else 1)
         self._waits_for_launches = device.type != "cpu"
-        ready = inference_network(network, self.precision, device)
-        self._network: DenseFunction = traced(ready) if device.type == "cpu" and ready.traceable else ready
+        with self._own_precision():
+            ready = inference_network(network, self.precision, device)
+            self._network: DenseFunction = traced(ready) if device.type == "cpu" and ready.traceable else ready
 
     def prepare(self, photograph: Photograph, mask: np.ndarray | None = None) -> PreparedImage:
         """See `prepare`; at this extractor's sizes."""
@@ -81,7 +83,8 @@ class Extractor:
         return tuple(self._padded(rows, columns) for columns, rows in level_sizes(width, height, self.views))
 
     def _padded(self, height: int, width: int) -> tuple[int, int]:
-        return -(-height // self.stride) * self.stride, -(-width // self.stride) * self.stride
+        rows, columns = (-(-extent // self.stride) for extent in (height, width))
+        return rows * self.stride, max(columns, LEAST_COLUMNS) * self.stride
 
     def extract(self, images: Sequence[PreparedImage]) -> list[StoredFeatures]:
         """The features of images of equal `padded_sizes`, keypoints in the pixel grid of their files.
@@ -103,6 +106,14 @@ class Extractor:
 
     @torch.inference_mode()
     def _extract(self, images: Sequence[PreparedImage]) -> list[StoredFeatures]:
+        with self._own_precision():
+            return self._features(images)
+
+    def _own_precision(self) -> torch.autocast:
+        """A context in which a caller's autocast changes nothing: layers would get types that they can't take."""
+        return torch.autocast(self.device.type, enabled=False)
+
+    def _features(self, images: Sequence[PreparedImage]) -> list[StoredFeatures]:
         found: list[list[_Found]] = [[] for _ in images]
         for same in zip(*(image.levels for image in images), strict=True):
             tiled = self.tile and max(same[0].grey.shape) > self.tile
@@ -197,11 +208,14 @@ class Extractor:
         padded = np.stack([self._pad(one) for one in pixels])
         batch = torch.from_numpy(padded).to(self.device)[:, None]
         return self._network(
-            batch.contiguous(memory_format=torch.channels_last), torch.tensor(statistics, device=self.device)
+            batch.contiguous(memory_format=torch.channels_last),
+            torch.tensor(statistics, dtype=torch.float32, device=self.device),
         )
 
     def _pad(self, pixels: np.ndarray) -> np.ndarray:
-        below, right = (-extent % self.stride for extent in pixels.shape)
+        height, width = pixels.shape
+        rows, columns = self._padded(height, width)
+        below, right = rows - height, columns - width
         if not below and not right:
             return pixels
         return np.asarray(cv2.copyMakeBorder(pixels, 0, below, 0, right, cv2.BORDER_REPLICATE))  # np.pad takes 0.3 ms

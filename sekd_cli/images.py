@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 DEFAULT_MAX_PIXELS = 250_000_000  # above every camera's; a small file can claim billions and fill the memory
+LARGEST_FRACTION = 64.0  # of an image of fractions: brighter than white, or depth in metres; beyond, they are of 255
 BACKGROUND = 128  # grey under transparent pixels
 STRIP_PIXELS = 2**24  # converted at a time, so that a huge image is never there twice in colour
 ORIENTATION_TAG, BITS_TAG = 0x0112, 0x0102  # of EXIF and TIFF: how it lies, bits of each channel
@@ -218,19 +219,23 @@ def to_eight_bits(values: np.ndarray) -> np.ndarray:
 
     Whole numbers are scaled by the smallest usual depth (8, 10, 12, 14 or 16 bits) that holds the largest, so that a
     camera's 12 bits in a 16-bit file aren't black; where they use less than an eighth of it and still have more than
-    255 steps (thermal, depth), from their smallest to their largest, as are larger and negative ones. Fractions in
-    [0, 1] are scaled to 255, those in [0, 255] only rounded, others scaled from smallest to largest.
+    255 steps (thermal, depth), from their smallest to their largest, as are larger and negative ones. Fractions are
+    scaled from 0 to 1, to their largest where that is a little more (up to `LARGEST_FRACTION`), or to 255; negative and
+    larger ones from smallest to largest. What is no number becomes the smallest.
     """
-    values = values if np.isfinite(values).all() else np.nan_to_num(values, nan=0, posinf=0, neginf=0)
+    if not (finite := np.isfinite(values)).all():
+        values = np.where(finite, values, values[finite].min() if finite.any() else 0)
     low, high = float(values.min()), float(values.max())
     if values.dtype.kind == "f":
         if low >= 0 and high <= 255:
-            low, high = 0.0, 1.0 if high <= 1 else 255.0
+            of_bytes = high > LARGEST_FRACTION or (high > 1 and bool((values == np.rint(values)).all()))
+            low, high = 0.0, 255.0 if of_bytes else max(1.0, high)
     elif low >= 0 and high < 2**16:
         full = next(2.0**bits - 1 for bits in (8, 10, 12, 14, 16) if high < 2**bits)
         if not 255 < high - low < full / 8:
             low, high = 0.0, full
     scale = 255 / (high - low) if high > low else 0.0
-    scaled = (values.astype(np.float32) - np.float32(low)) * np.float32(scale)
+    exact = np.dtype(np.float32 if values.dtype.itemsize <= 2 or values.dtype == np.float32 else np.float64)
+    scaled = (values.astype(exact) - low) * scale
     eight_bits: np.ndarray = np.rint(scaled, out=scaled).clip(0, 255, out=scaled).astype(np.uint8)
     return eight_bits

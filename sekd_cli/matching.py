@@ -159,7 +159,7 @@ def _scan_on_cpu(descriptors0: Tensor, descriptors1: Tensor, block_rows: int, se
     column, similarity = np.empty(count0, np.int64), np.empty(count0, np.float32)
     row_rest, column_rest = np.full(count0, NOTHING, np.float32), np.full(count1, NOTHING, np.float32)
     row_sum, column_sum = np.zeros(count0, np.float32), np.zeros(count1, np.float32)
-    buffer, largest = torch.empty(min(block_rows, count0), count1), np.empty(count1, np.float32)
+    buffer, largest = torch.empty(min(block_rows, count0), count1, dtype=torch.float32), np.empty(count1, np.float32)
     for start in range(0, count0, block_rows):
         own = descriptors0[start : start + block_rows]
         rows, within = slice(start, start + len(own)), np.arange(len(own))

@@ -14,6 +14,7 @@ from sekd_cli.extraction import TILE_PIXELS, Extractor
 from sekd_cli.images import Photograph, read_image
 from sekd_cli.networks import NETWORKS, CompactNetwork, DenseMaps, DenseNetwork
 from sekd_cli.networks.base import as_fractions
+from sekd_cli.networks.weights_file import load_network, packaged_weights
 from sekd_cli.stored_features import StoredFeatures
 from sekd_cli.tiles import REACH
 
@@ -439,3 +440,35 @@ def test_too_little_memory_for_one_image_is_an_error_of_that_image(error: Except
 def test_options_that_make_no_sense_are_refused(make: Callable[[], Extractor], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         make()
+
+
+@pytest.mark.parametrize("size", [(400, 60), (60, 400), (1200, 65), (160, 20)])
+def test_what_freed_memory_holds_changes_nothing(size: tuple[int, int]) -> None:
+    extractor = Extractor(
+        load_network(packaged_weights()),
+        DetectionSettings(),
+        device=CPU,
+        precision="auto",
+        views=ViewSettings(rotations=True),
+    )
+    prepared = extractor.prepare(photograph_of(np.random.default_rng(0).integers(0, 256, size, np.uint8)))
+    first = extractor.extract([prepared])[0]
+    for _ in range(5):
+        del_me = [torch.full((count,), torch.nan) for count in (1_000, 10_000, 30_000, 100_000, 1_000_000)]
+        del del_me
+        again = extractor.extract([prepared])[0]
+        np.testing.assert_array_equal(again.keypoints, first.keypoints)
+        np.testing.assert_array_equal(again.descriptors, first.descriptors)
+
+
+@pytest.mark.parametrize("precision", ["float32", "auto"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_callers_autocast_changes_nothing(precision: str, dtype: torch.dtype) -> None:
+    network = load_network(packaged_weights())
+    extractor = Extractor(network, DetectionSettings(), device=CPU, precision=precision)
+    prepared = extractor.prepare(photograph_of(drawn()))
+    plain = extractor.extract([prepared])[0]
+    with torch.autocast("cpu", dtype):
+        cast = extractor.extract([prepared])[0]
+    np.testing.assert_array_equal(cast.keypoints, plain.keypoints)
+    np.testing.assert_array_equal(cast.descriptors, plain.descriptors)

@@ -85,6 +85,14 @@ def test_more_than_eight_bits_are_scaled_not_blacked_out(path: Path, suffix: str
         (np.array([np.nan, 0, 1, np.inf], dtype=np.float32), [0, 0, 255, 0]),
         (np.array([5, 5], dtype=np.float32), [5, 5]),
         (np.array([1e6, 1e6], dtype=np.float32), [0, 0]),
+        (np.array([0, 0.5, 1.0000001]), [0, 127, 255]),
+        (np.array([0, 1.5, 3], dtype=np.float32), [0, 128, 255]),
+        (np.array([0, 7, 60], dtype=np.float32), [0, 7, 60]),  # whole numbers are bytes
+        (np.array([1000, np.nan, 1050]), [0, 0, 255]),
+        (np.array([np.nan, np.inf]), [0, 0]),
+        (2**40 + np.array([0, 4, 8]), [0, 128, 255]),
+        (np.array([0, 5e299, 1e300]), [0, 128, 255]),
+        (np.array([4_000_000_000, 4_000_001_000], dtype=np.uint32), [0, 255]),
     ],
 )
 def test_the_scale_of_other_number_types(values: np.ndarray, expected: list[int]) -> None:

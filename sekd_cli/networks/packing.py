@@ -60,12 +60,12 @@ def packed_convolution(
     anything that is affine, is the same in every cell, and reaches no further than the next. channels: of its input.
     """
     count, middle = in_factor**2 * channels, CELLS // 2
-    probes = torch.zeros(1 + count, count, CELLS, CELLS)
+    probes = torch.zeros(1 + count, count, CELLS, CELLS, dtype=torch.float32)
     probes[range(1, 1 + count), range(count), middle, middle] = 1
     found = pack(operation(unpack(probes, in_factor)), out_factor)  # (1 + inputs, outputs, CELLS, CELLS)
     nothing, response = found[:1], found[1:] - found[:1]
     near = slice(middle - 1, middle + 2)
-    convolution = nn.Conv2d(count, found.shape[1], 3, padding=padding)
+    convolution = nn.Conv2d(count, found.shape[1], 3, padding=padding, dtype=torch.float32)
     convolution.weight.copy_(response[:, :, near, near].flip(2, 3).transpose(0, 1))
     assert convolution.bias is not None
     convolution.bias.copy_(nothing[0, :, middle, middle])

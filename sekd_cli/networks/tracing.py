@@ -26,7 +26,7 @@ def traced(network: DenseNetwork) -> DenseFunction:
         return network
     image = torch.zeros(1, 1, 2 * network.stride, 3 * network.stride, dtype=torch.uint8)
     image = image.contiguous(memory_format=torch.channels_last)
-    pixels = network.prepared(image, torch.tensor([[0.5, 0.25]]))
+    pixels = network.prepared(image, torch.tensor([[0.5, 0.25]], dtype=torch.float32))
     with warnings.catch_warnings():  # deprecated for torch.compile, which takes a C++ compiler and 40 s a size
         warnings.simplefilter("ignore")
         recorded = torch.jit.trace_module(network, {"layers": pixels}, check_trace=False)  # type: ignore[no-untyped-call]

@@ -64,7 +64,7 @@ def load_network(path: Path) -> DenseNetwork:
     network = NETWORKS[name].holding(tensors)
     _check_tensors(path, network, tensors)
     network.load_state_dict(tensors)
-    return network.eval()
+    return network.float().eval()  # whatever type the process has by default
 
 
 def _is_safetensors(path: Path) -> bool:
