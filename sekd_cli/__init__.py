@@ -1,10 +1,13 @@
 """SEKD: self-evolving keypoint detection and description (Song et al. 2020, arXiv 2006.05077).
 
-`Sekd`, `Features`, `Matches` and `Camera` are the Python API; they load torch when they are first asked for.
+`Sekd`, `Features`, `Matches` and `Camera` are the Python API, which loads torch when it is first asked for. What it
+raises is a `SekdError`: an `ImageError`, `UsageError`, `InputFileError` or `DeviceError`.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+from sekd_cli.errors import DeviceError, ImageError, InputFileError, SekdError, UsageError
 
 if TYPE_CHECKING:
     from sekd_cli.api import Matches, Sekd
@@ -12,7 +15,18 @@ if TYPE_CHECKING:
     from sekd_cli.verification import Camera
 
 __version__ = "0.1.0"
-__all__ = ["Camera", "Features", "Matches", "Sekd", "__version__"]
+__all__ = [
+    "Camera",
+    "DeviceError",
+    "Features",
+    "ImageError",
+    "InputFileError",
+    "Matches",
+    "Sekd",
+    "SekdError",
+    "UsageError",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -14,13 +14,13 @@ from sekd_cli.device import keep_freed_tensors, resolve_device
 from sekd_cli.errors import ImageError, UsageError
 from sekd_cli.extraction import Extractor
 from sekd_cli.features import Features
-from sekd_cli.images import Photograph, read_image, to_eight_bits
+from sekd_cli.images import DEFAULT_MAX_PIXELS, Photograph, read_image, to_eight_bits, turn_upright
 from sekd_cli.networks.weights_file import load_network, packaged_weights
-from sekd_cli.pair_matching import MatchableImage, match_images
+from sekd_cli.pair_matching import MatchableImage, comparable, match_images
 from sekd_cli.verification import DEFAULT_THRESHOLDS, Camera, verification_settings
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Matches:
     """What two images have in common, M matches, in the order of the first image's keypoints (its best first)."""
 
@@ -38,24 +38,26 @@ class Matches:
 class Sekd:
     """A network with its settings, ready to extract and match. One instance serves any number of images."""
 
-    def __init__(self, extractor: Extractor) -> None:
+    def __init__(self, extractor: Extractor, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
         self._extractor = extractor
+        self._max_pixels = max_pixels
 
     @classmethod
     def from_pretrained(
         cls,
         weights: str | Path | None = None,
         *,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         max_keypoints: int = 2048,
         threshold: float | None = None,
         nms_radius: int | None = None,
         subpixel: bool = True,
         max_size: int = 1600,
-        scales: str | Sequence[float] | None = None,
+        scales: str | float | Sequence[float] | None = None,
         rotations: bool = False,
         tile: int | None = None,
         precision: str = "auto",
+        max_pixels: int = DEFAULT_MAX_PIXELS,
     ) -> Self:
         """Load a network: the shipped weights, a .safetensors of `sekd train`, or the authors' checkpoint.
 
@@ -68,24 +70,30 @@ class Sekd:
         settings = DetectionSettings(
             max_keypoints=max_keypoints, threshold=threshold, nms_radius=nms_radius, subpixel=subpixel
         )
+        if isinstance(scales, int | float):
+            scales = [scales]
         parsed = parse_scales(scales) if scales is None or isinstance(scales, str) else tuple(scales)
         views = ViewSettings(max_size=max_size, scales=parsed, rotations=rotations)
         network = load_network(packaged_weights() if weights is None else Path(weights))
-        chosen = resolve_device(device)
+        chosen = resolve_device(str(device))
         extractor = Extractor(network, settings, device=chosen, views=views, tile=tile, precision=precision)
         if chosen.type == "cpu":
             keep_freed_tensors()
-        return cls(extractor)
+        return cls(extractor, max_pixels)
 
-    def extract(self, image: str | Path | np.ndarray) -> Features:
+    def extract(self, image: str | Path | np.ndarray, *, mask: np.ndarray | None = None) -> Features:
         """The features of an image, best keypoint first, on the CPU.
 
         image: a file, or pixels: (H, W) grey or (H, W, 3) RGB, of any number type (fractions lie in [0, 1]). A file is
-        turned upright by its EXIF tag for the network; keypoints are in the grid of the file as it is.
-        Raises ImageError.
+        turned upright by its EXIF tag for the network; keypoints are in the grid of the file as it is. mask: (H, W) in
+        that grid; where it is zero or false there are no keypoints. Raises ImageError.
         """
-        photograph = read_image(Path(image)) if isinstance(image, str | Path) else _photograph(image)
-        stored = self._extractor.extract([self._extractor.prepare(photograph)])[0]
+        if isinstance(image, str | Path):
+            photograph = read_image(Path(image), max_pixels=self._max_pixels)
+        else:
+            photograph = _photograph(image)
+        allowed = None if mask is None else _mask_of(photograph, mask)
+        stored = self._extractor.extract([self._extractor.prepare(photograph, allowed)])[0]
         return Features(
             keypoints=torch.from_numpy(stored.keypoints),
             scores=torch.from_numpy(stored.scores),
@@ -121,6 +129,11 @@ class Sekd:
         dimension0, dimension1 = features0.descriptors.shape[1], features1.descriptors.shape[1]
         if dimension0 != dimension1:
             raise UsageError(f"descriptors of {dimension0} and {dimension1} values: extract both with the same weights")
+        for features in (features0, features1):
+            if not features.keypoints.shape[0] == features.descriptors.shape[0]:
+                raise UsageError(
+                    f"{features.keypoints.shape[0]} keypoints, {features.descriptors.shape[0]} descriptors"
+                )
         if rotations and features1.turned is None:
             raise UsageError("rotations: the second image's features have no turns; extract with rotations=True")
         settings = MatchingSettings(
@@ -149,10 +162,10 @@ class Sekd:
         device = self._extractor.device
         return MatchableImage(
             name="",
-            keypoints=features.keypoints.numpy(),
-            descriptors=features.descriptors.to(device),
+            keypoints=features.keypoints.detach().cpu().numpy(),
+            descriptors=comparable(features.descriptors.detach().to(device)),
             fingerprint=0,
-            turned=None if features.turned is None else features.turned.to(device),
+            turned=None if features.turned is None else comparable(features.turned.detach().to(device)),
             camera=camera,
         )
 
@@ -166,9 +179,24 @@ def _verification(
         return None
     if model not in DEFAULT_THRESHOLDS:
         raise UsageError(f"verify {model!r}: give {', '.join(DEFAULT_THRESHOLDS)}, or None")
-    if (model == "essential") != (cameras is not None):
+    if (model == "essential") != (cameras is not None) or not _are_two(cameras):
         raise UsageError("cameras: give both with verify='essential', none with others")
     return verification_settings(model, threshold, min_inliers)
+
+
+def _are_two(cameras: object) -> bool:
+    """Whether cameras, where there are any, are a pair of them."""
+    if cameras is None:
+        return True
+    return isinstance(cameras, Sequence) and len(cameras) == 2 and all(isinstance(one, Camera) for one in cameras)
+
+
+def _mask_of(photograph: Photograph, mask: np.ndarray) -> np.ndarray:
+    """Where keypoints may be, (H, W) bool, of an upright photograph."""
+    width, height = photograph.stored_size
+    if mask.shape != (height, width):
+        raise ImageError(f"mask of shape {mask.shape}, but its image has {height} rows of {width} pixels")
+    return turn_upright(mask != 0, photograph.orientation)
 
 
 def _photograph(pixels: np.ndarray) -> Photograph:

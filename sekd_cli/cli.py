@@ -30,6 +30,7 @@ COMMANDS = {
     "convert": "Turn feature and match files into other layouts.",
     "merge": "Join the files of shards.",
 }
+RESUMABLE = {"extract", "match", "train"}
 INTERRUPTED = 130  # what shells give for Ctrl-C
 BROKEN_PIPE = 141  # the reader of stdout went away; what shells give for that
 
@@ -153,7 +154,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        logger.error("interrupted; run the same command to go on")
+        given = sys.argv[1:] if arguments is None else arguments
+        logger.error("interrupted; run the same command to go on" if RESUMABLE.intersection(given) else "interrupted")
         return INTERRUPTED
     except (BrokenPipeError, SystemExit):  # click leaves so where it noticed the first, and there alone
         _silence_output()

@@ -26,7 +26,7 @@ MOST_LOST = 32  # of the best local maxima, as others of their plateau are kept
 MOST_OF_A_KIND = 8  # local maxima of one value in a row, beyond which they are compared in the map
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Features:
     """The local features of one image, best first."""
 

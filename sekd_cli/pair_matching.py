@@ -48,11 +48,10 @@ class MatchableImage:
 def matchable_image(
     name: str, features: StoredFeatures, device: torch.device | str = "cpu", camera: Camera | None = None
 ) -> MatchableImage:
-    """Features as stored, made ready; descriptors of other tools need not be of unit length, or even finite."""
+    """Features as stored, made ready."""
 
     def ready(descriptors: np.ndarray) -> Tensor:
-        rows = torch.from_numpy(descriptors).to(device, torch.float32).nan_to_num(0.0, 0.0, 0.0)
-        return F.normalize(rows, dim=-1)
+        return comparable(torch.from_numpy(descriptors).to(device))
 
     return MatchableImage(
         name=name,
@@ -62,6 +61,11 @@ def matchable_image(
         turned=None if features.turned is None else ready(features.turned),
         camera=camera,
     )
+
+
+def comparable(descriptors: Tensor) -> Tensor:
+    """Descriptors (..., D) as float32 rows of unit length; other tools' need be neither that nor finite."""
+    return F.normalize(descriptors.float().nan_to_num(0.0, 0.0, 0.0), dim=-1)
 
 
 def match_images(

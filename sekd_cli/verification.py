@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from sekd_cli.config import VerificationSettings
+from sekd_cli.errors import UsageError
 
 FEWEST_MATCHES = {"homography": 4, "fundamental": 8, "essential": 6}
 SAMPLE = {"homography": 4, "fundamental": 7, "essential": 5}  # matches that determine a model
@@ -27,6 +28,10 @@ class Camera:
 
     focal: tuple[float, float]  # along x and y
     centre: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        if not (all(map(math.isfinite, (*self.focal, *self.centre))) and min(self.focal) > 0):
+            raise UsageError(f"camera: focal {self.focal}, centre {self.centre}; focal lengths are positive")
 
     def directions(self, xy: np.ndarray) -> np.ndarray:
         """Points (M, 2) in pixels as x / z, y / z, (M, 2) float64."""

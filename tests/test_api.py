@@ -162,3 +162,51 @@ def test_how_to_verify_without_verifying_is_an_error(sekd: Sekd) -> None:
     for idle in ({"min_inliers": 3}, {"verify_threshold": 2.0}):
         with pytest.raises(UsageError, match="only with verify"):
             sekd.match(one, one, **idle)  # type: ignore[arg-type]
+
+
+def test_a_mask_keeps_keypoints_off(sekd: Sekd, examples: Path) -> None:
+    mask = np.zeros((223, 324), np.uint8)
+    mask[:, 162:] = 255
+    features = sekd.extract(examples / "box.png", mask=mask)
+    assert len(features) > 100
+    assert features.keypoints[:, 0].min() >= 161
+    with pytest.raises(ImageError, match=r"mask of shape \(324, 223\), but its image has 223 rows of 324 pixels"):
+        sekd.extract(examples / "box.png", mask=mask.T)
+
+
+def test_the_largest_image_is_up_to_the_caller(untrained_weights: Path, examples: Path) -> None:
+    with pytest.raises(sekd_cli.ImageError, match="more than"):
+        Sekd.from_pretrained(untrained_weights, device="cpu", max_pixels=1000).extract(examples / "box.png")
+
+
+def test_one_number_is_one_scale_and_a_device_may_be_torchs(untrained_weights: Path, examples: Path) -> None:
+    one = Sekd.from_pretrained(untrained_weights, device=torch.device("cpu"), scales=0.5, threshold=0.0)
+    assert set(one.extract(examples / "box.png").scales.round().tolist()) == {2}
+
+
+def test_features_are_compared_by_identity(sekd: Sekd) -> None:
+    one, other = features_from([[1, 0]]), features_from([[1, 0]])
+    assert one != other
+    assert one in [other, one]
+    assert sekd.match(one, other) != sekd.match(one, other)
+
+
+def test_features_from_elsewhere_need_not_be_of_unit_length_finite_or_without_gradient(sekd: Sekd) -> None:
+    one, other = features_from([[1, 0, 0], [0, 1, 0]]), features_from([[0, 1, 0], [1, 0, 0]])
+    rows = 100 * one.descriptors
+    rows[1, 2] = torch.nan
+    odd = replace(one, descriptors=rows, keypoints=one.keypoints.requires_grad_())
+    assert sekd.match(odd, other).indices.tolist() == [[0, 1], [1, 0]]
+    with pytest.raises(UsageError, match="2 keypoints, 1 descriptors"):
+        sekd.match(replace(one, descriptors=rows[:1]), other)
+
+
+def test_cameras_that_are_none_are_told(sekd: Sekd) -> None:
+    features = features_from([[1, 0], [0, 1]])
+    camera = Camera(focal=(500, 500), centre=(320, 240))
+    for cameras in ((camera,), (camera, None), camera):
+        with pytest.raises(UsageError, match="give both"):
+            sekd.match(features, features, verify="essential", cameras=cameras)  # type: ignore[arg-type]
+    for focal in ((0.0, 0.0), (float("nan"), 1.0), (-1.0, 1.0)):
+        with pytest.raises(UsageError, match="focal lengths are positive"):
+            Camera(focal=focal, centre=(0, 0))

@@ -109,8 +109,13 @@ def test_names_with_line_breaks_and_bytes_that_are_no_text_stay_on_one_line(
 
 
 def test_an_interrupt_is_said_without_a_traceback(
-    with_command: Callable[..., Callable[..., int]], capsys: pytest.CaptureFixture[str]
+    with_command: Callable[..., Callable[..., int]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    assert with_command(failing(KeyboardInterrupt()))() == 130
+    assert capsys.readouterr().err.strip() == "error: interrupted"
+    monkeypatch.setattr(cli, "RESUMABLE", {"try"})
     assert with_command(failing(KeyboardInterrupt()))() == 130
     assert capsys.readouterr().err.strip() == "error: interrupted; run the same command to go on"
 

@@ -201,3 +201,42 @@ def test_cells_round_and_figures_do_not() -> None:
     assert table.markdown().splitlines()[-1] == "| x\\|y | 12.3/- | inf | yes | - |"
     assert table.csv() == "m,a,b,c,d\nx|y,0.12345,nan,inf,True\n"
     assert plain(row) == {"m": "x|y", "a": 0.12345, "b": None, "c": None, "d": True}
+
+
+def test_feature_files_of_the_same_name_are_told_apart(
+    planar: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [tmp_path / name for name in ("a/feats.h5", "b/feats.h5", "c/feats-2.h5", "d/[bold]$5_$.h5")]
+    for count, file in enumerate(files, start=5):
+        assert main(["extract", str(planar), "-o", str(file), "--max-keypoints", str(10 * count), "-q"]) == 0
+    capsys.readouterr()
+    given = [argument for file in files for argument in ("-f", file)]
+    code, out, _ = run(capsys, "homography", planar, *given, "--seeds", 1, "--json", "--plot", tmp_path / "plot.png")
+    assert code == 0
+    rows = json.loads(out)["homography"]
+    assert [(row["method"], row["keypoints"]) for row in rows] == [
+        ("feats", 50),
+        ("feats-3", 60),
+        ("feats-2", 70),
+        ("[bold]$5_$", 80),
+    ]
+    assert cv2.imread(str(tmp_path / "plot.png")) is not None
+    code, out, _ = run(capsys, "homography", planar, *given, "--seeds", 1)
+    assert "[bold]$5_$" in out  # no markup
+
+
+def test_a_feature_file_without_an_image_is_told_before_the_work(
+    planar: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["extract", str(planar / "v_half" / "1.png"), "-o", str(tmp_path / "one.h5"), "-q"]) == 0
+    monkeypatch.setattr("sekd_cli.evaluation.methods.ComputedMethod.features", None)
+    code, out, err = run(capsys, "homography", planar, "-m", "orb", "-f", tmp_path / "one.h5")
+    assert (code, out) == (4, str(tmp_path / "one.h5") + "\n")
+    assert "no features of" in err
+
+
+def test_options_of_sekd_need_sekd(planar: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for option in (("--threshold", 0.5), ("--precision", "float32"), ("--scales", "1")):
+        code, _, err = run(capsys, "homography", planar, "-m", "orb", *option)
+        assert code == 2
+        assert "add --method sekd" in err

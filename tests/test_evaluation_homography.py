@@ -285,11 +285,11 @@ def test_a_copy_of_an_editor_is_no_homography_and_no_sequence_needs_the_second_i
 def test_an_image_that_is_missing_or_double_is_named(tmp_path: Path) -> None:
     write_sequences(tmp_path, count=4)
     write_grey(tmp_path / "v_drawn" / "2.jpg", 8, 8)
-    with pytest.raises(InputFileError, match=r"v_drawn: 2 files named 2\.\*"):
+    with pytest.raises(InputFileError, match=r"v_drawn: 2 images named 2\.\*"):
         read_sequences(tmp_path)
     for path in (tmp_path / "v_drawn").glob("2.*"):
         path.unlink()
-    with pytest.raises(InputFileError, match=r"v_drawn: 0 files named 2\.\*"):
+    with pytest.raises(InputFileError, match=r"v_drawn: 0 images named 2\.\*"):
         read_sequences(tmp_path)
 
 
@@ -300,3 +300,39 @@ def test_a_homography_is_known_up_to_a_factor() -> None:
     xy1 = warp(xy0, homography)
     for factor in (1, 3, -3):
         np.testing.assert_allclose(transfer_errors(xy0, xy1, factor * homography), 0, atol=1e-9)
+
+
+@pytest.mark.parametrize("factor", [1e-14, -1e9])
+def test_a_file_may_give_a_homography_by_any_factor(tmp_path: Path, factor: float) -> None:
+    exact = Exact(write_sequences(tmp_path))
+    for file in tmp_path.glob("*/H_1_*"):
+        np.savetxt(file, factor * np.loadtxt(file))
+    protocol = HomographyProtocol(max_size=0, seeds=1)
+    results = evaluate_sequences(read_sequences(tmp_path), [exact], protocol, lambda _: None)
+    assert summarise(results["exact"])["mma@1"] == 1
+    assert summarise(results["exact"])["repeatability"] == 1
+
+
+def test_files_beside_the_images_are_no_images_and_a_mark_of_utf8_is_none(tmp_path: Path) -> None:
+    write_sequences(tmp_path, count=4)
+    (tmp_path / "v_drawn" / "1.png.d2-net").touch()
+    (tmp_path / "v_drawn" / "1.txt").touch()
+    file = tmp_path / "v_drawn" / "H_1_2"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert len(read_sequences(tmp_path)) == 2
+
+
+def test_what_has_no_homography_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_sequences(tmp_path, count=4)
+    (tmp_path / "v_drawn" / "H_1_3").unlink()
+    for file in (tmp_path / "i_drawn").glob("H_1_*"):
+        file.unlink()
+    assert [len(sequence.homographies) for sequence in read_sequences(tmp_path)] == [1]
+    assert "v_drawn: image 3 left out, of which there is no homography" in caplog.text
+    assert "i_drawn: left out, as it has images, but no homographies" in caplog.text
+
+
+def test_a_sequence_that_is_here_has_the_folders_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_sequences(tmp_path, count=4)
+    monkeypatch.chdir(tmp_path / "v_drawn")
+    assert [sequence.name for sequence in read_sequences(Path())] == ["v_drawn"]

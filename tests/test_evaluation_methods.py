@@ -235,3 +235,37 @@ def test_features_moved_by_a_homography_keep_all_else() -> None:
     moved = features.moved(half_from_whole())
     np.testing.assert_allclose(moved.keypoints, [(0.25, 0.75), (1.25, 1.75)])
     assert moved.descriptors is features.descriptors
+
+
+def test_a_stored_descriptor_that_is_no_number_spoils_no_other(tmp_path: Path) -> None:
+    image = read_evaluation_image(write_grey(tmp_path / "a.png", 200, 100), 0)
+    path = write_features(tmp_path / "f.h5", ["a.png"])
+    with h5py.File(path, "r+") as file:
+        del file["a.png"].attrs["crc32"]
+        file["a.png/descriptors"][0, 0] = np.nan
+        file["a.png/descriptors"][0, 1] = np.inf
+    method = Stored(path, 0)
+    features = method.features(image)
+    assert np.isfinite(features.descriptors).all()
+    assert len(method.match(features, features)) == 5
+
+
+def test_images_that_are_links_have_the_names_that_extract_gives(tmp_path: Path) -> None:
+    stored = write_grey(tmp_path / "store" / "0f3a.png", 200, 100)
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "1.png").symlink_to(stored)
+    image = read_evaluation_image(tmp_path / "set" / "1.png", 0)
+    assert len(Stored(write_features(tmp_path / "given.h5", ["set/1.png"]), 0).features(image)) == 5
+    assert len(Stored(write_features(tmp_path / "real.h5", ["0f3a.png"]), 0).features(image)) == 5
+
+
+def test_descriptors_of_other_widths_are_told(tmp_path: Path) -> None:
+    method = Stored(write_features(tmp_path / "f.h5", ["a.png"]), 0)
+    one, other = (
+        LocalFeatures(
+            keypoints=np.zeros((2, 2), np.float32), scores=np.ones(2, np.float32), descriptors=np.eye(2, width)
+        )
+        for width in (32, 64)
+    )
+    with pytest.raises(InputFileError, match="f: descriptors of 32 and 64 values"):
+        method.match(one, other)

@@ -5,7 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from evaluation_sets import Exact, Orbit
+from evaluation_sets import Exact, Orbit, write_grey
 
 from sekd_cli.errors import InputFileError
 from sekd_cli.evaluation.cameras import Camera
@@ -25,6 +25,7 @@ from sekd_cli.evaluation.pose_benchmark import (
     evaluate_scenes,
     pair_table,
     panels,
+    scene_features,
     summarise,
     summary_table,
 )
@@ -302,3 +303,33 @@ def test_figures_are_medians_over_seeds_and_means_over_scenes() -> None:
     [panel] = panels(results)
     limits, shares = panel.curves["m"]
     assert (limits[-1], shares[-1]) == (20, pytest.approx(3 / 9))
+
+
+def test_points_farther_than_50_baselines_give_the_pose_too() -> None:
+    random = np.random.default_rng(0)
+    space = np.column_stack((random.uniform(-20, 20, (300, 2)), random.uniform(60, 90, 300)))
+    turn = cv2.Rodrigues(np.array([0.02, -0.03, 0.01]))[0]
+    step = np.array([0.8, 0.1, 0.0])
+    views = [space @ Orbit.matrix.T, (space @ turn.T + step) @ Orbit.matrix.T]
+    xy0, xy1 = (view[:, :2] / view[:, 2:] for view in views)
+    camera = Camera(matrix=Orbit.matrix)
+    for seed in range(3):
+        found = estimate_pose(xy0, xy1, (camera, camera), seed=seed)
+        assert found is not None
+        assert pose_error(found, (turn, step)) < 0.1
+        assert found[1] @ step > 0
+
+
+def test_images_of_another_size_than_the_models_are_told(tmp_path: Path) -> None:
+    points = Orbit().write_colmap(tmp_path)
+    write_grey(tmp_path / "images" / Orbit().names[1], 320, 240)
+    with pytest.raises(InputFileError, match=r"01\.png: 320x240 pixels, but its camera is of 640x480"):
+        scene_features(find_scenes(tmp_path, EVERYTHING)[0], Exact(points), 0)
+
+
+def test_scenes_that_are_links_keep_their_own_names(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        Orbit().write_strecha(tmp_path / "store" / name / "dense")
+        (tmp_path / "linked").mkdir(exist_ok=True)
+        (tmp_path / "linked" / name).symlink_to(tmp_path / "store" / name / "dense")
+    assert [scene.name for scene in find_scenes(tmp_path / "linked", EVERYTHING)] == ["one", "two"]

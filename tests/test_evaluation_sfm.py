@@ -51,6 +51,14 @@ def test_a_pairs_file_can_not_be_mapped(tmp_path: Path) -> None:
         sfm.evaluate_scenes(find_scenes(tmp_path, PairSelection()), [method], sfm.SfmProtocol(), nothing)
 
 
+def test_one_image_is_no_scene(tmp_path: Path) -> None:
+    points = Orbit().write_strecha(tmp_path)
+    for camera in sorted((tmp_path / "cameras").iterdir())[1:]:
+        camera.unlink()
+    with pytest.raises(InputFileError, match="one image is no scene to map"):
+        sfm.evaluate_scenes(find_scenes(tmp_path, PairSelection()), [Exact(points)], sfm.SfmProtocol(), print)
+
+
 def test_without_pycolmap_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pycolmap", None)
     with pytest.raises(MissingExtraError, match=r"sekd\[colmap\]"):

@@ -249,7 +249,7 @@ def test_every_pair_is_walked_once_with_its_own_images(pairs: list[tuple[int, in
 
     work = plan([(str(one), str(other)) for one, other in pairs])
     settings = PipelineSettings(device=CPU, cache_bytes=room * 2 * 4 * 4)
-    camera = lambda name, size: Camera(focal=(float(name) + 1, size[0]), centre=(0, 0))  # noqa: E731
+    camera = lambda name, size: Camera(focal=(float(name) + 1, size[0] + 1), centre=(0, 0))  # noqa: E731
     cache = FeatureCache(Reader(), settings.device, settings.cache_bytes, camera)  # type: ignore[arg-type]
     walked = []
     for pair, image0, image1 in cache.walk(work):
@@ -257,7 +257,7 @@ def test_every_pair_is_walked_once_with_its_own_images(pairs: list[tuple[int, in
         assert not isinstance(image0, str)
         assert not isinstance(image1, str)
         assert (image0.name, image1.name) == pair
-        assert image0.camera == Camera(focal=(float(pair[0]) + 1, int(pair[0])), centre=(0, 0))
+        assert image0.camera == Camera(focal=(float(pair[0]) + 1, int(pair[0]) + 1), centre=(0, 0))
     expected = {frozenset(map(str, pair)) for pair in pairs if pair[0] != pair[1]}
     assert {frozenset(pair) for pair in walked} == expected
     assert len(walked) == len(expected)

@@ -3,9 +3,8 @@
 # ruff: noqa: PLC0415 - what is heavy is imported by the command that runs, so that --help is quick
 
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Sequence
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import click
 
 from sekd_cli.commands.evaluate_output import show
 from sekd_cli.commands.progress import Bar, progress_bar
+from sekd_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from sekd_cli.evaluation.methods import ComputedMethod, Method
@@ -116,7 +116,7 @@ def homography(
 
     _check_plot(plot)
     sequences = benchmark.read_sequences(root)
-    methods = _methods(**which)
+    methods = _methods([path for sequence in sequences for path in sequence.images], **which)
     protocol = benchmark.HomographyProtocol(max_size=max_size, seeds=seeds)
     total = len(methods) * sum(len(sequence.homographies) for sequence in sequences)
     with progress_bar("evaluating", total, "pairs") as bar:
@@ -148,7 +148,7 @@ def pose(
     _check_plot(plot)
     selection = PairSelection(**{name: rest.pop(name) for name in ("neighbours", "max_angle", "max_pairs")})
     scenes = find_scenes(root, selection)
-    methods = _methods(**rest)
+    methods = _methods([path for scene in scenes for path in scene.paths.values()], **rest)
     protocol = benchmark.PoseProtocol(max_size=max_size, seeds=seeds)
     with progress_bar("evaluating", len(methods) * sum(len(scene.pairs) for scene in scenes), "pairs") as bar:
         results = benchmark.evaluate_scenes(scenes, methods, protocol, _advance(bar))
@@ -187,7 +187,7 @@ def sfm(
     _check_plot(plot)
     benchmark.require_pycolmap()
     scenes = find_scenes(root, PairSelection())
-    methods = _methods(**which)
+    methods = _methods([path for scene in scenes for path in scene.paths.values()], **which)
     protocol = benchmark.SfmProtocol(max_size=max_size, seeds=seeds, threads=threads)
     with progress_bar("evaluating", len(methods) * len(scenes) * seeds, "models") as bar:
         results = benchmark.evaluate_scenes(scenes, methods, protocol, _advance(bar))
@@ -233,12 +233,15 @@ def speed(
     _report([benchmark.summary_table(rows)], output, benchmark.panels(rows), plot)
 
 
-def _methods(features: tuple[Path, ...], max_keypoints: int, **which: Any) -> "list[Method]":
+def _methods(images: "Sequence[Path]", features: tuple[Path, ...], max_keypoints: int, **which: Any) -> "list[Method]":
+    """All methods, those that are files checked to have these images."""
     from sekd_cli.evaluation.stored import Stored
 
     chosen: list[Method] = list(_computed(max_keypoints=max_keypoints, alone=not features, **which))
     chosen += [Stored(path, max_keypoints) for path in features]
     _tell_apart(chosen)
+    for method in chosen:
+        method.check(images)
     return chosen
 
 
@@ -264,6 +267,8 @@ def _computed(
     chosen: list[ComputedMethod] = []
     if "sekd" not in methods and (weights or (alone and not methods)):
         methods = ("sekd", *methods)
+    if "sekd" not in methods and (precisions or scales or threshold is not None):
+        raise UsageError("--threshold, --precision and --scales are sekd's; add --method sekd")
     for name in dict.fromkeys(methods):
         if name == "sekd":
             settings = DetectionSettings(max_keypoints=max_keypoints, threshold=threshold)
@@ -288,11 +293,13 @@ def _advance(bar: Bar) -> Callable[[str], None]:
 
 def _tell_apart(methods: "Sequence[Method]") -> None:
     """Number labels that occur more than once, in the order of the command line: model, model-2."""
-    seen: Counter[str] = Counter()
+    taken, seen = {method.label for method in methods}, set[str]()
     for method in methods:
-        seen[method.label] += 1
-        if seen[method.label] > 1:
-            method.label += f"-{seen[method.label]}"
+        numbered = (f"{method.label}-{number}" for number in count(2))
+        if method.label in seen:
+            method.label = next(label for label in numbered if label not in taken)
+            taken.add(method.label)
+        seen.add(method.label)
 
 
 def _check_plot(path: Path | None) -> None:

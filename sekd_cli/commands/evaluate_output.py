@@ -38,13 +38,14 @@ def _setting(value: object) -> object:
 def _draw(table: "Table") -> None:
     from rich.box import SIMPLE_HEAD  # noqa: PLC0415
     from rich.console import Console  # noqa: PLC0415
+    from rich.markup import escape  # noqa: PLC0415
     from rich.table import Table as Drawn  # noqa: PLC0415
 
     drawn = Drawn(box=SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(table.columns):
         drawn.add_column(column.header, justify="right" if index else "left", no_wrap=not index)
     for cells in table.cells():
-        drawn.add_row(*cells)
+        drawn.add_row(*map(escape, cells))
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = UNBOUNDED  # a file has no right edge to wrap at

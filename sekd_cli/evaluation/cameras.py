@@ -18,6 +18,7 @@ class Camera:
 
     matrix: NDArray[np.float64]  # (3, 3), K
     distortion: tuple[float, ...] = ()  # OpenCV's k1, k2, p1, p2, k3, k4, k5, k6, as far as given
+    image_size: tuple[int, int] | None = None  # width, height of its images, where that is known
 
     @property
     def focal_length(self) -> float:

@@ -64,7 +64,7 @@ def _lines(file: Path) -> Iterator[str]:
 
 
 def _camera(line: str) -> tuple[int, Camera]:
-    identity, model, _, _, *rest = line.split()
+    identity, model, width, height, *rest = line.split()
     values = [float(value) for value in rest]
     if model in SINGLE_FOCAL:
         values.insert(1, values[0])
@@ -77,7 +77,8 @@ def _camera(line: str) -> tuple[int, Camera]:
     matrix = np.array([[fx, 0, cx - COLMAP_OFFSET], [0, fy, cy - COLMAP_OFFSET], [0, 0, 1]])
     if not (invertible(matrix) and np.isfinite(distortion).all()):
         raise ValueError(f"camera {identity}: no focal length, or numbers that aren't finite")
-    return int(identity), Camera(matrix=matrix, distortion=tuple(distortion))
+    size = int(width), int(height)
+    return int(identity), Camera(matrix=matrix, distortion=tuple(distortion), image_size=size)
 
 
 def _view(head: str, points: str, cameras: dict[int, Camera]) -> tuple[str, View]:

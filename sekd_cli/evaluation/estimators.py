@@ -17,6 +17,8 @@ ESTIMATORS = {"ransac": cv2.RANSAC, "magsac": cv2.USAC_MAGSAC}
 POSE_CONFIDENCE = 0.99999
 POSE_ITERATIONS = 10_000  # with OpenCV's 1000 the mAA of one set of matches moves by 4 points from seed to seed
 
+FARTHEST = 1e9  # baselines; OpenCV leaves points beyond 50 of them out, and where all are, it picks a pose blindly
+
 
 def _shuffled(xy0: FloatArray, xy1: FloatArray, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     order = np.random.default_rng(seed).permutation(len(xy0))
@@ -68,7 +70,10 @@ def estimate_pose(
         )
         if matrices is None or mask is None:
             return None
-        poses = [cv2.recoverPose(one, xy0, xy1, np.eye(3), mask=mask.copy())[:3] for one in _stacked(matrices)]
+        poses = [
+            cv2.recoverPose(one, xy0, xy1, np.eye(3), distanceThresh=FARTHEST, mask=mask.copy())[:3]
+            for one in _stacked(matrices)
+        ]
     except cv2.error:  # degenerate points
         return None
     if not poses:

@@ -1,5 +1,6 @@
 """`sekd evaluate homography`: folders in HPatches form, every pair measured, the figures of the paper (Sec. 4.2)."""
 
+import logging
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,8 +13,11 @@ from numpy.typing import NDArray
 from sekd_cli.errors import InputFileError
 from sekd_cli.evaluation import homography as metrics
 from sekd_cli.evaluation.estimators import ESTIMATORS, estimate_homography
-from sekd_cli.evaluation.images import EvaluationImage, read_evaluation_image
+from sekd_cli.evaluation.images import EvaluationImage, name_of, read_evaluation_image
 from sekd_cli.evaluation.methods import LocalFeatures, Method
+from sekd_cli.image_search import SUFFIXES
+
+logger = logging.getLogger(__name__)
 
 AUC_THRESHOLDS = (1, 3, 5)  # pixels
 GROUPS = {"all": "", "illumination": "i_", "viewpoint": "v_"}  # name and the prefix of its sequences
@@ -57,10 +61,23 @@ def read_sequences(root: Path) -> list[Sequence]:
     Raises InputFileError where there are none, or one lacks an image or has a homography that isn't three rows of three
     finite numbers with an inverse.
     """
-    folders = [root] if _homographies(root) else sorted(path for path in root.glob("*/") if _homographies(path))
+    every = [root] if _homographies(root) else sorted(root.glob("*/"))
+    folders = [folder for folder in every if _homographies(folder)]
     if not folders:
         raise InputFileError(f"{root}: no folders in HPatches form (images 1.* to 6.* and H_1_2 to H_1_6)")
-    return [_read_sequence(folder) for folder in folders]
+    sequences = [_read_sequence(folder) for folder in folders]
+    for folder, sequence in zip(folders, sequences, strict=True):
+        if more := _numbered_images(folder) - {int(path.stem) for path in sequence.images}:
+            logger.warning("%s: image %s left out, of which there is no homography", folder, min(more))
+    for folder in every:
+        if folder not in folders and _numbered_images(folder):
+            logger.warning("%s: left out, as it has images, but no homographies H_1_2, ...", folder)
+    return sequences
+
+
+def _numbered_images(folder: Path) -> set[int]:
+    """The k of its images k.png."""
+    return {int(path.stem) for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.stem.isdecimal()}
 
 
 def _homographies(folder: Path) -> list[Path]:
@@ -75,7 +92,10 @@ def _read_sequence(folder: Path) -> Sequence:
     for file in _homographies(folder):
         try:
             matrix = np.array(
-                [[float(value) for value in line.split()] for line in file.read_text().strip().split("\n")]
+                [
+                    [float(value) for value in line.split()]
+                    for line in file.read_text(encoding="utf-8-sig").strip().split("\n")
+                ]
             )
         except (OSError, ValueError) as error:
             raise InputFileError(f"{file}: not three rows of three numbers ({error})") from error
@@ -83,15 +103,15 @@ def _read_sequence(folder: Path) -> Sequence:
             raise InputFileError(f"{file}: {matrix.shape} numbers, not three rows of three")
         if not metrics.invertible(matrix):
             raise InputFileError(f"{file}: a matrix without an inverse is no homography; fetch it again")
-        homographies.append(matrix)
+        homographies.append(matrix / np.copysign(np.abs(matrix).max(), matrix[2, 2]))  # any factor means the same
         images.append(_image(folder, file.name.removeprefix("H_1_")))
-    return Sequence(name=folder.name, images=tuple(images), homographies=tuple(homographies))
+    return Sequence(name=name_of(folder), images=tuple(images), homographies=tuple(homographies))
 
 
 def _image(folder: Path, stem: str) -> Path:
-    found = sorted(path for path in folder.glob(f"{stem}.*") if path.is_file())
+    found = sorted(path for path in folder.glob(f"{stem}.*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if len(found) != 1:
-        raise InputFileError(f"{folder}: {len(found)} files named {stem}.*, where one image is needed")
+        raise InputFileError(f"{folder}: {len(found)} images named {stem}.*, where one is needed")
     return found[0]
 
 

@@ -1,5 +1,6 @@
 """The photographs as every method sees them: grey, at the same size, in the pixel grid of the file."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,11 @@ class EvaluationImage:
         """(3, 3): pixels of the evaluated image from those of the file."""
         width, height = self.original_size
         return resize_matrix(self.size[0] / width, self.size[1] / height)
+
+
+def name_of(folder: Path) -> str:
+    """A folder's own name, `.` and `..` looked up, links not."""
+    return os.path.basename(os.path.abspath(folder))  # noqa: PTH100, PTH119 - pathlib would follow links
 
 
 def read_evaluation_image(path: Path, max_size: int) -> EvaluationImage:

@@ -1,7 +1,9 @@
 """What can be evaluated: a network of ours, OpenCV's features, or a feature file; all behind one interface."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -10,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from sekd_cli.config import MatchingSettings
+from sekd_cli.errors import InputFileError
 from sekd_cli.evaluation.homography import FloatArray, warp
 from sekd_cli.evaluation.images import EvaluationImage
 from sekd_cli.matching import NO_MATCH, match_descriptors
@@ -40,10 +43,16 @@ class Method(ABC):
     def features(self, image: EvaluationImage) -> LocalFeatures:
         """The best features of an image, at most the budget."""
 
+    def check(self, paths: Iterable[Path]) -> None:
+        """Before the work: raise InputFileError if some of these images can't have features."""
+        del paths
+
     def match(self, first: LocalFeatures, second: LocalFeatures) -> NDArray[np.int64]:
         """Mutual nearest neighbours, (M, 2) indices."""
         if len(first) == 0 or len(second) == 0:
             return np.zeros((0, 2), dtype=np.int64)
+        if (width0 := first.descriptors.shape[1]) != (width1 := second.descriptors.shape[1]):
+            raise InputFileError(f"{self.label}: descriptors of {width0} and {width1} values; extract all images alike")
         if first.descriptors.dtype == np.uint8:
             return _match_binary(first.descriptors, second.descriptors)
         return match_mutually(first.descriptors, second.descriptors)

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from sekd_cli.errors import MissingExtraError, OutputError, UsageError
+from sekd_cli.new_file import new_file
 
 PANEL_INCHES = 4.0
+NEED_TEX = {"pgf"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,7 @@ def check_plot(path: Path) -> Any:
         import matplotlib.figure  # noqa: PLC0415 - an extra
     except ImportError as error:
         raise MissingExtraError("matplotlib", "plot") from error
-    known = matplotlib.figure.Figure().canvas.get_supported_filetypes()
+    known = matplotlib.figure.Figure().canvas.get_supported_filetypes().keys() - NEED_TEX
     if path.suffix.lower().removeprefix(".") not in known:
         raise UsageError(f"--plot {path}: the name must end in one of .{', .'.join(sorted(known))}")
     if not path.parent.is_dir():
@@ -42,24 +44,26 @@ def draw(panels: list[Panel], path: Path) -> None:
     figure = check_plot(path).Figure(figsize=(PANEL_INCHES * len(panels), PANEL_INCHES), layout="constrained")
     for panel, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
         _draw_panel(panel, axes)
-    try:
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise OutputError(f"{path}: can't be written ({error.strerror}); choose another --plot") from error
+    with new_file(path, overwrite=True) as temporary:
+        figure.savefig(temporary, dpi=150, format=path.suffix.lower().removeprefix("."))
 
 
 def _draw_panel(panel: Panel, axes: Any) -> None:
     axes.set_title(panel.title)
     axes.set_xlabel(panel.x_label)
     axes.set_ylabel(panel.y_label)
-    for label, (x, y) in panel.curves.items():
-        axes.plot(x, y, label=label)
+    lines = [axes.plot(x, y)[0] for x, y in panel.curves.values()]
     for index, (label, value) in enumerate(panel.bars.items()):
-        drawn = axes.bar(label, value, color=f"C{index % 10}")
+        drawn = axes.bar(_as_it_is(label), value, color=f"C{index % 10}")
         axes.bar_label(drawn, fmt="%.4g")
     if panel.curves:
         axes.grid(alpha=0.3)
-        axes.legend()
+        axes.legend(lines, map(_as_it_is, panel.curves))
     elif panel.bars:
         axes.margins(y=0.1)  # room for the numbers
         axes.tick_params(axis="x", rotation=30)
+
+
+def _as_it_is(label: str) -> str:
+    """Text that matplotlib doesn't take for a formula."""
+    return label.replace("$", r"\$")

@@ -56,7 +56,7 @@ def require_pycolmap() -> Any:
         import pycolmap  # noqa: PLC0415 - an extra
     except ImportError as error:
         raise MissingExtraError("pycolmap", "colmap") from error
-    pycolmap.logging.minloglevel = pycolmap.logging.ERROR.value
+    pycolmap.logging.minloglevel = pycolmap.logging.FATAL.value  # of what it can't map, the figures tell
     return pycolmap
 
 
@@ -72,6 +72,8 @@ def evaluate_scenes(
     for scene in scenes:
         if not scene.views:
             raise InputFileError(f"{scene.name}: a pairs file has no poses to map; give cameras/ or a COLMAP model")
+        if len(scene.views) == 1:
+            raise InputFileError(f"{scene.name}: one image is no scene to map; leave it out")
         for method in methods:
             features = scene_features(scene, method, protocol.max_size)
             keypoints = float(np.mean([len(found) for found in features.values()]))

@@ -1,13 +1,17 @@
 """A feature file, ours or another tool's, as a method of the evaluation."""
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from sekd_cli.errors import InputFileError
 from sekd_cli.evaluation.images import EvaluationImage
 from sekd_cli.evaluation.methods import LocalFeatures, Method
 from sekd_cli.feature_file import FeatureReader
+from sekd_cli.pair_matching import comparable
 
 
 class Stored(Method):
@@ -29,24 +33,28 @@ class Stored(Method):
             theirs, ours = ("x".join(map(str, size)) for size in (stored.image_size, image.original_size))
             raise InputFileError(f"{self._reader.path}: {image.path} is {theirs} there, {ours} here; extract it again")
         order = np.argsort(-stored.scores, kind="stable")[: self._max_keypoints or None]
-        norms = np.linalg.norm(stored.descriptors[order], axis=1, keepdims=True)
         features = LocalFeatures(
             keypoints=stored.keypoints[order],
             scores=stored.scores[order],
-            descriptors=stored.descriptors[order] / np.maximum(norms, 1e-12),
+            descriptors=comparable(torch.from_numpy(stored.descriptors[order])).numpy(),
         )
         return features.moved(image.evaluated_from_original)
 
+    def check(self, paths: Iterable[Path]) -> None:
+        """See `Method.check`."""
+        for path in paths:
+            self._name_of(path)
+
     def _name_of(self, path: Path) -> str:
-        """The longest name in the file that the path ends with; no two images may share one."""
-        parts = path.resolve().parts
-        for start in range(len(parts)):
-            name = "/".join(parts[start:])
-            if name in self._names:
-                other = self._paths.setdefault(name, path)
-                if other != path:
-                    raise InputFileError(
-                        f"{self._reader.path}: {name} could be {other} or {path}; extract the folder above both"
-                    )
-                return name
+        """The longest name in the file that the path, or where it leads to, ends with; no two images may share one."""
+        for parts in (Path(os.path.abspath(path)).parts, path.resolve().parts):  # noqa: PTH100 - links stay
+            for start in range(len(parts)):
+                name = "/".join(parts[start:])
+                if name in self._names:
+                    other = self._paths.setdefault(name, path)
+                    if other != path:
+                        raise InputFileError(
+                            f"{self._reader.path}: {name} could be {other} or {path}; extract the folder above both"
+                        )
+                    return name
         raise InputFileError(f"{self._reader.path}: no features of {path}; extract the folder that is evaluated")
