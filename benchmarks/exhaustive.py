@@ -14,18 +14,16 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import torch
+from measuring import WIDTH, write_features
 
 from sekd_cli.config import MatchingSettings
 from sekd_cli.feature_cache import FeatureCache, plan
-from sekd_cli.feature_file import FeatureReader, FeatureWriter, file_attributes
+from sekd_cli.feature_file import FeatureReader
 from sekd_cli.match_file import MatchWriter, match_attributes
 from sekd_cli.match_pipeline import PipelineSettings, match_all
 from sekd_cli.pairs import exhaustive
 from sekd_cli.stored_features import StoredFeatures
-
-WIDTH = 64  # values of a descriptor
 
 
 class CountingReader(FeatureReader):
@@ -39,18 +37,6 @@ class CountingReader(FeatureReader):
         """See `FeatureReader.read`."""
         self.reads[name] += 1
         return super().read(name, turned=turned)
-
-
-def write_features(path: Path, names: list[str], keypoints: int) -> None:
-    """Random unit vectors at random places."""
-    with FeatureWriter(path, file_attributes(network="none", weights_sha256="", settings={})) as writer:
-        for seed, name in enumerate(names):
-            random = np.random.default_rng(seed)
-            rows = random.normal(size=(keypoints, WIDTH)).astype(np.float32)
-            rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-            xy, scores = random.random((keypoints, 2), dtype=np.float32) * 1000, np.ones(keypoints, dtype=np.float32)
-            features = StoredFeatures(keypoints=xy, scores=scores, descriptors=rows, image_size=(1000, 1000))
-            writer.write(name, features)
 
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:

@@ -14,23 +14,21 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from measuring import WIDTH, cost, write_features
 from torch import Tensor
 
 from sekd_cli.config import MatchingSettings
-from sekd_cli.device import give_back_memory
 from sekd_cli.feature_cache import plan
-from sekd_cli.feature_file import FeatureReader, FeatureWriter, file_attributes
+from sekd_cli.feature_file import FeatureReader
 from sekd_cli.match_file import MatchWriter, match_attributes
 from sekd_cli.match_pipeline import PairMatcher, PipelineSettings, match_all
 from sekd_cli.matching import match_descriptors
 from sekd_cli.pairs import exhaustive
-from sekd_cli.stored_features import StoredFeatures
 from sekd_cli.workers import workers
 
-KEYPOINTS, WIDTH, LARGE = 2048, 64, 20_000
+KEYPOINTS, LARGE = 2048, 20_000
 ROUNDS = 30
 METHODS = {
     "sekd": MatchingSettings(),
@@ -77,37 +75,19 @@ def measure_speed(count: int, rounds: int) -> dict[str, dict[str, float]]:
     }
 
 
-def peak_memory(*, reset: bool = False) -> float:
-    """Most memory that the process has had since the last reset, MB (Linux)."""
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
-
-
 def measure_memory() -> float:
     """Peak of LARGE x LARGE beyond the descriptors, MB."""
     one, other = descriptors(LARGE, 0), descriptors(LARGE, 1)
-    match_descriptors(one[:100], other[:100], MatchingSettings())
-    give_back_memory()  # or what was freed before serves now
-    before = peak_memory(reset=True)
-    match_descriptors(one, other, MatchingSettings(ratio=0.9))
-    return peak_memory() - before
+    settings = MatchingSettings(ratio=0.9)
+    small = (one[:100], other[:100], settings)
+    return cost(lambda: match_descriptors(one, other, settings), warm_up=lambda: match_descriptors(*small)).megabytes
 
 
 def measure_pipeline(images: int, threads: int) -> dict[str, float]:
     """All pairs of a feature file to a match file, by as many processes: pairs a second."""
     with tempfile.TemporaryDirectory() as folder:
         path, names = Path(folder) / "feats.h5", [f"{index:05}.jpg" for index in range(images)]
-        with FeatureWriter(path, file_attributes(network="none", weights_sha256="", settings={})) as writer:
-            for seed, name in enumerate(names):
-                keypoints = np.random.default_rng(seed).random((KEYPOINTS, 2), dtype=np.float32) * 1000
-                scores = np.ones(KEYPOINTS, dtype=np.float32)
-                rows = descriptors(KEYPOINTS, seed).numpy()
-                writer.write(
-                    name,
-                    StoredFeatures(keypoints=keypoints, scores=scores, descriptors=rows, image_size=(1000, 1000)),
-                )
+        write_features(path, names, KEYPOINTS)
         settings = PipelineSettings(device=torch.device("cpu"), threads=threads)
         matcher = PairMatcher(path, settings.cache_bytes // threads, MatchingSettings())
         start = time.perf_counter()
@@ -131,14 +111,13 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    pipeline = measure_pipeline(
-        options.images, options.threads
-    )  # first, as processes are forked before threads compute
+    pipeline = measure_pipeline(options.images, options.threads)  # these first: processes are forked before threads
+    megabytes = measure_memory()  # compute
     torch.set_num_threads(options.threads)
     found = {
         "speed": measure_speed(KEYPOINTS, ROUNDS),
         "speed_large": measure_speed(LARGE, 3),
-        "memory_large_megabytes": measure_memory(),
+        "memory_large_megabytes": megabytes,
         "pipeline": pipeline,
     }
     if options.json:

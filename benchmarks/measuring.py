@@ -1,6 +1,5 @@
-"""What the benchmarks share: time, peak memory and growth."""
+"""What the benchmarks share: photographs, random features, time, peak memory and growth."""
 
-import ctypes
 import multiprocessing
 import time
 from collections.abc import Callable, Sequence
@@ -9,6 +8,25 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+
+from sekd_cli.device import give_back_memory
+from sekd_cli.feature_file import FeatureWriter, file_attributes
+from sekd_cli.stored_features import StoredFeatures
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+WIDTH = 64  # values of a random descriptor
+
+
+def write_features(path: Path, names: Sequence[str], keypoints: int) -> None:
+    """A feature file of random unit vectors at random places."""
+    with FeatureWriter(path, file_attributes(network="none", weights_sha256="", settings={})) as writer:
+        for seed, name in enumerate(names):
+            random = np.random.default_rng(seed)
+            rows = random.normal(size=(keypoints, WIDTH)).astype(np.float32)
+            rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+            xy, scores = random.random((keypoints, 2), dtype=np.float32) * 1000, np.ones(keypoints, dtype=np.float32)
+            features = StoredFeatures(keypoints=xy, scores=scores, descriptors=rows, image_size=(1000, 1000))
+            writer.write(name, features)
 
 
 class Cost(NamedTuple):
@@ -30,7 +48,7 @@ def cost(work: Callable[[], object], *, warm_up: Callable[[], object] = lambda: 
 
     def measure() -> None:
         warm_up()
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed before doesn't serve now
+        give_back_memory()  # what was freed before doesn't serve now
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         before, seconds = memory("VmRSS"), []
         for _ in range(repeats):

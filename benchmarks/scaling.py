@@ -15,12 +15,11 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
-from measuring import cost, exponent
+from measuring import cost, exponent, write_features
 
 from sekd_cli.batch_extraction import Job
 from sekd_cli.config import DetectionSettings, MatchingSettings, ViewSettings
-from sekd_cli.device import keep_freed_memory
+from sekd_cli.device import keep_freed_memory, set_threads
 from sekd_cli.evaluation.speed import draw_image
 from sekd_cli.extraction import Extractor
 from sekd_cli.extraction_pipeline import PipelineSettings, extract_all
@@ -32,7 +31,6 @@ from sekd_cli.match_pipeline import PipelineSettings as MatchSettings
 from sekd_cli.match_pipeline import match_all
 from sekd_cli.networks.weights_file import load_network, packaged_weights
 from sekd_cli.pairs import exhaustive
-from sekd_cli.stored_features import StoredFeatures
 
 CPU = torch.device("cpu")
 MEGAPIXELS = 0.3, 1, 3, 12, 50
@@ -94,14 +92,7 @@ def by_images(folder: Path) -> list[Work]:
 def by_pairs(folder: Path) -> list[Work]:
     """All pairs of so many images of one feature file to one match file."""
     path, names = folder / "feats.h5", [f"{index:03}.jpg" for index in range(max(PAIRED_IMAGES))]
-    random = torch.Generator().manual_seed(0)
-    with FeatureWriter(path, file_attributes(network="none", weights_sha256="", settings={})) as writer:
-        for name in names:
-            keypoints = (torch.rand(PAIRED_KEYPOINTS, 2, generator=random) * 1000).numpy()
-            rows = F.normalize(torch.randn(PAIRED_KEYPOINTS, 64, generator=random), dim=1).numpy()
-            scores = np.ones(PAIRED_KEYPOINTS, dtype=np.float32)
-            features = StoredFeatures(keypoints=keypoints, scores=scores, descriptors=rows, image_size=(1000, 1000))
-            writer.write(name, features)
+    write_features(path, names, PAIRED_KEYPOINTS)
 
     def match(count: int) -> None:
         with (
@@ -146,8 +137,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
+    set_threads(1)
     keep_freed_memory()
     found = {}
     for name in options.lines:

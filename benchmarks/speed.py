@@ -99,8 +99,7 @@ def measure(options: argparse.Namespace, grey: np.ndarray) -> list[dict[str, Any
     }
     for turn in range(options.rounds + 1):
         for (label, threads), rounds in taken.items():
-            torch.set_num_threads(threads)
-            cv2.setNumThreads(threads)
+            set_threads(threads)
             found = one_round(methods[label][0], grey)
             if turn:  # the first warms up
                 rounds.append(found)

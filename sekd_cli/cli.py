@@ -64,7 +64,7 @@ class LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list in the help, without importing any."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, COMMANDS[name]) for name in COMMANDS])
+            formatter.write_dl(list(COMMANDS.items()))
 
 
 def _quieter(context: click.Context, _: click.Parameter, quiet: bool) -> None:

@@ -4,6 +4,7 @@ import ctypes
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 
 import cv2
 import torch
@@ -68,18 +69,13 @@ def keep_freed_tensors() -> None:
 def _tell_malloc(parameters: Mapping[int, int]) -> None:
     if any(name.startswith("MALLOC_") for name in os.environ):
         return
-    try:
+    with suppress(AttributeError, OSError, TypeError):  # the C library isn't glibc
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    for parameter, value in parameters.items():
-        mallopt(parameter, value)
+        for parameter, value in parameters.items():
+            mallopt(parameter, value)
 
 
 def give_back_memory() -> None:
     """Return free pages between the blocks in use to the system: kept ones are split by small blocks that stay."""
-    try:
-        trim = ctypes.CDLL(None).malloc_trim
-    except (AttributeError, OSError, TypeError):
-        return
-    trim(0)
+    with suppress(AttributeError, OSError, TypeError):  # as above
+        ctypes.CDLL(None).malloc_trim(0)

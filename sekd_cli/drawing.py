@@ -65,7 +65,7 @@ def draw_keypoints(view: View, scores: np.ndarray, title: str) -> np.ndarray:
     for index in np.argsort(scores, kind="stable"):  # the best on top
         _dot(canvas, view.keypoints[index], radius, colours[index])
     scale = (low, high) if len(scores) else None
-    return with_footer(canvas, Legend(title, _count(len(scores), "keypoint"), scale))
+    return with_footer(canvas, Legend(title, f"{len(scores):,} keypoint{'s' * (len(scores) != 1)}", scale))
 
 
 def draw_matches(view0: View, view1: View, colours: list[Colour], legend: Legend, *, faint: int = 0) -> np.ndarray:
@@ -192,7 +192,7 @@ def _font(size: int, *, ascii_only: bool) -> ImageFont.ImageFont | ImageFont.Fre
 
 
 def _ramp() -> np.ndarray:
-    """(256, 3) uint8 RGB from blue over green to red, without the dark ends of the map that it is of."""
+    """(256, 3) uint8 RGB from blue over green to red, OpenCV's TURBO without its dark ends."""
     steps = np.linspace(20, 235, 256).round().astype(np.uint8)
     return np.ascontiguousarray(cv2.applyColorMap(steps[:, None], cv2.COLORMAP_TURBO)[:, 0, ::-1])
 
@@ -224,7 +224,3 @@ def _resized(view: View, width: int, height: int) -> View:
     pixels = cv2.resize(view.pixels, (width, height), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC)
     matrix = resize_matrix(width / old_width, height / old_height)
     return View(pixels=np.asarray(pixels), keypoints=view.keypoints @ matrix[:2, :2].T + matrix[:2, 2])
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -1,6 +1,6 @@
 """Many photographs to one file: decoding, network and writing overlap, and one bad image stops none of the others.
 
-Headers are read ahead, by which images of one size come together in batches. On a CPU several processes take a batch
+Headers are read ahead, so that images of one size can share a batch. On a CPU several processes take a batch
 each, decode its images and run the network on one thread, which is then as fast as it can be. Where there are none, on
 a GPU above all, threads do it, whose networks wait for their turn. Another thread writes. All that waits is bounded, so
 a thousand photographs need the memory of ten.
@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple, Self
 
 import torch
@@ -49,7 +48,7 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineSettings:
-    """What decides speed and memory, and no number in the file but the type of descriptors."""
+    """Affects speed and memory; in the file only the type of descriptors."""
 
     batch_size: int = 1
     batch_pixels: int = 0  # of all sizes of its images, beyond which a batch gets no more of them; 0 for no limit
@@ -74,7 +73,8 @@ def extract_all(
     background = _BackgroundWriter(writer, settings.descriptor_dtype)
     with ThreadPoolExecutor(settings.readers, "read") as readers:
         here = BatchExtractor(extractor, settings.max_pixels)
-        with _Extraction(here, settings, readers, workers or []) as extraction, background:
+        extraction = _Extraction(here, settings, readers, workers or [])
+        with extraction.crew, background:
             sized = _sizes_ahead(jobs, extractor, settings, readers)
             for number, batch in enumerate(_batches(sized, settings), start=1):
                 if number % GIVE_BACK_EVERY == 0:
@@ -100,16 +100,16 @@ class _Extraction:
         self._threads = settings.threads
         self._turns = threading.Semaphore(settings.threads)
         self._readers = readers
-        self._crew = Crew(workers, here, self._by_turns, settings.threads + 1)  # one decodes while the others compute
+        self.crew = Crew(workers, here, self._by_turns, settings.threads + 1)  # one decodes while the others compute
 
     def begin(self, batch: "_SizedBatch") -> None:
         """Let a thread or process take this batch."""
         how = None if not batch.large else self._huge_alone if batch.huge else self._alone
-        self._crew.begin(batch.jobs, how)
+        self.crew.begin(batch.jobs, how)
 
     def hand_on(self, background: "_BackgroundWriter", *, everything: bool = False) -> Iterator[Outcome]:
         """Give features to the writer while more batches wait than can be done; yields what failed."""
-        for jobs, found in self._crew.done(0 if everything else self._crew.size):
+        for jobs, found in self.crew.done(0 if everything else self.crew.size):
             if isinstance(found, WorkerDiedError):
                 reason = f"the process that extracted it died ({found}), for lack of memory or by damage to the file"
                 yield _failed(jobs[0], f"{jobs[0].entry.path}: {reason}; make it smaller, or convert it to PNG")
@@ -120,14 +120,6 @@ class _Extraction:
                 else:
                     background.put(job, one.features, one.source)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._crew.__exit__(kind, value, traceback)
-
     def _by_turns(self, jobs: Batch) -> list[Extracted]:
         loaded = list(self._readers.map(self._here.load, jobs))
         with self._turns:
@@ -136,12 +128,12 @@ class _Extraction:
 
     def _alone(self, jobs: Batch) -> list[Extracted]:
         loaded = [self._here.load(job) for job in jobs]
-        with self._crew.forking:
+        with self.crew.forking:
             torch.set_num_threads(self._threads)
             return self._here.features(loaded)
 
     def _huge_alone(self, jobs: Batch) -> list[Extracted]:
-        with self._crew.forking:
+        with self.crew.forking:
             torch.set_num_threads(self._threads)
             return self._here.features([self._here.load(job) for job in jobs])
 
@@ -267,9 +259,7 @@ class _BackgroundWriter:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._thread.is_alive():
             self._queue.put(None)
             self._thread.join()

@@ -5,8 +5,9 @@ A group is named by the image's POSIX path relative to the image root.
 
 import json
 import logging
+import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import h5py
 
 from sekd_cli import __version__
 from sekd_cli.errors import ImageError, InputFileError
-from sekd_cli.hdf5_file import check_name, member, plain_attributes
+from sekd_cli.hdf5_file import check_name, member, plain_attributes, settings_in
 from sekd_cli.kept_file import SCHEMA, KeptReader, KeptWriter, changed
 from sekd_cli.stored_features import Source, StoredFeatures, is_image, read_group, write_group
 
@@ -42,11 +43,7 @@ class FeatureReader(KeptReader):
         return list(self._names)
 
     def __contains__(self, name: object) -> bool:
-        if not isinstance(name, str):
-            return False
-        try:
-            check_name(name)
-        except ValueError:
+        if not isinstance(name, str) or not _is_plain(name):
             return False
         with self._lock, self._reading():
             group = member(self._file, name)
@@ -65,7 +62,7 @@ class FeatureReader(KeptReader):
             return read_group(self._file[name], f"{self.path}: {name}", turned=turned)
 
     def _example(self) -> str:
-        """A name that is there, so that what is wrong with another one is seen."""
+        """A name that is there, to compare a wrong one with."""
         if self._names is None:
             self.names()
         return f" (but of {self._names[0]})" if self._names else ""
@@ -81,9 +78,7 @@ class FeatureWriter(KeptWriter):
 
     def is_complete(self, name: str, source: Source | None = None) -> bool:
         """Whether the features of an image are there. Raises ChangedImageError if `source` differs from theirs."""
-        try:
-            check_name(name)
-        except ValueError:
+        if not _is_plain(name):
             return False  # and `write` will say so
         with self._reading():
             group = member(self._writer.file, name)
@@ -178,6 +173,13 @@ def _images(group: h5py.Group, *, own: bool, prefix: str = "", above: frozenset[
                 yield from _images(child, own=own, prefix=f"{prefix}{key}/", above=above | {address})
 
 
+def name_of(path: Path, names: Container[str]) -> str | None:
+    """The longest of `names` that the path of an image, or where it leads to, ends with."""
+    both = (Path(os.path.abspath(path)).parts, path.resolve().parts)  # noqa: PTH100 - links stay
+    ends = ("/".join(parts[start:]) for parts in both for start in range(len(parts)))
+    return next((name for name in ends if name in names), None)
+
+
 def _is_plain(key: str) -> bool:
     try:
         check_name(key)
@@ -188,9 +190,5 @@ def _is_plain(key: str) -> bool:
 
 def _settings(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """All that decides the numbers in a file, flat."""
-    try:
-        settings = json.loads(str(attributes.get("settings", "{}")))
-    except ValueError:
-        settings = {}
     chosen = {name: attributes.get(name) for name in ("sekd_schema", "network", "weights_sha256")}
-    return {**(settings if isinstance(settings, dict) else {}), **chosen}
+    return {**settings_in(attributes), **chosen}

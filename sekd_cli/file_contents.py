@@ -1,15 +1,14 @@
 """What an HDF5 file of features or matches holds, group by group, whoever wrote it, complete or not."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import h5py
 
 from sekd_cli.errors import InputFileError
-from sekd_cli.hdf5_file import DAMAGE, member, one_line
+from sekd_cli.hdf5_file import DAMAGE, member, one_line, plain
 from sekd_cli.new_file import error_number
 from sekd_cli.stored_features import is_image
 
@@ -55,7 +54,7 @@ def kind_of(file: h5py.File) -> str:
 
 
 def items(file: h5py.File, kind: str) -> Iterator[Item]:
-    """Every image or pair; complete are groups marked so, or in files of other tools those that hold what it takes."""
+    """Every image or pair; complete: marked so, or in files of other tools, with all datasets needed."""
     own = "sekd_schema" in file.attrs
     for name, group in _leaves(file):
         if kind == FEATURES:
@@ -63,22 +62,6 @@ def items(file: h5py.File, kind: str) -> Iterator[Item]:
         else:
             complete = "matches0" in group and (not own or bool(group.attrs.get("complete", False)))
         yield Item(name, group, complete)
-
-
-def settings_of(file: h5py.File) -> dict[str, Any]:
-    """The settings that a file was made with; empty if it tells none."""
-    try:
-        settings = json.loads(str(plain(file.attrs.get("settings", "{}"))))
-    except ValueError:
-        return {}
-    return settings if isinstance(settings, dict) else {}
-
-
-def plain(value: object) -> object:
-    """An HDF5 attribute as Python has it."""
-    if isinstance(value, bytes):
-        return value.decode(errors="replace")
-    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _leaves(

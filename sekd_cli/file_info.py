@@ -11,8 +11,8 @@ import numpy as np
 import safetensors
 
 from sekd_cli.errors import InputFileError
-from sekd_cli.file_contents import FEATURES, MATCHES, items, kind_of, plain, reading, settings_of
-from sekd_cli.hdf5_file import HDF5_MAGIC, open_for_reading
+from sekd_cli.file_contents import FEATURES, MATCHES, items, kind_of, reading
+from sekd_cli.hdf5_file import HDF5_MAGIC, open_for_reading, plain, settings_in
 from sekd_cli.networks.weights_file import load_network, weights_digest
 from sekd_cli.stored_matches import MODELS
 
@@ -149,7 +149,7 @@ def _origin(file: h5py.File) -> dict[str, Any]:
     """Who made a file, how; nothing for other tools' files."""
     if "sekd_schema" not in file.attrs:
         return {}
-    settings = settings_of(file)
+    settings = settings_in(file.attrs)
     facts: dict[str, Any] = {
         name: plain(file.attrs.get(name)) for name in ("sekd_version", "network", "weights_sha256")
     }

@@ -199,15 +199,11 @@ def quarter_turn(turns: int, height: int, width: int) -> np.ndarray:
     return matrix
 
 
-def uniform(
-    low: float, high: float, count: int, generator: torch.Generator, device: torch.device | str = "cpu"
-) -> Tensor:
+def uniform(low: float, high: float, count: int, generator: torch.Generator) -> Tensor:
     """(count,) float32 in [low, high)."""
-    return torch.rand(count, generator=generator, device=device) * (high - low) + low
+    return torch.rand(count, generator=generator) * (high - low) + low
 
 
-def log_uniform(
-    low: float, high: float, count: int, generator: torch.Generator, device: torch.device | str = "cpu"
-) -> Tensor:
+def log_uniform(low: float, high: float, count: int, generator: torch.Generator) -> Tensor:
     """(count,) float32 in [low, high), as likely to halve as to double."""
-    return uniform(math.log(low), math.log(high), count, generator, device).exp()
+    return uniform(math.log(low), math.log(high), count, generator).exp()

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 import stat
 import zlib
@@ -20,10 +21,10 @@ from sekd_cli.staged_file import StagedFile, apply_journal, journal_of
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 HDF5_SUFFIXES = {".h5", ".hdf5"}
 CHECKED_METADATA = ("v108", "v108")
-"""HDF5's second generation of structures, which every release since 2008 reads. Each has a checksum: damage to those of
-the first made HDF5's C code go round in circles. The third marks files as open, so that a kill spoils them."""
+"""HDF5's second generation of structures, which every release since 2008 reads. They have checksums; the first's have
+none, and damage made HDF5's C code go round in circles. The third marks files as open, so that a kill spoils them."""
 DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError)
-"""What h5py raises on a damaged file, and what becomes of a file's content that is none of what it should be."""
+"""What h5py raises on a damaged file, and our code on content of the wrong kind."""
 UNTIMED = h5p.create(h5p.DATASET_CREATE)
 UNTIMED.set_obj_track_times(False)  # the same numbers make the same file
 CHECKSUM = "crc32"  # attribute of a group: of its arrays, which HDF5 doesn't check
@@ -195,10 +196,20 @@ def _recover(path: Path) -> None:
 
 def plain_attributes(file: h5py.File) -> dict[str, Any]:
     """The root attributes as Python has them: text and numbers."""
-    return {name: _plain(value) for name, value in file.attrs.items()}
+    return {name: plain(value) for name, value in file.attrs.items()}
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
+    """An attribute as Python has it."""
     if isinstance(value, bytes):
         return value.decode(errors="replace")
-    return value.item() if isinstance(value, np.generic) else value
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def settings_in(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a file with these root attributes was made with; empty if it tells none."""
+    try:
+        settings = json.loads(str(plain(attributes.get("settings", "{}"))))
+    except ValueError:
+        return {}
+    return settings if isinstance(settings, dict) else {}

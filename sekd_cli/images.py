@@ -57,15 +57,6 @@ class Photograph:
     orientation: int  # EXIF, 1 to 8
     stored_size: tuple[int, int]  # width, height in the file
 
-    def grey(self) -> np.ndarray:
-        """Grey (H, W) float32 in [0, 1]."""
-        pixels = self.pixels if self.pixels.ndim == 2 else cv2.cvtColor(self.pixels, cv2.COLOR_RGB2GRAY)
-        return np.divide(pixels, 255, dtype=np.float32)
-
-    def to_stored(self, xy: np.ndarray) -> np.ndarray:
-        """Points (N, 2) of the upright image in the pixel grid of the file, (N, 2)."""
-        return to_stored(xy, self.orientation, self.stored_size)
-
 
 def read_image(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS, colour: bool = False) -> Photograph:
     """Read one photograph, grey unless `colour`. max_pixels: largest width x height to decode; 0 for no limit.

@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, ClassVar, Self
 
 from sekd_cli.errors import InputFileError, OutputError
@@ -43,9 +42,7 @@ class KeptReader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _reading(self, where: str = "") -> AbstractContextManager[None]:
@@ -103,10 +100,8 @@ class KeptWriter(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._writer.__exit__(kind, value, traceback)
+    def __exit__(self, *error: object) -> None:
+        self._writer.__exit__(*error)
 
     def _reading(self) -> AbstractContextManager[None]:
         return watching_for_damage(self.path, "give --overwrite to start afresh", OutputError)
@@ -115,12 +110,13 @@ class KeptWriter(ABC):
 def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """In words, where settings differ."""
     return [
-        f"{name} {_short(old.get(name))} there, {_short(new.get(name))} now"
+        f"{name} {short(old.get(name))} there, {short(new.get(name))} now"
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     ]
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """A setting as messages show it."""
     text = str(value)
     return text if len(text) <= 20 else text[:12] + "..."  # a SHA-256

@@ -151,12 +151,6 @@ class MatchReader(KeptReader):
                 if isinstance(group, h5py.Group) and self._is_complete(group):
                     yield (first, second), group
 
-    def __contains__(self, pair: object) -> bool:
-        with self._reading():
-            return isinstance(pair, tuple) and (
-                self._find((pair[0], pair[1])) is not None or self._find((pair[1], pair[0])) is not None
-            )
-
     def read(self, pair: Pair, count1: int | None = None) -> StoredMatches:
         """The matches of one pair. One stored the other way round is turned where `count1`, the second image's number
         of keypoints, is given. Raises InputFileError if there are none, or they are damaged.

@@ -117,8 +117,8 @@ def _decide(scan: _Scan, settings: MatchingSettings) -> tuple[Tensor, Tensor]:
 def _scan(descriptors0: Tensor, descriptors1: Tensor, block_rows: int, settings: MatchingSettings) -> _Scan:
     """One pass over the similarities on any device, `block_rows` rows at a time.
 
-    A maximum down the columns of the whole matrix is strided and slow, so the columns' maxima run along; and as only a
-    row's largest can be a match, the largest of what is left in a column is all that its rows' own don't tell.
+    Column maxima of the whole matrix are slow (strided), so they are kept up block by block. Only a row's largest can
+    match, so of a column it takes just the largest of all others.
     """
     count0, count1 = descriptors0.shape[0], descriptors1.shape[0]
     similarity = descriptors0.new_empty(count0)

@@ -12,8 +12,9 @@ import h5py
 import numpy as np
 
 from sekd_cli.errors import InputFileError, NothingToDoError, UsageError
-from sekd_cli.file_contents import FEATURES, FLAT, MATCHES, WHOLE, items, kind_of, plain, reading, settings_of
-from sekd_cli.hdf5_file import create_hdf5, open_for_reading
+from sekd_cli.file_contents import FEATURES, FLAT, MATCHES, WHOLE, items, kind_of, reading
+from sekd_cli.hdf5_file import create_hdf5, open_for_reading, plain, settings_in
+from sekd_cli.kept_file import short
 from sekd_cli.new_file import new_file
 from sekd_cli.shards import Shard, parse_shard
 
@@ -74,7 +75,7 @@ def merge(
 
 def _part(path: Path, file: h5py.File) -> _Part:
     with reading(path):
-        kind, settings = kind_of(file), settings_of(file)
+        kind, settings = kind_of(file), settings_in(file.attrs)
         decisive = {name: plain(file.attrs.get(name)) for name in DECISIVE}
     if kind == FLAT:
         raise UsageError(f"{path}: not in hloc's layout; run sekd convert --to hloc on its folder first")
@@ -92,7 +93,7 @@ def _check_alike(parts: list[_Part]) -> None:
         old, new = first.decisive, part.decisive
         names = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
         if names:
-            words = "; ".join(f"{name} {_short(old.get(name))} and {_short(new.get(name))}" for name in names)
+            words = "; ".join(f"{name} {short(old.get(name))} and {short(new.get(name))}" for name in names)
             raise InputFileError(
                 f"{first.path} and {part.path} were made differently ({words}); make one of them again"
             )
@@ -119,7 +120,7 @@ def _check_shards(parts: list[_Part], *, partial: bool) -> None:
 
 def _attributes(file: h5py.File) -> dict[str, Any]:
     """Those of the whole: what a process without shards would have written, so that one can go on with the file."""
-    attributes, settings = dict(file.attrs), settings_of(file)
+    attributes, settings = dict(file.attrs), settings_in(file.attrs)
     if "shard" in settings:
         attributes["settings"] = json.dumps({**settings, "shard": WHOLE}, sort_keys=True)
     return attributes
@@ -168,8 +169,3 @@ def _check_nesting(name: str, owners: Container[str], folders: dict[str, str]) -
 
 def _equal(one: h5py.Group, other: h5py.Group) -> bool:
     return one.keys() == other.keys() and all(np.array_equal(one[name][()], other[name][()]) for name in one)
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 20 else text[:12] + "..."  # a SHA-256

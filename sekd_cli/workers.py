@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from sekd_cli.device import set_threads
@@ -107,8 +106,8 @@ class Worker(Generic[Task, Reply]):
 class Crew(Generic[Item, Reply]):
     """Workers that take batches of items and reply to each item, or threads of this process where there are none.
 
-    In the place of a worker that dies, or hangs (`PATIENCE`), comes another, and its batch is done again, one by one:
-    so an item that kills a worker is told, and costs the others nothing but time.
+    A worker that dies or hangs (`PATIENCE`) is replaced, and its batch repeated item by item: so the item that killed
+    it is found, and costs the others nothing but time.
     """
 
     def __init__(
@@ -187,9 +186,7 @@ class Crew(Generic[Item, Reply]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
 

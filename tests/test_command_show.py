@@ -59,6 +59,15 @@ def test_keypoints_come_from_the_file(capfd: pytest.CaptureFixture[str]) -> None
         assert np.ptp(picture[y, x].astype(int)) > 20  # coloured, where the photograph is grey
 
 
+def test_a_link_has_the_features_of_its_own_name_or_of_what_it_leads_to(capfd: pytest.CaptureFixture[str]) -> None:
+    Path("elsewhere.jpg").write_bytes(Path(PHOTOS[0]).read_bytes())
+    Path(PHOTOS[0]).unlink()
+    Path(PHOTOS[0]).symlink_to(Path("elsewhere.jpg").absolute())
+    Path("linked.jpg").symlink_to(Path(PHOTOS[1]).absolute())
+    assert cli.main(["show", PHOTOS[0], "linked.jpg", "-f", "feats.h5", "--keypoints", "-o", "out"]) == 0
+    assert capfd.readouterr().out.splitlines() == ["out/a.keypoints.png", "out/linked.keypoints.png"]
+
+
 def test_keypoints_are_extracted_where_no_file_is_given(
     untrained_weights: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,7 +11,7 @@ from hostile_images import drawn, encoded
 from sekd_cli.config import DetectionSettings, ViewSettings
 from sekd_cli.errors import ImageError, UsageError
 from sekd_cli.extraction import TILE_PIXELS, Extractor
-from sekd_cli.images import Photograph, read_image
+from sekd_cli.images import Photograph, read_image, to_stored
 from sekd_cli.networks import NETWORKS, CompactNetwork, DenseMaps, DenseNetwork
 from sekd_cli.networks.base import as_fractions
 from sekd_cli.networks.weights_file import load_network, packaged_weights
@@ -125,7 +125,7 @@ def test_all_orientations_of_a_photograph_have_the_same_keypoints(tmp_path: Path
         features = extract(one, photograph)
         height, width = photograph.pixels.shape
         corners = np.array([[0, 0], [width - 1, 0], [0, height - 1]], dtype=np.float64)
-        origin, right, down = photograph.to_stored(corners)
+        origin, right, down = to_stored(corners, photograph.orientation, photograph.stored_size)
         across, along = (right - origin) / (width - 1), (down - origin) / (height - 1)
         upright = (features.keypoints - origin) @ np.stack((across, along), axis=1)
         pictures.append(upright)

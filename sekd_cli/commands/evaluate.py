@@ -79,7 +79,7 @@ def _size_option(default: int) -> Callable[[Command], Command]:
 
 
 _scene_options = _together(
-    click.option("--neighbours", type=POSITIVE, default=8, show_default=True, help="Farthest apart, by name."),
+    click.option("--neighbours", type=POSITIVE, default=8, show_default=True, help="Most places apart by name."),
     click.option(
         "--max-angle", type=ANGLE, default=60.0, show_default=True, help="Between viewing directions, degrees."
     ),
@@ -183,9 +183,10 @@ def sfm(
     """
     from sekd_cli.evaluation import sfm as benchmark
     from sekd_cli.evaluation.scenes import PairSelection, find_scenes
+    from sekd_cli.pycolmap_extra import require_pycolmap
 
     _check_plot(plot)
-    benchmark.require_pycolmap()
+    require_pycolmap()
     scenes = find_scenes(root, PairSelection())
     methods = _methods([path for scene in scenes for path in scene.paths.values()], **which)
     protocol = benchmark.SfmProtocol(max_size=max_size, seeds=seeds, threads=threads)

@@ -83,7 +83,7 @@ def colmap(
         logger.error("%s: not as large as when it was extracted, left out; extract it again, or give that one", name)
     if report.skipped_pairs:
         logger.warning("%d pairs left out with images that are missing or can't be used", report.skipped_pairs)
-    chance = f"; in {report.pairs_of_chance} more only as much agrees as chance has" if report.pairs_of_chance else ""
+    chance = f"; {report.pairs_of_chance} more agree no better than chance" if report.pairs_of_chance else ""
     logger.info(
         "%d images, %d pairs with %s matches, %d pairs verified%s",
         report.images,

@@ -16,7 +16,7 @@ from sekd_cli.commands import options
 @click.option("--max-keypoints", default=2048, show_default=True, help="Best by score of each image; 0 for all.")
 @click.option("--threshold", type=float, help="Smallest keypoint probability; default: the network's own.")
 @click.option("--nms-radius", type=int, help="A keypoint is the best of so many pixels around; default: the network's.")
-@click.option("--max-size", default=1600, show_default=True, help="Longer edge seen by the network; 0 for none.")
+@click.option("--max-size", default=1600, show_default=True, help="Longer edge seen by the network; 0: no limit.")
 @click.option(
     "--scales",
     metavar="S,S,...|auto",

@@ -5,7 +5,6 @@ import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import click
@@ -109,14 +108,11 @@ def run(options: MatchOptions) -> int:
         with FeatureReader(options.features) as features:
             folder.check(features.names(), overwrite=options.overwrite)
     cameras = _cameras(verification, options.images)
-    processes = min(settings.threads, len(work.pairs)) if device.type == "cpu" else 1
+    processes = min(settings.threads, len(work.pairs)) if device.type == "cpu" else 0
     share = settings.cache_bytes // max(1, processes)  # of shards there may be more than pairs
     with (
         _open_features(options) as features,
-        workers(
-            processes if device.type == "cpu" else 0,
-            PairMatcher(options.features, share, matching, verification, cameras),
-        ) as others,
+        workers(processes, PairMatcher(options.features, share, matching, verification, cameras)) as others,
         MatchWriter(options.output, match_attributes(features, decisive), overwrite=options.overwrite) as writer,
         _Report(options.failures) as report,
         progress_bar("match", len(work.pairs), "pairs") as bar,
@@ -216,9 +212,7 @@ class _Report:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._list.close()
         seconds = max(time.monotonic() - self._start, 1e-9)
         skipped = f", {self.skipped} done before" if self.skipped else ""

@@ -3,7 +3,6 @@
 import logging
 import os
 import tempfile
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from sekd_cli.drawing import (
 )
 from sekd_cli.errors import ImageError, InputFileError, NothingToDoError, OutputError, UsageError
 from sekd_cli.extraction import Extractor
-from sekd_cli.feature_file import FeatureReader
+from sekd_cli.feature_file import FeatureReader, name_of
 from sekd_cli.image_opening import open_unlimited
 from sekd_cli.images import Photograph, read_image
 from sekd_cli.match_file import MatchReader
@@ -134,7 +133,10 @@ class _FeatureSource:
         photograph = read_image(path, max_pixels=self._options.max_pixels, colour=True)
         if self._options.features is None:
             return _Loaded(name=path.name, photograph=photograph, features=self._extract(photograph))
-        name = _name_of(path, self._names, self._options.features)
+        name = name_of(path, self._names)
+        if name is None:
+            file = self._options.features
+            raise InputFileError(f"{file}: no features of {path}; run sekd extract on it, or leave --features out")
         with FeatureReader(self._options.features) as reader:
             features = reader.read(name)
         if features.image_size != photograph.stored_size and features.size_stated:
@@ -149,15 +151,6 @@ class _FeatureSource:
             settings = DetectionSettings() if limit is None else DetectionSettings(max_keypoints=limit)
             self._extractor = Extractor(network, settings, device=torch.device("cpu"), precision="auto")
         return self._extractor.extract([self._extractor.prepare(photograph)])[0]
-
-
-def _name_of(path: Path, names: Iterable[str], file: Path) -> str:
-    """The name in a feature file that an image has: the longest that its path ends with."""
-    whole = path.resolve().as_posix()
-    fitting = [name for name in names if whole.endswith(f"/{name}")]
-    if not fitting:
-        raise InputFileError(f"{file}: no features of {path}; run sekd extract on it, or leave --features out")
-    return max(fitting, key=len)
 
 
 def _draw_pair(first: _Loaded, second: _Loaded, options: ShowOptions) -> np.ndarray:

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sekd_cli.errors import InputFileError, MissingExtraError
+from sekd_cli.errors import InputFileError
 from sekd_cli.evaluation.cameras import Camera, View
 from sekd_cli.evaluation.homography import invertible
 from sekd_cli.geometry import COLMAP_OFFSET
+from sekd_cli.pycolmap_extra import require_pycolmap
 
 # Where each model's parameters are: focal lengths fx, fy; principal point cx, cy; then OpenCV's distortion.
 SINGLE_FOCAL = {"SIMPLE_PINHOLE": 0, "SIMPLE_RADIAL": 1, "RADIAL": 2}
@@ -31,10 +32,7 @@ def read_colmap_model(folder: Path) -> dict[str, View]:
     """
     if (folder / "cameras.txt").is_file():
         return _read_text(folder)
-    try:
-        import pycolmap  # noqa: PLC0415 - an extra, needed for binary models alone
-    except ImportError as error:
-        raise MissingExtraError("pycolmap", "colmap") from error
+    pycolmap = require_pycolmap()
     with tempfile.TemporaryDirectory() as copy:
         try:
             pycolmap.Reconstruction(str(folder)).write_text(copy)

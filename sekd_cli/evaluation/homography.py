@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.floating]
-Numbers = FloatArray | Sequence[float]
 
 BLOCK_ROWS = 256  # keypoints whose distances to all others are held at once
 THRESHOLDS = tuple(range(1, 11))  # pixels; Avg.HA@1:10 is the mean over these

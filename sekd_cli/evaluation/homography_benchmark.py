@@ -14,7 +14,7 @@ from sekd_cli.errors import InputFileError
 from sekd_cli.evaluation import homography as metrics
 from sekd_cli.evaluation.estimators import ESTIMATORS, estimate_homography
 from sekd_cli.evaluation.images import EvaluationImage, name_of, read_evaluation_image
-from sekd_cli.evaluation.methods import LocalFeatures, Method
+from sekd_cli.evaluation.methods import Method
 from sekd_cli.image_search import SUFFIXES
 
 logger = logging.getLogger(__name__)
@@ -115,51 +115,6 @@ def _image(folder: Path, stem: str) -> Path:
     return found[0]
 
 
-def evaluate_pair(
-    *,
-    method: Method,
-    images: tuple[EvaluationImage, EvaluationImage],
-    features: tuple[LocalFeatures, LocalFeatures],
-    homography: NDArray[np.float64],
-    protocol: HomographyProtocol,
-    sequence: str,
-) -> PairResult:
-    """Match and measure one pair; `homography` is to image 1 from image 0, in pixels of the evaluated images."""
-    found = method.match(*features)
-    xy0, xy1 = features[0].keypoints[found[:, 0]], features[1].keypoints[found[:, 1]]
-    share, localisation = metrics.repeatability(
-        features[0].keypoints,
-        features[1].keypoints,
-        homography,
-        images[0].size,
-        images[1].size,
-        protocol.threshold,
-    )
-    errors = {
-        estimator: np.array(
-            [
-                metrics.corner_error(
-                    estimate_homography(xy0, xy1, estimator, threshold=protocol.threshold, seed=seed),
-                    homography,
-                    *images[0].size,
-                )
-                for seed in range(protocol.seeds)
-            ]
-        )
-        for estimator in ESTIMATORS
-    }
-    return PairResult(
-        sequence=sequence,
-        image=images[1].path.name,
-        keypoints=(len(features[0]) + len(features[1])) / 2,
-        matches=len(found),
-        matching_accuracy=metrics.matching_accuracy(xy0, xy1, homography),
-        repeatability=share,
-        localisation=localisation,
-        corner_errors=errors,
-    )
-
-
 def evaluate_sequences(
     sequences: list[Sequence], methods: list[Method], protocol: HomographyProtocol, advance: Callable[[str], None]
 ) -> dict[str, list[PairResult]]:
@@ -177,17 +132,29 @@ def evaluate_sequences(
 def _evaluate_sequence(
     sequence: Sequence, images: list[EvaluationImage], method: Method, protocol: HomographyProtocol
 ) -> Iterator[PairResult]:
-    first = method.features(images[0])
+    """Match and measure each pair, in pixels of the evaluated images."""
+    size, threshold, first = images[0].size, protocol.threshold, method.features(images[0])
     for image, original in zip(images[1:], sequence.homographies, strict=True):
-        homography = image.evaluated_from_original @ original @ np.linalg.inv(images[0].evaluated_from_original)
-        both = (first, method.features(image))
-        yield evaluate_pair(
-            method=method,
-            images=(images[0], image),
-            features=both,
-            homography=homography,
-            protocol=protocol,
+        truth = image.evaluated_from_original @ original @ np.linalg.inv(images[0].evaluated_from_original)
+        second = method.features(image)
+        found = method.match(first, second)
+        xy0, xy1 = first.keypoints[found[:, 0]], second.keypoints[found[:, 1]]
+        share, localisation = metrics.repeatability(
+            first.keypoints, second.keypoints, truth, size, image.size, threshold
+        )
+        errors = {}
+        for name in ESTIMATORS:
+            fits = (estimate_homography(xy0, xy1, name, threshold=threshold, seed=s) for s in range(protocol.seeds))
+            errors[name] = np.array([metrics.corner_error(fit, truth, *size) for fit in fits])
+        yield PairResult(
             sequence=sequence.name,
+            image=image.path.name,
+            keypoints=(len(first) + len(second)) / 2,
+            matches=len(found),
+            matching_accuracy=metrics.matching_accuracy(xy0, xy1, truth),
+            repeatability=share,
+            localisation=localisation,
+            corner_errors=errors,
         )
 
 

@@ -10,10 +10,8 @@ from numpy.typing import NDArray
 from sekd_cli.config import ViewSettings
 from sekd_cli.errors import ImageError, InputFileError
 from sekd_cli.geometry import resize_matrix
-from sekd_cli.images import Photograph, read_image, turn_upright
+from sekd_cli.images import Photograph, read_image, turn_back
 from sekd_cli.pyramid import prepare
-
-OPPOSITE_TURN = {6: 8, 8: 6}  # EXIF orientations that undo each other; the others undo themselves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +48,7 @@ def read_evaluation_image(path: Path, max_size: int) -> EvaluationImage:
         photograph = read_image(path)
     except ImageError as error:
         raise InputFileError(f"{error}; the evaluation needs every image") from error
-    stored = turn_upright(photograph.pixels, OPPOSITE_TURN.get(photograph.orientation, photograph.orientation))
+    stored = turn_back(photograph.pixels, photograph.orientation)
     unturned = Photograph(pixels=stored, orientation=1, stored_size=photograph.stored_size)
     level = prepare(unturned, ViewSettings(max_size=max_size)).levels[0]
     return EvaluationImage(path=path, grey=level.grey, original_size=photograph.stored_size)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sekd_cli.errors import InputFileError, MissingExtraError
+from sekd_cli.errors import InputFileError
 from sekd_cli.evaluation.cameras import Camera, Pose
 from sekd_cli.evaluation.methods import LocalFeatures, Method
 from sekd_cli.evaluation.plots import Panel
@@ -23,6 +23,7 @@ from sekd_cli.evaluation.pose_benchmark import scene_features
 from sekd_cli.evaluation.scenes import Scene
 from sekd_cli.evaluation.tables import Column, Row, Table, mark, number, percent, text
 from sekd_cli.geometry import COLMAP_OFFSET
+from sekd_cli.pycolmap_extra import require_pycolmap
 
 MAA_LIMITS = (10, 1)  # degrees
 SUMMED = ("images", "registered", "points")  # over scenes; the other figures are averaged
@@ -48,16 +49,6 @@ class SfmResult:
     track_length: float  # images a point, mean; 0 without points
     reprojection_error: float  # pixels, mean; 0 without points
     errors: dict[tuple[str, str], float]  # degrees, of every pair of images; inf where one isn't registered
-
-
-def require_pycolmap() -> Any:
-    """The module, quiet. Raises MissingExtraError."""
-    try:
-        import pycolmap  # noqa: PLC0415 - an extra
-    except ImportError as error:
-        raise MissingExtraError("pycolmap", "colmap") from error
-    pycolmap.logging.minloglevel = pycolmap.logging.FATAL.value  # of what it can't map, the figures tell
-    return pycolmap
 
 
 def evaluate_scenes(

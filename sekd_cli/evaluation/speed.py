@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import torch
 
+from sekd_cli.device import set_threads
 from sekd_cli.evaluation.images import read_evaluation_image
 from sekd_cli.evaluation.methods import ComputedMethod, LocalFeatures
 from sekd_cli.evaluation.plots import Panel
@@ -92,8 +93,7 @@ def _round(paths: list[Path], method: ComputedMethod, max_size: int) -> dict[str
 def _threads(count: int) -> Iterator[None]:
     """OpenCV and torch on so many threads, as before afterwards."""
     before = cv2.getNumThreads(), torch.get_num_threads()
-    cv2.setNumThreads(count)
-    torch.set_num_threads(count)
+    set_threads(count)
     try:
         yield
     finally:

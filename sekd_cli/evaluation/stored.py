@@ -1,6 +1,5 @@
 """A feature file, ours or another tool's, as a method of the evaluation."""
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 from sekd_cli.errors import InputFileError
 from sekd_cli.evaluation.images import EvaluationImage
 from sekd_cli.evaluation.methods import LocalFeatures, Method
-from sekd_cli.feature_file import FeatureReader
+from sekd_cli.feature_file import FeatureReader, name_of
 from sekd_cli.pair_matching import comparable
 
 
@@ -46,15 +45,11 @@ class Stored(Method):
             self._name_of(path)
 
     def _name_of(self, path: Path) -> str:
-        """The longest name in the file that the path, or where it leads to, ends with; no two images may share one."""
-        for parts in (Path(os.path.abspath(path)).parts, path.resolve().parts):  # noqa: PTH100 - links stay
-            for start in range(len(parts)):
-                name = "/".join(parts[start:])
-                if name in self._names:
-                    other = self._paths.setdefault(name, path)
-                    if other != path:
-                        raise InputFileError(
-                            f"{self._reader.path}: {name} could be {other} or {path}; extract the folder above both"
-                        )
-                    return name
-        raise InputFileError(f"{self._reader.path}: no features of {path}; extract the folder that is evaluated")
+        """See `name_of`; no two images may share one."""
+        name, file = name_of(path, self._names), self._reader.path
+        if name is None:
+            raise InputFileError(f"{file}: no features of {path}; extract the folder that is evaluated")
+        other = self._paths.setdefault(name, path)
+        if other != path:
+            raise InputFileError(f"{file}: {name} could be {other} or {path}; extract the folder above both")
+        return name

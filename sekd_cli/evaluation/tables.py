@@ -70,10 +70,10 @@ def number(key: str, header: str, digits: int = 0) -> Column:
     return Column(header, lambda row: _rounded(row.get(key), 1, digits))
 
 
-def percent(keys: str | tuple[str, ...], header: str, digits: int = 1) -> Column:
+def percent(keys: str | tuple[str, ...], header: str) -> Column:
     """Fractions in percent, several divided by slashes."""
     names = (keys,) if isinstance(keys, str) else keys
-    return Column(header, lambda row: "/".join(_rounded(row.get(name), 100, digits) for name in names))
+    return Column(header, lambda row: "/".join(_rounded(row.get(name), 100, 1) for name in names))
 
 
 def _rounded(value: float | None, factor: float, digits: int) -> str:

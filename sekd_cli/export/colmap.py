@@ -1,7 +1,6 @@
 """Features and matches as a COLMAP database, verified and ready for the mapper."""
 
 import glob
-import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sekd_cli.config import VerificationSettings
-from sekd_cli.errors import InputFileError, MissingExtraError, NothingToDoError, OutputError, UsageError
+from sekd_cli.errors import InputFileError, NothingToDoError, OutputError, UsageError
 from sekd_cli.export.layouts import named_pairs
 from sekd_cli.feature_file import FeatureReader
 from sekd_cli.geometry import COLMAP_OFFSET
@@ -21,11 +20,9 @@ from sekd_cli.hdf5_file import one_line
 from sekd_cli.match_file import MatchReader, fingerprint
 from sekd_cli.new_file import new_file
 from sekd_cli.pairs import Pair
+from sekd_cli.pycolmap_extra import require_pycolmap
 from sekd_cli.verification import is_chance
 
-logger = logging.getLogger(__name__)
-
-CAMERA_MODES = ("auto", "single", "per-folder", "per-image")
 IMAGES_AT_HAND = 64  # whose keypoints stay in memory, as neighbours in the list of pairs share images
 SIDE_FILES = ("-wal", "-shm", "-journal")  # what SQLite keeps beside a database that is in use, or was when killed
 
@@ -34,7 +31,7 @@ SIDE_FILES = ("-wal", "-shm", "-journal")  # what SQLite keeps beside a database
 class CameraSettings:
     """Which images share a camera, and what is known of it; see COLMAP's documentation on camera models."""
 
-    mode: str = "auto"  # of CAMERA_MODES; auto: those of one camera in EXIF share it
+    mode: str = "auto"  # or single, per-folder, per-image; auto: those of one camera in EXIF share it
     model: str = "SIMPLE_RADIAL"
     parameters: str = ""  # numbers with commas between; none: the focal length from EXIF, or 1.2 times the longer edge
 
@@ -159,19 +156,6 @@ def _forget_chance(pycolmap: Any, database: Any, error: float) -> int:
             database.delete_two_view_geometry(*pair)
             forgotten += 1
     return forgotten
-
-
-def require_pycolmap() -> Any:
-    """The module, quiet. Raises MissingExtraError.
-
-    It must be loaded after numpy: before, its copy of zlib gets in the way of others', and writing a PNG crashes.
-    """
-    try:
-        import pycolmap  # noqa: PLC0415 - an extra
-    except ImportError as error:
-        raise MissingExtraError("pycolmap", "colmap") from error
-    pycolmap.logging.minloglevel = pycolmap.logging.FATAL.value  # what it can't read, the caller says
-    return pycolmap
 
 
 def _clear_side_files(database: Path) -> None:

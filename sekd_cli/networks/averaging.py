@@ -1,7 +1,7 @@
 """Several trained networks as one: the mean of their weights.
 
 Networks that went on from the same one and learned different things lie so near each other that the mean of their
-weights computes something sensible, and keeps more of what each has learned than a mean of the two would let expect.
+weights computes something sensible, and keeps more of what each has learned than one would expect.
 """
 
 import copy

@@ -38,7 +38,7 @@ class Learner:
         self.settings = settings
         self.network: DenseNetwork = _first_network(settings).to(device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
-        self.average: DenseNetwork = copy.deepcopy(self.network).requires_grad_(False).eval()
+        self.average = self.frozen_copy()
         self.optimiser = torch.optim.AdamW(
             self.network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )

@@ -6,15 +6,13 @@ import cv2
 import numpy as np
 import torch
 
-from sekd_cli.config import MatchingSettings
 from sekd_cli.drawing import INLIER, OUTLIER, Legend, View, draw_keypoints, draw_matches, fitted
+from sekd_cli.evaluation.homography import transfer_errors
 from sekd_cli.features import features_of
-from sekd_cli.geometry import warp_points
-from sekd_cli.matching import match_descriptors
 from sekd_cli.networks import DenseNetwork
 from sekd_cli.precision import mixed_precision
 from sekd_cli.training.photographs import Photographs
-from sekd_cli.training.validation import DETECTION, VALIDATION_VIEWS, HeldOutPairs
+from sekd_cli.training.validation import DETECTION, VALIDATION_VIEWS, HeldOutPairs, matched_points
 
 SHOWN = 3  # photographs of each kind
 EDGE = 640  # pixels: longer edge of a photograph in a picture
@@ -47,14 +45,12 @@ def match_picture(network: DenseNetwork, photographs: Photographs, held_out: np.
             maps = network(batch.images.to(device, memory_format=torch.channels_last))
         both = (0, VALIDATION_VIEWS.batch_size)
         first, second = (features_of(maps, i, DETECTION, 0.0, batch.seen[i].to(device)) for i in both)
-        partner, _ = match_descriptors(first.descriptors, second.descriptors, MatchingSettings())
-        matched = (partner >= 0).cpu()
-        xy0, xy1 = first.keypoints.cpu()[matched], second.keypoints.cpu()[partner.cpu()[matched]]
-        right = (warp_points(xy0[None], batch.second_from_first[:1])[0] - xy1).norm(dim=1) < RIGHT
-        order = right.byte().argsort(stable=True)  # the right ones on top
+        xy0, xy1 = matched_points(first, second)
+        right = transfer_errors(xy0, xy1, batch.second_from_first[0].double().numpy()) < RIGHT
+        order = np.argsort(right, kind="stable")  # the right ones on top
         grey = [(batch.images[i, 0].numpy() * 255).astype(np.uint8) for i in both]
         view0, view1 = (
-            View(pixels=np.repeat(pixels[..., None], 3, axis=2), keypoints=xy[order].numpy())
+            View(pixels=np.repeat(pixels[..., None], 3, axis=2), keypoints=xy[order])
             for pixels, xy in zip(grey, (xy0, xy1), strict=True)
         )
         colours = [INLIER if fine else OUTLIER for fine in right[order].tolist()]

@@ -43,8 +43,8 @@ def panels(steps: Entries, validations: Entries, settings: TrainingSettings) -> 
     at = [float(_run_step(entry)) for entry in steps]
     names = [name for name in dict.fromkeys(key for entry in steps for key in entry) if name not in NOT_LOSSES]
 
-    def over(key: str, factor: float = 1.0) -> tuple[list[float], list[float]]:
-        pairs = [(x, factor * entry[key]) for x, entry in zip(at, steps, strict=True) if entry.get(key) is not None]
+    def over(key: str) -> tuple[list[float], list[float]]:
+        pairs = [(x, entry[key]) for x, entry in zip(at, steps, strict=True) if entry.get(key) is not None]
         return [x for x, _ in pairs], [y for _, y in pairs]
 
     rounds = [float(index) for index in range(len(validations))]
