@@ -1,6 +1,7 @@
 """Whole small runs: every phase, both networks, stopped and resumed."""
 
 import json
+import os
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from click.testing import CliRunner
 from drawn import draw_photographs
 
 from sekd_cli.commands.train import train
-from sekd_cli.errors import OutputError, SekdError, UsageError
+from sekd_cli.errors import InputFileError, OutputError, SekdError, UsageError
 from sekd_cli.images import find_images
 from sekd_cli.networks import CompactNetwork
 from sekd_cli.networks.weights_file import load_network, save_network
@@ -332,6 +333,13 @@ def test_a_cache_that_can_not_be_written_is_told(tmp_path: Path) -> None:
         CliRunner().invoke(
             train, command(photos, tmp_path / "run", f"--cache={photos}/000.png/cache"), catch_exceptions=False
         )
+
+
+def test_labels_that_were_cut_off_are_named(photographs: Photographs, tmp_path: Path) -> None:
+    evolution, _ = evolve(tmp_path / "run", photographs, replace(COMPACT, rounds=1))
+    os.truncate(tmp_path / "run" / "labels-0.npy", 200)
+    with pytest.raises(InputFileError, match=r"labels-0\.npy: missing or damaged"):
+        evolution.labels()
 
 
 def test_no_run_trains_on_what_another_one_held_out(photographs: Photographs) -> None:

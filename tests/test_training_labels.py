@@ -1,5 +1,6 @@
 """Affine adaptation, reliability and labelling."""
 
+import errno
 import math
 import os
 import resource
@@ -416,6 +417,38 @@ def test_labelling_goes_on_where_it_was_stopped_and_ends_the_same(
     assert np.nanmin(x) >= 3
     assert np.nanmax(x) <= 192 - 4
     assert np.nanmax(y) <= 160 - 4
+
+
+def test_labels_that_a_disk_has_no_room_for_are_told_before_they_are_made(
+    photographs: Photographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int, offset: int, length: int) -> None:
+        assert offset == 0
+        assert length == os.fstat(descriptor).st_size
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OutputError, match=r"labels\.npy: the disk is full"):
+        label_photographs(
+            "corners", CompactNetwork(), photographs, np.arange(5), SMALL, key=(0,), file=tmp_path / "labels.npy"
+        )
+
+
+@pytest.mark.parametrize("damaged", ["labels.npy", "labels.json"])
+def test_damaged_labels_are_named_and_made_again_once_deleted(
+    damaged: str, photographs: Photographs, tmp_path: Path
+) -> None:
+    def label() -> int:
+        file = tmp_path / "labels.npy"
+        return label_photographs("corners", CompactNetwork(), photographs, np.arange(5), SMALL, key=(0,), file=file)
+
+    assert label() == 5
+    os.truncate(tmp_path / damaged, 7)
+    with pytest.raises(InputFileError, match=rf"{damaged}: damaged; delete it"):
+        label()
+    (tmp_path / damaged).unlink()
+    assert label() == 5
+    assert np.isfinite(np.load(tmp_path / "labels.npy")[:, 0]).all()
 
 
 @pytest.mark.parametrize(("border", "nearest"), [(0, 0), (7, 6)])  # positions move by less than a pixel

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from sekd_cli.errors import InputFileError
 from sekd_cli.networks import DenseNetwork
 from sekd_cli.networks.weights_file import save_network
 from sekd_cli.training.checkpoint import load_checkpoint, save_checkpoint
@@ -167,10 +168,14 @@ class SelfEvolution:
         )
 
     def labels(self) -> tuple[np.ndarray, np.ndarray]:
-        """The photographs (n,) that were labelled last, and their labels (n, K, 3)."""
+        """The photographs (n,) that were labelled last, and their labels (n, K, 3). Raises InputFileError."""
         phases = self._phases()
         index = max(index for index in range(self.phase_index) if phases[index].action == "label")
-        labels = np.load(self._label_file(index), mmap_mode="r")
+        file = self._label_file(index)
+        try:
+            labels = np.load(file, mmap_mode="r")
+        except (OSError, ValueError, EOFError) as error:
+            raise InputFileError(f"{file}: missing or damaged; put it back, or start a new run") from error
         return self._chosen(phases[index])[: self.labelled], labels[: self.labelled]
 
     def _batches(self) -> Iterator[PairBatch]:
