@@ -284,6 +284,24 @@ def test_the_command_trains_and_the_same_command_again_goes_on(tmp_path: Path) -
     assert len((run / "log.jsonl").read_text().splitlines()) == 5  # the data; nothing was left to do
 
 
+def test_a_run_whose_checkpoint_was_deleted_keeps_its_weights_and_only_the_first_rank_talks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = command(draw_photographs(tmp_path / "in", 4), tmp_path / "run")
+    assert CliRunner().invoke(train, started).stdout
+    before = (tmp_path / "run" / "model.safetensors").read_bytes()
+    with monkeypatch.context() as patch:
+        left: list[bool] = []
+        patch.setattr("sekd_cli.training.ranks.rank", lambda: 0 if left else 1)
+        patch.setattr("sekd_cli.training.ranks.leave", lambda: left.append(True))
+        assert CliRunner().invoke(train, started).stdout == ""
+    (tmp_path / "run" / "checkpoint.pt").unlink()
+    for again in (started, ["--resume", str(tmp_path / "run")]):
+        with pytest.raises(OutputError, match="checkpoint to go on from was deleted"):
+            CliRunner().invoke(train, again, catch_exceptions=False)
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
+
+
 def command(photos: Path, run: Path, *more: str) -> list[str]:
     changes = [f"--set={name}={value}" for name, value in TINY.items()]
     return ["--data", str(photos), "-o", str(run), "--rounds=1", "--workers=0", "--threads=1", *changes, *more]
@@ -297,6 +315,15 @@ def test_a_command_that_failed_at_once_leaves_its_folder_to_the_right_one(tmp_pa
     for option in ("--seed=-1", "--last-steps=0"):
         assert isinstance(CliRunner().invoke(train, [*wrong, option]).exception, UsageError)
     assert CliRunner().invoke(train, command(photos, run, "--pause-after=0.0001")).exit_code == 0
+
+
+def test_what_is_wrong_with_a_start_is_told_before_anything_is_decoded(tmp_path: Path) -> None:
+    photos = draw_photographs(tmp_path / "photos", 4)
+    with pytest.raises(InputFileError, match=r"none\.safetensors: no such weights file; give a \.safetensors"):
+        CliRunner().invoke(
+            train, command(photos, tmp_path / "run", "--set=start=none.safetensors"), catch_exceptions=False
+        )
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_whose_photographs_changed_is_not_taken_up(tmp_path: Path) -> None:

@@ -64,8 +64,9 @@ def test_a_folder_without_a_run_has_no_report_and_a_begun_run_has_one(tmp_path: 
 
 def test_what_a_run_is_made_of_is_not_changed_when_it_goes_on(run: RunFolder) -> None:
     for change in (["--minutes", "3"], ["--seed", "0"], ["--set", "rounds=2"], ["--config", "paper"]):
-        with pytest.raises(UsageError, match="leave out"):
-            CliRunner().invoke(train, ["--resume", str(run.path), *change], catch_exceptions=False)
+        for asked in ("--resume", "--report"):
+            with pytest.raises(UsageError, match=f"leave out {change[0]}$"):
+                CliRunner().invoke(train, [asked, str(run.path), *change], catch_exceptions=False)
     with pytest.raises(UsageError, match="--report RUN"):
         CliRunner().invoke(train, ["--resume", "a", "--report", "b"], catch_exceptions=False)
 

@@ -73,6 +73,14 @@ class RunFolder:
         except OSError as error:
             raise OutputError(f"{self.path}: can't be written ({error.strerror}); give another folder to -o") from error
 
+    def check_what_is_left(self) -> None:
+        """Raise OutputError if there are weights, which a new run would replace, but no checkpoint to go on from."""
+        if self.has_results and not self.has_checkpoint and (self.path / "model.safetensors").is_file():
+            raise OutputError(
+                f"{self.path}: its weights are there, but the checkpoint to go on from was deleted; "
+                "start a new run in another folder"
+            )
+
     def check_photographs(self, digest: str) -> None:
         """Note the digest of the photographs; OutputError if there are labels of others, which would go astray.
 
