@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from drawn import draw_photographs
 
 from sekd_cli.commands.train import train
+from sekd_cli.commands.train_report import photographs_at
 from sekd_cli.errors import InputFileError, OutputError, SekdError, UsageError
 from sekd_cli.images import find_images
 from sekd_cli.networks import CompactNetwork
@@ -315,6 +316,30 @@ def test_a_command_that_failed_at_once_leaves_its_folder_to_the_right_one(tmp_pa
     for option in ("--seed=-1", "--last-steps=0"):
         assert isinstance(CliRunner().invoke(train, [*wrong, option]).exception, UsageError)
     assert CliRunner().invoke(train, command(photos, run, "--pause-after=0.0001")).exit_code == 0
+
+
+def test_a_photograph_counts_once_and_pictures_of_runs_are_none(tmp_path: Path) -> None:
+    photos = draw_photographs(tmp_path / "photos", 3)
+    (tmp_path / "link.png").symlink_to(photos / "001.png")
+    draw_photographs(tmp_path / "runs" / "one" / "pictures", 2)
+    draw_photographs(tmp_path / "no-run", 1)
+    for name in ("runs/one/config.toml", "runs/one/data.json", "no-run/data.json"):
+        (tmp_path / name).touch()
+    found = photographs_at((str(photos / "002.png"), str(tmp_path), str(photos)))
+    places = sorted(entry.path.resolve().relative_to(tmp_path).as_posix() for entry in found)
+    assert places == ["no-run/000.png", *(f"photos/00{number}.png" for number in range(3))]
+
+
+def test_too_few_photographs_to_hold_one_out_are_told_and_none_of_the_weights_is_the_best(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch._utils.cpu_count", lambda: 1)  # fewer than the workers, of which torch warns
+    photos, run = draw_photographs(tmp_path / "photos", 4), tmp_path / "run"
+    few = command(photos, run, "--set=validation_share=0.03", "--workers=2")
+    assert CliRunner().invoke(train, few, catch_exceptions=False).exit_code == 0
+    assert caplog.text.count("4 photographs are too few to hold one out") == 1
+    assert (run / "model.safetensors").is_file()
+    assert not (run / "best.safetensors").exists()
 
 
 def test_what_is_wrong_with_a_start_is_told_before_anything_is_decoded(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -130,6 +131,11 @@ class RunFolder:
             entries.pop(key, None)
             entries[key] = entry
         return list(entries.values())
+
+
+def run_begun(folder: Path) -> bool:
+    """Whether there is a run in a folder."""
+    return all(os.path.isfile(folder / name) for name in ("config.toml", "data.json"))  # noqa: PTH113 - Path's raises
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -263,8 +263,8 @@ class SelfEvolution:
         if rank() > 0:
             return
         figures = validate(self.learner.average, self.photographs, self.held_out)
-        if figures.get("score", 0.0) >= self.best:
-            self.best = figures.get("score", 0.0)
+        if figures and figures["score"] >= self.best:
+            self.best = figures["score"]
             self._export("best.safetensors", f"after round {phase.round}")
         self.reporter.validated(phase, figures, self)
 
