@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from sekd_cli.training.dataset import PairDataset
 from sekd_cli.training.losses import losses_of
 from sekd_cli.training.optimisation import MOST_SKIPPED, Learner
 from sekd_cli.training.photographs import Photographs, cache_photographs
-from sekd_cli.training.schedule import Phase, affordable, phase_ends, phases_of
+from sekd_cli.training.schedule import Phase, affordable, phases_of, share_of_time
 from sekd_cli.training.self_evolution import Reporter, SelfEvolution, held_out_photographs
 from sekd_cli.training.settings import PRESETS, TrainingSettings, settings_from
 
@@ -55,6 +56,7 @@ class Told(Reporter):
         self.losses: list[dict[str, float]] = []
         self.validations: list[dict[str, float]] = []
         self.phases: list[Phase] = []
+        self.labellings: list[tuple[int, int, int]] = []
         self.rounds: int | None = None
         self.after = 10**9
 
@@ -65,6 +67,9 @@ class Told(Reporter):
     def planned(self, rounds: int, step_seconds: float) -> None:
         del step_seconds
         self.rounds = rounds
+
+    def label_ended(self, phase: Phase, done: int, total: int) -> None:
+        self.labellings.append((phase.round, done, total))
 
     def stepped(self, step: int, figures: dict[str, float]) -> None:
         del step
@@ -190,6 +195,23 @@ def test_a_run_with_little_time_ends_in_time_with_the_learning_rate_down(
     assert resumed.rounds == 1
 
 
+@pytest.mark.parametrize(("decoding", "labelled"), [(20.0, 5), (59.999, 1)])
+def test_the_first_labelling_has_its_share_of_what_decoding_left_of_the_time(
+    decoding: float, labelled: int, photographs: Photographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sekd_cli.training.labelling.GROUP", 1)
+    settings, told = replace(COMPACT, minutes=1.0, rounds=5, photographs_per_round=1.0), Told()
+    begun = time.monotonic() - decoding
+    evolution = SelfEvolution(
+        tmp_path, photographs, settings, told, device=torch.device("cpu"), workers=0, started=begun
+    )
+    told.after = 0
+    with suppress(StoppedError):
+        evolution.run()
+    assert told.labellings == [(0, labelled, 5)]
+    assert told.rounds == (1 if labelled < 5 else None), "no time left after a step: there won't be another round"
+
+
 def test_a_first_update_of_few_steps_is_enough_to_plan_the_rounds(
     photographs: Photographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,9 +238,14 @@ def test_a_round_that_has_begun_is_in_the_plan(
 
 def test_time_is_shared_by_steps_and_little_time_means_fewer_rounds() -> None:
     settings = replace(COMPACT, rounds=3, steps_per_update=1000, last_steps=2000)
-    assert phase_ends(phases_of(settings), 400.0) == pytest.approx([20, 100, 120, 200, 240, 400])
-    assert phase_ends(phases_of(replace(PAPER, rounds=2)), 60.0) == pytest.approx([4, 20, 24, 40, 44, 60])
-    assert phase_ends(phases_of(settings), float("inf")) == [float("inf")] * 6
+    for chosen, seconds, expected in (
+        (settings, 400.0, [20, 100, 120, 200, 240, 400]),
+        (replace(PAPER, rounds=2), 60.0, [4, 20, 24, 40, 44, 60]),
+    ):
+        ends = [0.0]
+        for index in range(len(phases_of(chosen))):
+            ends.append(ends[-1] + share_of_time(phases_of(chosen), index) * (seconds - ends[-1]))
+        assert ends[1:] == pytest.approx(expected)
     assert affordable(settings, 5000.0, 1.0).rounds == 3  # all 4,000 steps, and labelling
     assert affordable(settings, 2250.0, 1.0).rounds == 3  # 1,800 steps: three rounds of 600
     assert affordable(settings, 2240.0, 1.0).rounds == 2
@@ -279,10 +306,10 @@ def test_the_command_trains_and_the_same_command_again_goes_on(tmp_path: Path) -
     assert first.stdout.strip() == str(run / "model.safetensors")
     assert load_network(run / "model.safetensors").name == "compact"
     entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    assert [entry["action"] for entry in entries] == ["data", "update", "update", "validation"]
+    assert [entry["action"] for entry in entries] == ["data", "label", "update", "update", "validation"]
     again = CliRunner().invoke(train, command, catch_exceptions=False)
     assert again.exit_code == 0
-    assert len((run / "log.jsonl").read_text().splitlines()) == 5  # the data; nothing was left to do
+    assert len((run / "log.jsonl").read_text().splitlines()) == 6  # the data; nothing was left to do
 
 
 def test_a_run_whose_checkpoint_was_deleted_keeps_its_weights_and_only_the_first_rank_talks(

@@ -9,11 +9,13 @@ import pytest
 from click.testing import CliRunner
 
 from sekd_cli.commands.train import train
+from sekd_cli.commands.train_report import RunReport
 from sekd_cli.errors import InputFileError, UsageError
 from sekd_cli.training.curves import HEIGHT, WIDTH, Panel, draw_panels, smooth, ticks
 from sekd_cli.training.events import Events
 from sekd_cli.training.report import write_report
 from sekd_cli.training.run_folder import RunFolder
+from sekd_cli.training.schedule import Phase
 from sekd_cli.training.settings import TrainingSettings
 
 VALIDATION = {"repeatability": 0.5, "localisation_error": 1.25, "mma_1": 0.25, "mma_3": 0.5, "mma_5": 0.625}
@@ -60,6 +62,17 @@ def test_a_folder_without_a_run_has_no_report_and_a_begun_run_has_one(tmp_path: 
     run.begin(TrainingSettings(), ["photos"], tmp_path)
     CliRunner().invoke(train, ["--report", str(run.path)], catch_exceptions=False)
     assert "0 of 8 pairs" in (run.path / "report.md").read_text()
+
+
+def test_a_labelling_cut_short_is_told_and_noted(run: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
+    told = RunReport(run, run.settings())
+    for phase, done in enumerate((77, 8)):
+        told.label_ended(Phase(round=phase, action="label", what="corners"), done, 77)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        "round 1: its time was enough to label 8 of 77 photographs, and it learns from these; "
+        "give more --minutes for more"
+    ]
+    assert [entry["photographs"] for entry in run.entries() if entry["action"] == "label"] == [77, 8]
 
 
 def test_what_a_run_is_made_of_is_not_changed_when_it_goes_on(run: RunFolder) -> None:

@@ -96,6 +96,18 @@ class RunReport(Reporter):
         """So many photographs are labelled."""
         self._reach(done)
 
+    def label_ended(self, phase: Phase, done: int, total: int) -> None:
+        """So many photographs have labels to learn from."""
+        self.run.log({"action": "label", "round": phase.round, "what": phase.what, "photographs": done, "of": total})
+        if done < total:
+            logger.warning(
+                "round %d: its time was enough to label %d of %d photographs, and it learns from these; "
+                "give more --minutes for more",
+                phase.round,
+                done,
+                total,
+            )
+
     def stepped(self, step: int, figures: dict[str, float]) -> None:
         """A step is done."""
         losses = (f"{name} {figures[name]:.3f}" for name in ("descriptor", "detector") if name in figures)
