@@ -145,7 +145,7 @@ def _share_cores(device: "torch.device", workers: int | None, threads: int | Non
     cores = max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # of those that torchrun started
     if workers is None:  # on a CPU the network needs the cores: one process prepares data for about four
         workers = max(1, cores // 4) if device.type == "cpu" else cores
-    warnings.filterwarnings("ignore", message="This DataLoader will create")  # more of them than cores: as asked for
+    warnings.filterwarnings("ignore", message="This DataLoader will create")  # more than there are cores: as asked for
     set_threads(threads or max(1, cores - workers))
     keep_freed_memory()
     return workers
