@@ -1,5 +1,6 @@
 """`sekd average` as a user types it, and what it refuses."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,16 @@ def test_a_file_that_is_there_stays_unless_told_otherwise(two: list[Path], capfd
     assert two[1].read_bytes() == before
     assert cli.main(["average", *map(str, two), "-o", str(two[1]), "--overwrite"]) == 0
     assert two[1].read_bytes() != before
+
+
+def test_a_link_stays_one_and_no_pipe_is_replaced(two: list[Path], capfd: pytest.CaptureFixture[str]) -> None:
+    folder = two[0].parent
+    link, real, pipe = folder / "link", folder / "real", folder / "pipe"
+    link.symlink_to(real)
+    assert cli.main(["average", *map(str, two), "-o", str(link)]) == 0
+    assert link.is_symlink()
+    assert load_network(real).name == "compact"
+    os.mkfifo(pipe)
+    assert cli.main(["average", *map(str, two), "-o", str(pipe), "--overwrite"]) == BAD_OUTPUT
+    assert "no ordinary file" in capfd.readouterr().err
+    assert pipe.is_fifo()

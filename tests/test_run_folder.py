@@ -52,6 +52,17 @@ def test_a_run_that_came_to_nothing_is_replaced_and_a_finished_one_is_not(tmp_pa
         run.begin(SETTINGS, ["photos"], tmp_path)
 
 
+def test_weights_whose_checkpoint_was_deleted_are_not_replaced(tmp_path: Path) -> None:
+    run = begun(tmp_path / "run")
+    run.check_what_is_left()  # killed before its first checkpoint
+    for name in ("checkpoint.pt", "model.safetensors"):
+        (run.path / name).touch()
+        run.check_what_is_left()
+    (run.path / "checkpoint.pt").unlink()
+    with pytest.raises(OutputError, match="another folder"):
+        run.check_what_is_left()
+
+
 def test_weights_of_no_run_are_in_nobodys_way(tmp_path: Path) -> None:
     (tmp_path / "sekd.safetensors").touch()
     RunFolder(tmp_path).begin(SETTINGS, ["a"], tmp_path)

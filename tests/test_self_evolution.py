@@ -1,6 +1,8 @@
 """Whole small runs: every phase, both networks, stopped and resumed."""
 
 import json
+import os
+import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,8 @@ from click.testing import CliRunner
 from drawn import draw_photographs
 
 from sekd_cli.commands.train import train
-from sekd_cli.errors import OutputError, SekdError, UsageError
+from sekd_cli.commands.train_report import photographs_at
+from sekd_cli.errors import InputFileError, OutputError, SekdError, UsageError
 from sekd_cli.images import find_images
 from sekd_cli.networks import CompactNetwork
 from sekd_cli.networks.weights_file import load_network, save_network
@@ -20,7 +23,7 @@ from sekd_cli.training.dataset import PairDataset
 from sekd_cli.training.losses import losses_of
 from sekd_cli.training.optimisation import MOST_SKIPPED, Learner
 from sekd_cli.training.photographs import Photographs, cache_photographs
-from sekd_cli.training.schedule import Phase, affordable, phase_ends, phases_of
+from sekd_cli.training.schedule import Phase, affordable, phases_of, share_of_time
 from sekd_cli.training.self_evolution import Reporter, SelfEvolution, held_out_photographs
 from sekd_cli.training.settings import PRESETS, TrainingSettings, settings_from
 
@@ -53,6 +56,7 @@ class Told(Reporter):
         self.losses: list[dict[str, float]] = []
         self.validations: list[dict[str, float]] = []
         self.phases: list[Phase] = []
+        self.labellings: list[tuple[int, int, int]] = []
         self.rounds: int | None = None
         self.after = 10**9
 
@@ -63,6 +67,9 @@ class Told(Reporter):
     def planned(self, rounds: int, step_seconds: float) -> None:
         del step_seconds
         self.rounds = rounds
+
+    def label_ended(self, phase: Phase, done: int, total: int) -> None:
+        self.labellings.append((phase.round, done, total))
 
     def stepped(self, step: int, figures: dict[str, float]) -> None:
         del step
@@ -188,6 +195,23 @@ def test_a_run_with_little_time_ends_in_time_with_the_learning_rate_down(
     assert resumed.rounds == 1
 
 
+@pytest.mark.parametrize(("decoding", "labelled"), [(20.0, 5), (59.999, 1)])
+def test_the_first_labelling_has_its_share_of_what_decoding_left_of_the_time(
+    decoding: float, labelled: int, photographs: Photographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sekd_cli.training.labelling.GROUP", 1)
+    settings, told = replace(COMPACT, minutes=1.0, rounds=5, photographs_per_round=1.0), Told()
+    begun = time.monotonic() - decoding
+    evolution = SelfEvolution(
+        tmp_path, photographs, settings, told, device=torch.device("cpu"), workers=0, started=begun
+    )
+    told.after = 0
+    with suppress(StoppedError):
+        evolution.run()
+    assert told.labellings == [(0, labelled, 5)]
+    assert told.rounds == (1 if labelled < 5 else None), "no time left after a step: there won't be another round"
+
+
 def test_a_first_update_of_few_steps_is_enough_to_plan_the_rounds(
     photographs: Photographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,9 +238,14 @@ def test_a_round_that_has_begun_is_in_the_plan(
 
 def test_time_is_shared_by_steps_and_little_time_means_fewer_rounds() -> None:
     settings = replace(COMPACT, rounds=3, steps_per_update=1000, last_steps=2000)
-    assert phase_ends(phases_of(settings), 400.0) == pytest.approx([20, 100, 120, 200, 240, 400])
-    assert phase_ends(phases_of(replace(PAPER, rounds=2)), 60.0) == pytest.approx([4, 20, 24, 40, 44, 60])
-    assert phase_ends(phases_of(settings), float("inf")) == [float("inf")] * 6
+    for chosen, seconds, expected in (
+        (settings, 400.0, [20, 100, 120, 200, 240, 400]),
+        (replace(PAPER, rounds=2), 60.0, [4, 20, 24, 40, 44, 60]),
+    ):
+        ends = [0.0]
+        for index in range(len(phases_of(chosen))):
+            ends.append(ends[-1] + share_of_time(phases_of(chosen), index) * (seconds - ends[-1]))
+        assert ends[1:] == pytest.approx(expected)
     assert affordable(settings, 5000.0, 1.0).rounds == 3  # all 4,000 steps, and labelling
     assert affordable(settings, 2250.0, 1.0).rounds == 3  # 1,800 steps: three rounds of 600
     assert affordable(settings, 2240.0, 1.0).rounds == 2
@@ -277,10 +306,28 @@ def test_the_command_trains_and_the_same_command_again_goes_on(tmp_path: Path) -
     assert first.stdout.strip() == str(run / "model.safetensors")
     assert load_network(run / "model.safetensors").name == "compact"
     entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    assert [entry["action"] for entry in entries] == ["data", "update", "update", "validation"]
+    assert [entry["action"] for entry in entries] == ["data", "label", "update", "update", "validation"]
     again = CliRunner().invoke(train, command, catch_exceptions=False)
     assert again.exit_code == 0
-    assert len((run / "log.jsonl").read_text().splitlines()) == 5  # the data; nothing was left to do
+    assert len((run / "log.jsonl").read_text().splitlines()) == 6  # the data; nothing was left to do
+
+
+def test_a_run_whose_checkpoint_was_deleted_keeps_its_weights_and_only_the_first_rank_talks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = command(draw_photographs(tmp_path / "in", 4), tmp_path / "run")
+    assert CliRunner().invoke(train, started).stdout
+    before = (tmp_path / "run" / "model.safetensors").read_bytes()
+    with monkeypatch.context() as patch:
+        left: list[bool] = []
+        patch.setattr("sekd_cli.training.ranks.rank", lambda: 0 if left else 1)
+        patch.setattr("sekd_cli.training.ranks.leave", lambda: left.append(True))
+        assert CliRunner().invoke(train, started).stdout == ""
+    (tmp_path / "run" / "checkpoint.pt").unlink()
+    for again in (started, ["--resume", str(tmp_path / "run")]):
+        with pytest.raises(OutputError, match="checkpoint to go on from was deleted"):
+            CliRunner().invoke(train, again, catch_exceptions=False)
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
 
 
 def command(photos: Path, run: Path, *more: str) -> list[str]:
@@ -296,6 +343,39 @@ def test_a_command_that_failed_at_once_leaves_its_folder_to_the_right_one(tmp_pa
     for option in ("--seed=-1", "--last-steps=0"):
         assert isinstance(CliRunner().invoke(train, [*wrong, option]).exception, UsageError)
     assert CliRunner().invoke(train, command(photos, run, "--pause-after=0.0001")).exit_code == 0
+
+
+def test_a_photograph_counts_once_and_pictures_of_runs_are_none(tmp_path: Path) -> None:
+    photos = draw_photographs(tmp_path / "photos", 3)
+    (tmp_path / "link.png").symlink_to(photos / "001.png")
+    draw_photographs(tmp_path / "runs" / "one" / "pictures", 2)
+    draw_photographs(tmp_path / "no-run", 1)
+    for name in ("runs/one/config.toml", "runs/one/data.json", "no-run/data.json"):
+        (tmp_path / name).touch()
+    found = photographs_at((str(photos / "002.png"), str(tmp_path), str(photos)))
+    places = sorted(entry.path.resolve().relative_to(tmp_path).as_posix() for entry in found)
+    assert places == ["no-run/000.png", *(f"photos/00{number}.png" for number in range(3))]
+
+
+def test_too_few_photographs_to_hold_one_out_are_told_and_none_of_the_weights_is_the_best(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch._utils.cpu_count", lambda: 1)  # fewer than the workers, of which torch warns
+    photos, run = draw_photographs(tmp_path / "photos", 4), tmp_path / "run"
+    few = command(photos, run, "--set=validation_share=0.03", "--workers=2")
+    assert CliRunner().invoke(train, few, catch_exceptions=False).exit_code == 0
+    assert caplog.text.count("4 photographs are too few to hold one out") == 1
+    assert (run / "model.safetensors").is_file()
+    assert not (run / "best.safetensors").exists()
+
+
+def test_what_is_wrong_with_a_start_is_told_before_anything_is_decoded(tmp_path: Path) -> None:
+    photos = draw_photographs(tmp_path / "photos", 4)
+    with pytest.raises(InputFileError, match=r"none\.safetensors: no such weights file; give a \.safetensors"):
+        CliRunner().invoke(
+            train, command(photos, tmp_path / "run", "--set=start=none.safetensors"), catch_exceptions=False
+        )
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_whose_photographs_changed_is_not_taken_up(tmp_path: Path) -> None:
@@ -332,6 +412,13 @@ def test_a_cache_that_can_not_be_written_is_told(tmp_path: Path) -> None:
         CliRunner().invoke(
             train, command(photos, tmp_path / "run", f"--cache={photos}/000.png/cache"), catch_exceptions=False
         )
+
+
+def test_labels_that_were_cut_off_are_named(photographs: Photographs, tmp_path: Path) -> None:
+    evolution, _ = evolve(tmp_path / "run", photographs, replace(COMPACT, rounds=1))
+    os.truncate(tmp_path / "run" / "labels-0.npy", 200)
+    with pytest.raises(InputFileError, match=r"labels-0\.npy: missing or damaged"):
+        evolution.labels()
 
 
 def test_no_run_trains_on_what_another_one_held_out(photographs: Photographs) -> None:

@@ -1,6 +1,8 @@
 """Affine adaptation, reliability and labelling."""
 
+import errno
 import math
+import os
 import resource
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,7 @@ import torch
 from drawn import draw_photographs, drawn_photograph
 
 from sekd_cli.errors import InputFileError, NothingToDoError, OutputError, UsageError
-from sekd_cli.geometry import warp_points
+from sekd_cli.geometry import inside, warp_points
 from sekd_cli.images import find_images
 from sekd_cli.networks import CompactNetwork, DenseMaps
 from sekd_cli.training.affine_adaptation import References, adapted_scores, look_at_references
@@ -58,7 +60,7 @@ def test_a_cache_made_anew_leaves_a_run_that_uses_it_what_it_had(tmp_path: Path)
     folder = draw_photographs(tmp_path / "in", 2)
     used = cache_photographs(find_images([folder]), tmp_path / "cache", 640)
     before = used[1]
-    assert cache_photographs(find_images([folder]), tmp_path / "cache", 100)[1].shape[2] == 100
+    assert cache_photographs(find_images([folder]), tmp_path / "cache", 120)[1].shape[2] == 120
     assert torch.equal(used[1], before)
 
 
@@ -73,7 +75,26 @@ def test_broken_and_tiny_photographs_are_left_out_and_none_at_all_is_an_error(tm
 
 def test_large_photographs_are_shrunk(tmp_path: Path) -> None:
     folder = draw_photographs(tmp_path / "in", 1)
-    assert cache_photographs(find_images([folder]), tmp_path / "cache", 96)[0].shape == (3, 80, 96)
+    assert cache_photographs(find_images([folder]), tmp_path / "cache", 120)[0].shape == (3, 100, 120)
+
+
+def test_a_photograph_that_is_too_narrow_once_shrunk_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = draw_photographs(tmp_path / "in", 1)
+    cv2.imwrite(str(folder / "panorama.png"), drawn_photograph(1, 120, 900))
+    assert len(cache_photographs(find_images([folder]), tmp_path / "cache", 640)) == 1
+    assert "panorama.png: 900x120 pixels, shrunk to 640x85, are too few" in caplog.text
+
+
+def test_a_photograph_that_was_changed_but_not_in_size_is_decoded_again(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for seed in (0, 1):
+        cv2.imwrite(str(folder / "one.bmp"), drawn_photograph(seed))
+        os.utime(folder / "one.bmp", (seed, seed))
+        cached = cache_photographs(find_images([folder]), tmp_path / "cache", 640)
+        assert torch.equal(cached[0], torch.from_numpy(drawn_photograph(seed)).permute(2, 0, 1).flip(0))
 
 
 def test_a_batch_depends_on_its_step_alone_and_its_points_correspond(photographs: Photographs) -> None:
@@ -162,6 +183,15 @@ def test_what_is_in_front_hides_points_and_labels_and_shows_another_photograph(p
         torch.testing.assert_close(batch.images[~shown[:, None]], whole.images[~shown[:, None]])
         lost += int((~kept).sum())
     assert lost > 10
+
+
+def test_labels_that_there_are_not_are_in_no_view_however_much_it_sees(photographs: Photographs) -> None:
+    nothing = np.full((5, 4, 3), np.nan, np.float32)
+    for parallax_share in (0.0, 1.0):
+        settings = replace(SMALL, closest=300.0, farthest=300.0, parallax_share=parallax_share)
+        keypoints = PairDataset(photographs, np.arange(5), nothing, settings, (3,)).plan(0).keypoints
+        assert keypoints.isfinite().all()
+        assert not inside(keypoints, settings.height, settings.width).any()
 
 
 def test_held_out_photographs_come_one_by_one_with_the_next_ones_beyond(photographs: Photographs) -> None:
@@ -343,6 +373,13 @@ def test_corners_are_found_at_corners() -> None:
     assert strength[10, 20] < strength.max() - 3  # an edge is no corner
 
 
+@pytest.mark.parametrize("kind", ["black", "grey", "edge"])
+def test_a_photograph_without_corners_gets_no_labels(kind: str) -> None:
+    image = torch.full((1, 64, 96), 0.0 if kind == "black" else 0.5)
+    image[..., 40:] += 0.3 * (kind == "edge")
+    assert len(label_photograph(image, "corners", CompactNetwork(), SMALL, generator_of(0))) == 0
+
+
 def test_adaptation_averages_what_the_references_see() -> None:
     logits = torch.full((3, 8, 8), -2.0)
     logits[1:] = 2.0
@@ -380,6 +417,38 @@ def test_labelling_goes_on_where_it_was_stopped_and_ends_the_same(
     assert np.nanmin(x) >= 3
     assert np.nanmax(x) <= 192 - 4
     assert np.nanmax(y) <= 160 - 4
+
+
+def test_labels_that_a_disk_has_no_room_for_are_told_before_they_are_made(
+    photographs: Photographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int, offset: int, length: int) -> None:
+        assert offset == 0
+        assert length == os.fstat(descriptor).st_size
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OutputError, match=r"labels\.npy: the disk is full"):
+        label_photographs(
+            "corners", CompactNetwork(), photographs, np.arange(5), SMALL, key=(0,), file=tmp_path / "labels.npy"
+        )
+
+
+@pytest.mark.parametrize("damaged", ["labels.npy", "labels.json"])
+def test_damaged_labels_are_named_and_made_again_once_deleted(
+    damaged: str, photographs: Photographs, tmp_path: Path
+) -> None:
+    def label() -> int:
+        file = tmp_path / "labels.npy"
+        return label_photographs("corners", CompactNetwork(), photographs, np.arange(5), SMALL, key=(0,), file=file)
+
+    assert label() == 5
+    os.truncate(tmp_path / damaged, 7)
+    with pytest.raises(InputFileError, match=rf"{damaged}: damaged; delete it"):
+        label()
+    (tmp_path / damaged).unlink()
+    assert label() == 5
+    assert np.isfinite(np.load(tmp_path / "labels.npy")[:, 0]).all()
 
 
 @pytest.mark.parametrize(("border", "nearest"), [(0, 0), (7, 6)])  # positions move by less than a pixel

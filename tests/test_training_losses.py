@@ -122,8 +122,10 @@ def far_apart(batch: int, count: int) -> torch.Tensor:
     return (torch.arange(count) * 100.0)[None, :, None].expand(batch, -1, 2)
 
 
-def dual(first: torch.Tensor, second: torch.Tensor, points: torch.Tensor, matched: torch.Tensor) -> torch.Tensor:
-    return dual_softmax_loss(first, second, (points, points), matched, scale=20.0, safe_radius=6.0)
+def dual(
+    first: torch.Tensor, second: torch.Tensor, points: torch.Tensor, matched: torch.Tensor, scale: float = 20.0
+) -> torch.Tensor:
+    return dual_softmax_loss(first, second, (points, points), matched, scale=scale, safe_radius=6.0)
 
 
 def test_dual_softmax_is_cross_entropy_both_ways_over_own_and_next_photograph() -> None:
@@ -136,6 +138,21 @@ def test_dual_softmax_is_cross_entropy_both_ways_over_own_and_next_photograph() 
                 logits = 20 * torch.cat((own[b], other)) @ query[b, i]
                 expected += float(F.cross_entropy(logits[None], torch.tensor([i]))) / 10
     assert float(dual(first, second, far_apart(2, 5), matched)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_dual_softmax_of_unlike_descriptors_is_finite_at_large_scales() -> None:
+    first, second = (
+        F.normalize(torch.eye(8) + 0.05, dim=1)[:4].expand(2, 4, 8).clone(),
+        -torch.eye(8)[4:].expand(2, 4, 8),
+    )
+    matched = torch.ones(2, 4, dtype=torch.bool)
+    for scale in (20.0, 50.0, 80.0, 100.0):
+        exact = float(dual(first.double(), second.double(), far_apart(2, 4), matched, scale))
+        ours = first.clone().requires_grad_()
+        loss = dual(ours, second, far_apart(2, 4), matched, scale)
+        assert float(loss.detach()) == pytest.approx(exact, rel=1e-4)
+        (slope,) = torch.autograd.grad(loss, ours)
+        assert slope.isfinite().all()
 
 
 def test_near_points_and_unmatched_points_are_no_wrong_answers() -> None:

@@ -54,6 +54,15 @@ def test_own_keypoints_are_the_strongest_maxima_that_are_seen() -> None:
     assert found.descriptors.norm(dim=-1).allclose(torch.ones(2, 2))
 
 
+def test_more_own_keypoints_than_pixels_are_all_pixels() -> None:
+    maps = [
+        DenseMaps(peaks_at([(4, 5)], [(4, 5)], size=size), (torch.ones(2, 1, 4, 4),), torch.zeros(2, 1, 8, 8))
+        for size in (16, 8)
+    ]
+    found = own_keypoints(maps, torch.ones(2, 16, 16, dtype=torch.bool), 1000, 3)
+    assert found.present.shape == (2, 16 * 16 + 8 * 8)
+
+
 def test_own_keypoints_of_a_halved_view_compete_for_less_and_lie_in_the_pixels_of_the_whole() -> None:
     whole, half = peaks_at([(4, 5), (11, 3)], [(4, 5), (11, 3)]), peaks_at([(3, 6)], [(3, 6)], size=8)
     seen = torch.ones(2, 16, 16, dtype=torch.bool)

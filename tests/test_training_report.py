@@ -9,12 +9,14 @@ import pytest
 from click.testing import CliRunner
 
 from sekd_cli.commands.train import train
+from sekd_cli.commands.train_report import RunReport
 from sekd_cli.errors import InputFileError, UsageError
-from sekd_cli.training.curves import HEIGHT, WIDTH, Panel, draw_panels, smooth, ticks
+from sekd_cli.training.curves import BOTTOM, COLOURS, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Panel, draw_panels, smooth, ticks
 from sekd_cli.training.events import Events
-from sekd_cli.training.report import write_report
+from sekd_cli.training.report import panels, write_report
 from sekd_cli.training.run_folder import RunFolder
-from sekd_cli.training.settings import TrainingSettings
+from sekd_cli.training.schedule import Phase
+from sekd_cli.training.settings import PRESETS, TrainingSettings
 
 VALIDATION = {"repeatability": 0.5, "localisation_error": 1.25, "mma_1": 0.25, "mma_3": 0.5, "mma_5": 0.625}
 
@@ -62,10 +64,22 @@ def test_a_folder_without_a_run_has_no_report_and_a_begun_run_has_one(tmp_path: 
     assert "0 of 8 pairs" in (run.path / "report.md").read_text()
 
 
+def test_a_labelling_cut_short_is_told_and_noted(run: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
+    told = RunReport(run, run.settings())
+    for phase, done in enumerate((77, 8)):
+        told.label_ended(Phase(round=phase, action="label", what="corners"), done, 77)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        "round 1: its time was enough to label 8 of 77 photographs, and it learns from these; "
+        "give more --minutes for more"
+    ]
+    assert [entry["photographs"] for entry in run.entries() if entry["action"] == "label"] == [77, 8]
+
+
 def test_what_a_run_is_made_of_is_not_changed_when_it_goes_on(run: RunFolder) -> None:
     for change in (["--minutes", "3"], ["--seed", "0"], ["--set", "rounds=2"], ["--config", "paper"]):
-        with pytest.raises(UsageError, match="leave out"):
-            CliRunner().invoke(train, ["--resume", str(run.path), *change], catch_exceptions=False)
+        for asked in ("--resume", "--report"):
+            with pytest.raises(UsageError, match=f"leave out {change[0]}$"):
+                CliRunner().invoke(train, [asked, str(run.path), *change], catch_exceptions=False)
     with pytest.raises(UsageError, match="--report RUN"):
         CliRunner().invoke(train, ["--resume", "a", "--report", "b"], catch_exceptions=False)
 
@@ -81,8 +95,40 @@ def test_axes_have_round_numbers_and_long_curves_are_averaged() -> None:
 
 
 def test_a_curve_of_one_value_and_one_of_none_can_be_drawn() -> None:
-    panels = [Panel(title="one", x_label="step", curves={"a": ([1.0], [2.0]), "b": ([], [])})]
+    panels = [Panel(title="one", x_label="step", curves={"a": [([1.0], [2.0])], "b": []})]
     assert draw_panels(panels).shape == (HEIGHT, 2 * WIDTH, 3)
+
+
+def near(drawn: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    """Which pixels (H, W) have a colour, but for what shrinking made of it."""
+    return np.abs(drawn.astype(int) - colour).max(axis=2) < 45
+
+
+def test_eight_curves_have_their_own_colours_and_a_legend_within_the_panel() -> None:
+    losses = ("descriptor", "detector", "repeatability", "ranking", "position", "matching", "selection", "held")
+    assert len(set(COLOURS)) >= len(losses)
+    curves = {name: [([1.0, 2.0], [float(index)] * 2)] for index, name in enumerate(losses)}
+    drawn = draw_panels([Panel(title="Losses", x_label="step", curves=curves)])[:TOP, :WIDTH]
+    assert (drawn[:, WIDTH - RIGHT + 2 :] == 255).all()
+    for colour in COLOURS[: len(losses)]:
+        assert near(drawn, colour).any(), "each is named"
+
+
+def test_a_loss_that_an_update_has_not_leaves_a_gap_and_an_alternating_run_counts_updates() -> None:
+    steps = [
+        {"run_step": step, "learning_rate": 0.1, "waited": 0.0, "seconds": 1.0}
+        | ({"held": 5.0} if step % 6 < 3 else {})
+        for step in range(12)
+    ]
+    losses, validation, *_ = panels(steps, [], PRESETS["paper"])
+    assert losses.curves == {"held": [([0, 1, 2], [5, 5, 5]), ([6, 7, 8], [5, 5, 5])]}
+    assert validation.x_label == "update"
+    assert panels(steps, [], PRESETS["default"])[1].x_label == "round"
+    drawn = draw_panels([losses])[TOP : HEIGHT - BOTTOM, LEFT : WIDTH - RIGHT]
+    columns = near(drawn, COLOURS[0]).any(axis=0)
+    assert columns[: len(columns) // 5].any()
+    assert columns[-len(columns) // 5 :].any()
+    assert not columns[3 * len(columns) // 8 : 5 * len(columns) // 8].any()
 
 
 def test_tensorboard_sees_each_step_once_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from sekd_cli.errors import OutputError, UsageError
+from sekd_cli.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -30,19 +30,15 @@ def average(weights: tuple[Path, ...], output: Path, shares: tuple[float, ...], 
     """  # noqa: D301 - click's mark for lines that stay as they are
     from sekd_cli.networks.averaging import average_networks  # noqa: PLC0415 - loads torch, which --help needs not
     from sekd_cli.networks.weights_file import load_network, save_network, weights_digest  # noqa: PLC0415
+    from sekd_cli.new_file import new_file  # noqa: PLC0415
 
     shares = shares or (1.0,) * len(weights)
     if len(shares) != len(weights) or not 0 < sum(shares) < math.inf:
         count = f"{len(weights)} weights and {len(shares)} --share"
         raise UsageError(f"{count}; give one for each, all of them finite, not all of them 0")
-    if output.exists() and not overwrite:
-        raise OutputError(f"{output}: exists; give --overwrite to replace it, or another output with -o")
     parts = [share / sum(shares) for share in shares]
     mean = average_networks([load_network(path) for path in weights], parts)
     made_of = ", ".join(f"{part:.3g} of {weights_digest(path)}" for path, part in zip(weights, parts, strict=True))
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        save_network(output, mean, {"mean_of": made_of})
-    except OSError as error:
-        raise OutputError(f"{output}: can't be written ({error.strerror}); give another output with -o") from error
+    with new_file(output, overwrite=overwrite) as new:
+        save_network(new, mean, {"mean_of": made_of})
     click.echo(os.fsencode(output))

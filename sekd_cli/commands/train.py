@@ -3,12 +3,15 @@
 import logging
 import os
 import time
+import warnings
+from collections.abc import Container
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from sekd_cli.cores import available_cores
 from sekd_cli.errors import UsageError
@@ -58,6 +61,7 @@ def train(data: tuple[str, ...], output: Path | None, resume: Path | None, repor
     """
     from sekd_cli.commands.train_report import RunReport  # noqa: PLC0415 - heavy, as all below
     from sekd_cli.device import resolve_device  # noqa: PLC0415
+    from sekd_cli.training.optimisation import first_network  # noqa: PLC0415
     from sekd_cli.training.photographs import Photographs  # noqa: PLC0415
     from sekd_cli.training.ranks import join, leave, rank, wait  # noqa: PLC0415
     from sekd_cli.training.report import write_report  # noqa: PLC0415
@@ -69,24 +73,29 @@ def train(data: tuple[str, ...], output: Path | None, resume: Path | None, repor
         raise UsageError("give --data PATH -o RUN to start, --resume RUN alone to go on, or --report RUN")
     run = RunFolder(report or resume or output or Path())
     if report is not None:
+        _refuse(options, "--report tells of a run as it is")
         run.data()  # or there is no run
         click.echo(os.fsencode(write_report(run)))
         return
     device = resolve_device(options["device"])
     join(device)
+    first = rank() == 0
     try:
         if resume is not None:
             data, cache, settings = _resumed(run, options)
         else:
             cache, settings = options["cache"] or run.path, _settings(options)
         workers = _share_cores(device, options["workers"], options["threads"])
-        with RunReport(run, settings) as told, run.locked() if rank() == 0 else nullcontext():
-            if rank() == 0:
+        if settings.start and not run.has_checkpoint:
+            first_network(settings)  # what is wrong with it is told before hours of decoding
+        with RunReport(run, settings) as told, run.locked() if first else nullcontext():
+            if first:
+                run.check_what_is_left()
                 if resume is None:
                     run.begin(settings, [str(Path(path).resolve()) for path in data], cache)
                 run.check_photographs(told.decode(data, cache, settings.photograph_size).digest())
             wait()  # for the first rank to have decoded
-            reporter = told if rank() == 0 else Reporter()
+            reporter = told if first else Reporter()
             evolution = SelfEvolution(
                 run.path,
                 Photographs(cache),
@@ -104,7 +113,7 @@ def train(data: tuple[str, ...], output: Path | None, resume: Path | None, repor
             wait()  # for the first rank to have written
     finally:
         leave()
-    if rank() == 0:
+    if first:
         done = "finished" if finished else f"paused; sekd train --resume {run.path} goes on"
         logger.info("%s: %d steps in %.0f minutes", done, evolution.learner.step, evolution.seconds / 60)
         click.echo(os.fsencode(run.path / "model.safetensors"))
@@ -112,13 +121,21 @@ def train(data: tuple[str, ...], output: Path | None, resume: Path | None, repor
 
 def _resumed(run: "RunFolder", options: dict[str, Any]) -> tuple[tuple[str, ...], Path, TrainingSettings]:
     """What a run was made of, which can't be changed."""
+    fixed = set(OF_A_NEW_RUN)
     if options["minutes"] and not run.settings().minutes:  # a run without an end in time: so many minutes more of it
-        options["pause_after"], options["minutes"] = options["minutes"], None
-    for name in OF_A_NEW_RUN:
-        if options[name] not in (None, ()) and not (name == "config" and options[name] == "default"):
-            raise UsageError(f"--resume goes on with the run's own settings: leave out --{name.replace('_', '-')}")
+        options["pause_after"] = options["minutes"]
+        fixed.remove("minutes")
+    _refuse(fixed, "--resume goes on with the run's own settings")
     facts = run.data()
     return tuple(facts["data"]), Path(facts["cache"]), run.settings()
+
+
+def _refuse(names: Container[str], why: str) -> None:
+    """Raise UsageError if one of these options was given."""
+    context = click.get_current_context()
+    for option in context.command.params:
+        if option.name in names and context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE:
+            raise UsageError(f"{why}: leave out {option.opts[0]}")
 
 
 def _share_cores(device: "torch.device", workers: int | None, threads: int | None) -> int:
@@ -128,6 +145,7 @@ def _share_cores(device: "torch.device", workers: int | None, threads: int | Non
     cores = max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # of those that torchrun started
     if workers is None:  # on a CPU the network needs the cores: one process prepares data for about four
         workers = max(1, cores // 4) if device.type == "cpu" else cores
+    warnings.filterwarnings("ignore", message="This DataLoader will create")  # more than there are cores: as asked for
     set_threads(threads or max(1, cores - workers))
     keep_freed_memory()
     return workers

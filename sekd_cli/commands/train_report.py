@@ -1,23 +1,38 @@
 """How `sekd train` tells how a run goes."""
 
 import logging
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 from sekd_cli.commands.progress import Bar, progress_bar
-from sekd_cli.images import find_images
+from sekd_cli.images import ImageEntry, find_images
 from sekd_cli.training.events import Events
 from sekd_cli.training.photographs import Photographs, cache_photographs
 from sekd_cli.training.pictures import label_picture, match_picture, save_picture
 from sekd_cli.training.ranks import rank
 from sekd_cli.training.report import write_report
-from sekd_cli.training.run_folder import RunFolder
+from sekd_cli.training.run_folder import RunFolder, run_begun
 from sekd_cli.training.schedule import Phase
-from sekd_cli.training.self_evolution import Reporter, SelfEvolution
+from sekd_cli.training.self_evolution import Reporter, SelfEvolution, held_out_photographs
 from sekd_cli.training.settings import TrainingSettings
 
 logger = logging.getLogger(__name__)
+
+
+def photographs_at(data: tuple[str, ...]) -> list[ImageEntry]:
+    """The images that are meant, each file once; pictures in the folders of training runs are no photographs."""
+    entries: dict[Path, ImageEntry] = {}
+    for path in data:  # one by one: names may meet, as only pixels count
+        for entry in find_images([path]):
+            entries.setdefault(Path(os.path.realpath(entry.path)), entry)
+    begun = cache(run_begun)
+    kept = [entry for place, entry in entries.items() if not any(map(begun, place.parents))]
+    if len(kept) < len(entries):
+        logger.info("left out %d pictures in folders of training runs", len(entries) - len(kept))
+    return kept
 
 
 class RunReport(Reporter):
@@ -55,15 +70,19 @@ class RunReport(Reporter):
             self.bar.advance(done - self.done, note)
         self.done = done
 
-    def decode(self, data: tuple[str, ...], cache: Path, size: int) -> Photographs:
-        """The photographs, decoded once, with a bar while that lasts."""
-        found = [entry for path in data for entry in find_images([path])]  # names may meet: only pixels count
-        own = self.run.path.resolve()  # whose pictures are no photographs
-        entries = [entry for entry in found if not entry.path.resolve().is_relative_to(own)]
+    def decode(self, data: tuple[str, ...], folder: Path, size: int) -> Photographs:
+        """The photographs, decoded once into `folder`, with a bar while that lasts."""
+        entries = photographs_at(data)
         self._begin("decoding", len(entries), 0, "photographs")
         advance: Callable[[], None] = lambda: self._reach(self.done + 1)  # noqa: E731
-        photographs = cache_photographs(entries, cache, size, advance)
-        logger.info("%d photographs, decoded in %s (%.0f MB)", len(photographs), cache, photographs.megabytes)
+        photographs = cache_photographs(entries, folder, size, advance)
+        logger.info("%d photographs, decoded in %s (%.0f MB)", len(photographs), folder, photographs.megabytes)
+        if self.settings.validation_share and not len(held_out_photographs(photographs, self.settings)):
+            logger.warning(
+                "%d photographs are too few to hold one out: nothing will tell how good the network is; "
+                "give more, or --set validation_share=0.2",
+                len(photographs),
+            )
         self.run.log({"action": "data", "photographs": len(photographs), "megabytes": round(photographs.megabytes, 1)})
         return photographs
 
@@ -76,6 +95,18 @@ class RunReport(Reporter):
     def labelled(self, done: int) -> None:
         """So many photographs are labelled."""
         self._reach(done)
+
+    def label_ended(self, phase: Phase, done: int, total: int) -> None:
+        """So many photographs have labels to learn from."""
+        self.run.log({"action": "label", "round": phase.round, "what": phase.what, "photographs": done, "of": total})
+        if done < total:
+            logger.warning(
+                "round %d: its time was enough to label %d of %d photographs, and it learns from these; "
+                "give more --minutes for more",
+                phase.round,
+                done,
+                total,
+            )
 
     def stepped(self, step: int, figures: dict[str, float]) -> None:
         """A step is done."""

@@ -59,7 +59,7 @@ def load_network(path: Path) -> DenseNetwork:
     missing, extra or of another shape.
     """
     if not path.is_file():
-        raise InputFileError(f"{path}: no such weights file; give a .safetensors of sekd train, or leave --weights out")
+        raise InputFileError(f"{path}: no such weights file; give a .safetensors of sekd train")
     name, tensors = _read_safetensors(path) if _is_safetensors(path) else _read_authors_checkpoint(path)
     network = NETWORKS[name].holding(tensors)
     _check_tensors(path, network, tensors)

@@ -10,17 +10,24 @@ WIDTH, HEIGHT = 760, 400  # pixels of a panel
 LEFT, RIGHT, TOP, BOTTOM = 72, 24, 74, 44  # margins of its axes
 FINER = 2  # lines are drawn so many times larger and then shrunk: they have no steps
 PAPER, GRID, INK, FAINT = (255, 255, 255), (226, 229, 234), (32, 36, 42), (112, 118, 128)
-COLOURS = ((38, 99, 235), (220, 88, 42), (22, 148, 98), (147, 63, 186), (202, 138, 4), (14, 146, 168), (190, 40, 90))
+COLOURS = (
+    *((38, 99, 235), (220, 88, 42), (22, 148, 98), (147, 63, 186), (202, 138, 4), (14, 146, 168), (190, 40, 90)),
+    (120, 72, 30),
+)
 SMOOTHED = 200  # points of a curve, at most; each is the mean of those that it stands for
+
+
+Curve = list[tuple[list[float], list[float]]]
+"""Stretches (x, y), between which there is nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One set of axes: a title and curves, name -> (x, y)."""
+    """One set of axes: a title and curves by their names."""
 
     title: str
     x_label: str
-    curves: dict[str, tuple[list[float], list[float]]]
+    curves: dict[str, Curve]
     dots: bool = False  # few points, worth seeing one by one
 
 
@@ -33,7 +40,7 @@ def draw_panels(panels: list[Panel]) -> np.ndarray:
 
 
 def smooth(x: list[float], y: list[float]) -> tuple[list[float], list[float]]:
-    """At most SMOOTHED points, each the mean of a stretch of the curve; what isn't a number is left out."""
+    """At most SMOOTHED points, each the mean of several; what isn't a number is left out."""
     points = np.array([(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(b)]).reshape(-1, 2)
     parts = np.array_split(points, max(1, min(len(points), SMOOTHED)))
     means = [part.mean(axis=0) for part in parts if len(part)]
@@ -52,26 +59,28 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 def _draw(panel: Panel) -> np.ndarray:
     image = Image.new("RGB", (WIDTH * FINER, HEIGHT * FINER), PAPER)
-    axes = _Axes(image, [smooth(x, y) for x, y in panel.curves.values()])
+    axes = _Axes(image, [[smooth(x, y) for x, y in curve] for curve in panel.curves.values()])
     axes.write((LEFT, 14), panel.title, INK, 17)
     axes.grid(panel.x_label, dots=panel.dots)
-    room = float(LEFT)
+    x, y = float(LEFT), 37.0
     for index, name in enumerate(panel.curves):
         colour = COLOURS[index % len(COLOURS)]
         axes.line(index, colour, dots=panel.dots)
-        axes.pen.rounded_rectangle([v * FINER for v in (room, 49, room + 16, 53)], radius=2 * FINER, fill=colour)
-        room += 22 + axes.write((room + 22, 43), name, FAINT, 13) + 16
+        if x + 22 + axes.length(name, 13) > WIDTH - RIGHT:
+            x, y = float(LEFT), y + 17
+        axes.pen.rounded_rectangle([v * FINER for v in (x, y + 6, x + 16, y + 10)], radius=2 * FINER, fill=colour)
+        axes.write((x + 22, y), name, FAINT, 13)
+        x += 22 + axes.length(name, 13) + 16
     return np.asarray(image.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS))
 
 
 class _Axes:
     """Where values lie on a picture, and a pen."""
 
-    def __init__(self, image: Image.Image, curves: list[tuple[list[float], list[float]]]) -> None:
+    def __init__(self, image: Image.Image, curves: list[Curve]) -> None:
         self.pen = ImageDraw.Draw(image)
         self.curves = curves
-        x = [value for curve in curves for value in curve[0]] or [0.0]
-        y = [value for curve in curves for value in curve[1]] or [0.0]
+        x, y = ([value for curve in curves for part in curve for value in part[axis]] or [0.0] for axis in (0, 1))
         self.x = (min(x), max(x)) if max(x) > min(x) else (x[0] - 0.5, x[0] + 0.5)
         pad = 0.06 * (max(y) - min(y)) or 0.05 * abs(y[0]) or 0.5
         self.y = (min(y) - pad if min(y) < 0 or min(y) > pad else 0.0, max(y) + pad)
@@ -85,11 +94,14 @@ class _Axes:
 
     def write(
         self, xy: tuple[float, float], text: str, colour: tuple[int, int, int], size: int, anchor: str = "la"
-    ) -> float:
-        """Write, and return how many pixels that took."""
+    ) -> None:
+        """Write at a place in pixels."""
         font = ImageFont.load_default(size=size * FINER)
         self.pen.text((xy[0] * FINER, xy[1] * FINER), text, fill=colour, font=font, anchor=anchor)
-        return self.pen.textlength(text, font=font) / FINER
+
+    def length(self, text: str, size: int) -> float:
+        """How many pixels that takes."""
+        return self.pen.textlength(text, font=ImageFont.load_default(size=size * FINER)) / FINER
 
     def grid(self, x_label: str, *, dots: bool) -> None:
         """Lines and numbers."""
@@ -97,16 +109,17 @@ class _Axes:
             left, right = self.at(self.x[0], value), self.at(self.x[1], value)
             self.pen.line([left, right], fill=GRID, width=FINER)
             self.write((LEFT - 8, left[1] / FINER), f"{value:.4g}", FAINT, 13, "rm")
-        few = sorted({x for curve in self.curves for x in curve[0]})
+        few = sorted({x for curve in self.curves for part in curve for x in part[0]})
         for value in few if dots and len(few) <= 12 else ticks(*self.x, 6):
             self.write((self.at(value, self.y[0])[0] / FINER, HEIGHT - BOTTOM + 7), f"{value:.6g}", FAINT, 13, "ma")
         self.write((WIDTH - RIGHT, HEIGHT - 18), x_label, FAINT, 13, "ra")
 
     def line(self, index: int, colour: tuple[int, int, int], *, dots: bool) -> None:
         """A curve."""
-        points = [self.at(x, y) for x, y in zip(*self.curves[index], strict=True)]
-        if len(points) > 1:
-            self.pen.line(points, fill=colour, width=2 * FINER, joint="curve")
-        for x, y in points if dots or len(points) == 1 else ():
-            reach = 4 * FINER
-            self.pen.ellipse((x - reach, y - reach, x + reach, y + reach), fill=colour, outline=PAPER, width=FINER)
+        for part in self.curves[index]:
+            points = [self.at(x, y) for x, y in zip(*part, strict=True)]
+            if len(points) > 1:
+                self.pen.line(points, fill=colour, width=2 * FINER, joint="curve")
+            for x, y in points if dots or len(points) == 1 else ():
+                reach = 4 * FINER
+                self.pen.ellipse((x - reach, y - reach, x + reach, y + reach), fill=colour, outline=PAPER, width=FINER)

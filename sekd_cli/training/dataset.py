@@ -188,14 +188,14 @@ class PairDataset(Dataset[PairBatch]):
         rows, others = self.rows(step, generator)
         sizes = torch.from_numpy(self.photographs.sizes[self.chosen[rows]]).float()
         both_views = torch.stack(random_pairs(sizes, settings, generator))  # (2, B, 3, 3) photograph_from_view
-        labels = torch.from_numpy(self.labels[rows, :, :2]).nan_to_num(nan=-1e4)  # (B, K, 2)
+        labels = torch.from_numpy(self.labels[rows, :, :2])  # (B, K, 2)
         view_from_photograph = torch.linalg.inv(both_views)
         parallax = self._parallax(step, sizes)
         places = bent(parallax, sizes, labels) if parallax.numel() else labels
         keypoints = torch.stack(
             [warp_points(xy, change) for xy, change in zip((labels, places), view_from_photograph, strict=True)]
         )
-        keypoints = keypoints.nan_to_num(posinf=-1e4)
+        keypoints = keypoints.nan_to_num(nan=-1e4, posinf=-1e4)
         hidden = self._hidden(step)
         keypoints[hidden_at(hidden, keypoints)] = -1e4
         there = Correspondence(view_from_photograph[1] @ both_views[0], both_views, sizes, parallax)

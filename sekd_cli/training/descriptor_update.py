@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sekd_cli.training.ranking import OwnKeypoints
+from sekd_cli.training.ranking import LARGEST_EXPONENT, OwnKeypoints
 from sekd_cli.training.ranks import previous, total
 
 DUPLICATE = 0.008  # descriptor distance below which a "negative" is the same structure again (paper Sec. 4.1)
@@ -14,12 +14,17 @@ def farther(points: Tensor, others: Tensor, radius: float) -> Tensor:
     return torch.cdist(points, others, compute_mode="use_mm_for_euclid_dist") >= radius
 
 
+def largest_exponent(scale: float) -> float:
+    """Of odds: 0, but at large scales more, so that those of unlike descriptors don't vanish."""
+    return min(max(scale - LARGEST_EXPONENT, 0.0), LARGEST_EXPONENT)
+
+
 def odds_of(first: Tensor, second: Tensor, allowed: Tensor, scale: float) -> Tensor:
-    """Exponentials of scale times a cosine, less the largest it can be; 0 where not `allowed`, (B, P, Q) or broadcast.
+    """Exponentials of scale times a cosine, up to `largest_exponent`; 0 where not `allowed`, (B, P, Q) or broadcast.
 
     first, second: (B, P, D) and (B, Q, D), unit vectors, so that nothing overflows and no maximum is taken out of sums.
     """
-    start = torch.where(allowed, first.new_tensor(-scale), -torch.inf)
+    start = torch.where(allowed, first.new_tensor(largest_exponent(scale) - scale), -torch.inf)
     return torch.baddbmm(start, first, second.transpose(1, 2), alpha=scale).exp()
 
 
@@ -48,8 +53,8 @@ def dual_softmax_loss(
     if own is not None:
         rivals = rival_odds(torch.cat((first, second)), torch.cat(points), own, scale, safe_radius).chunk(2)
         wrong_first, wrong_second = wrong_first + rivals[0], wrong_second + rivals[1]
-    all_odds = (odds.sum(dim=2) + wrong_first) * (odds.sum(dim=1) + wrong_second)
-    surprise = all_odds.log() - 2 * scale * ((first * second).sum(dim=2) - 1)
+    own_exponent = scale * ((first * second).sum(dim=2) - 1) + largest_exponent(scale)
+    surprise = (odds.sum(dim=2) + wrong_first).log() + (odds.sum(dim=1) + wrong_second).log() - 2 * own_exponent
     return (surprise * matched).sum() / total(matched.sum()).clamp(min=1)
 
 

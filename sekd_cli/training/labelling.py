@@ -1,6 +1,7 @@
 """Labelling photographs with keypoints: the half of a round that makes the next update's pseudo-labels."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sekd_cli.config import DetectionSettings
+from sekd_cli.errors import InputFileError, OutputError
 from sekd_cli.features import detect
 from sekd_cli.geometry import inside, pixel_grid
+from sekd_cli.hdf5_file import write_reason
 from sekd_cli.networks import DenseNetwork
 from sekd_cli.training.affine_adaptation import adapted_scores, look_at_references
 from sekd_cli.training.dataset import generator_of
@@ -91,13 +94,14 @@ def label_photographs(
     """Write labels of the chosen photographs, (n, K, 3) with nan where there are fewer than K, to the .npy `file`.
 
     Goes on where an earlier call was killed, and asks `stop` now and then. Of several ranks each labels a share and the
-    first one writes. Returns how many photographs, the first of the chosen, have their labels.
+    first one writes. Returns how many photographs, the first of the chosen, have their labels. Raises OutputError if
+    there is no room for all, InputFileError if what an earlier call left is damaged.
     """
     shape = (len(chosen), settings.labels_per_photograph, 3)
     note = file.with_suffix(".json")
-    done = json.loads(note.read_text(encoding="utf-8"))["done"] if note.is_file() and file.is_file() else 0
+    done = _done(note) if file.is_file() else 0
     wait()
-    labels = np.lib.format.open_memmap(file, "r+" if done else "w+", np.float32, shape) if rank() == 0 else None
+    labels = _labels_of(file, shape, begun=done > 0) if rank() == 0 else None
     network.eval()
     while done < len(chosen) and not (done and stop()):
         rows = range(done, min(done + GROUP * ranks(), len(chosen)))
@@ -115,6 +119,29 @@ def label_photographs(
             _note(note, labels, done)
     wait()
     return done
+
+
+def _done(note: Path) -> int:
+    try:
+        return int(json.loads(note.read_text(encoding="utf-8"))["done"])
+    except FileNotFoundError:
+        return 0
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputFileError(f"{note}: damaged; delete it, and the photographs are labelled again") from error
+
+
+def _labels_of(file: Path, shape: tuple[int, ...], *, begun: bool) -> np.memmap:
+    """The labels as they are on disk, all of whose room is taken: a full one is noticed now, and kills nothing."""
+    try:
+        labels = np.lib.format.open_memmap(file, "r+" if begun else "w+", np.float32, shape)
+        with file.open("r+b") as stream:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(stream.fileno(), 0, labels.offset + labels.nbytes)
+    except OSError as error:
+        raise OutputError(f"{file}: {write_reason(error)}") from error
+    except (ValueError, EOFError) as error:
+        raise InputFileError(f"{file}: damaged; delete it, and the photographs are labelled again") from error
+    return labels
 
 
 def _note(note: Path, labels: np.memmap, done: int) -> None:

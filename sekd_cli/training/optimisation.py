@@ -17,8 +17,11 @@ from sekd_cli.training.settings import TrainingSettings
 MOST_SKIPPED = 20  # steps in a row without a finite loss: the run is lost
 
 
-def _first_network(settings: TrainingSettings) -> DenseNetwork:
-    """A random network, or that of an earlier run; what it lacks is there, but adds nothing yet."""
+def first_network(settings: TrainingSettings) -> DenseNetwork:
+    """A random network, or that of an earlier run; what it lacks is there, but adds nothing yet.
+
+    Raises InputFileError if the start can't be read, UsageError if it doesn't fit.
+    """
     network = CompactNetwork(shallow=True) if settings.shallow else NETWORKS[settings.network]()
     if not settings.start:
         return network
@@ -36,7 +39,7 @@ class Learner:
     def __init__(self, settings: TrainingSettings, device: torch.device) -> None:
         torch.manual_seed(settings.seed)
         self.settings = settings
-        self.network: DenseNetwork = _first_network(settings).to(device)
+        self.network: DenseNetwork = first_network(settings).to(device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
         self.average = self.frozen_copy()
         self.optimiser = torch.optim.AdamW(

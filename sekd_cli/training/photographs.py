@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from sekd_cli.new_file import new_file
 
 log = logging.getLogger(__name__)
 
-SHORTEST_EDGE = 96  # pixels; smaller photographs have no room for two views
+SHORTEST_EDGE = 96  # pixels, once shrunk; smaller photographs have no room for two views
 
 
 class Photographs:
@@ -41,7 +42,7 @@ class Photographs:
     def digest(self) -> str:
         """SHA-256 of which photographs these are: the sizes of the files in their order, and their sizes here."""
         files = json.loads((self.folder / "photographs.json").read_text(encoding="utf-8"))["files"]
-        bytes_of_each = json.dumps([size for _, size in files]).encode()  # not where they lie, which may change
+        bytes_of_each = json.dumps([size for _, size, *_ in files]).encode()  # not where they lie, which may change
         return hashlib.sha256(bytes_of_each + self.sizes.tobytes()).hexdigest()
 
     def __getitem__(self, index: int) -> Tensor:
@@ -89,21 +90,24 @@ def cache_photographs(
     return Photographs(folder)
 
 
-def _identity(path: Path) -> tuple[str, int] | list[object]:
+def _identity(path: Path) -> tuple[str, int, int]:
+    """Where a file really is, how large, and when it was changed."""
     try:
-        return [str(path.resolve()), path.stat().st_size]
+        status = path.stat()
     except OSError:
-        return [str(path), -1]
+        return str(path), -1, 0
+    return os.path.realpath(path), status.st_size, status.st_mtime_ns
 
 
 def _colour(path: Path, longest_edge: int) -> np.ndarray:
     """(3, H, W) uint8, at most `longest_edge` pixels along either side."""
     pixels = read_image(path, colour=True).pixels
     height, width = pixels.shape[:2]
-    if min(height, width) < SHORTEST_EDGE:
-        raise ImageError(f"{path}: {width}x{height} pixels are too few; give at least {SHORTEST_EDGE} along each side")
-    scale = longest_edge / max(height, width)
+    scale = min(1.0, longest_edge / max(height, width))
+    size = (round(width * scale), round(height * scale))
+    if min(size) < SHORTEST_EDGE:
+        there = f"{width}x{height} pixels" + f", shrunk to {size[0]}x{size[1]}," * (scale < 1)
+        raise ImageError(f"{path}: {there} are too few; give at least {SHORTEST_EDGE} along each side")
     if scale < 1:
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
         pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))

@@ -51,7 +51,8 @@ def own_keypoints(octaves: Sequence[DenseMaps], seen: Tensor, count: int, radius
     joined = OwnKeypoints(*(torch.cat(values, dim=1) for values in zip(*parts, strict=True)))
     if len(parts) == 1:
         return joined
-    order = joined.logits.detach().masked_fill(~joined.present, -torch.inf).topk(count, dim=1).indices
+    strengths = joined.logits.detach().masked_fill(~joined.present, -torch.inf)
+    order = strengths.topk(min(count, strengths.shape[1]), dim=1).indices
     every = torch.arange(len(order), device=order.device)[:, None]
     return OwnKeypoints(*(values[every, order] for values in joined))
 

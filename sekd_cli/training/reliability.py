@@ -13,6 +13,7 @@ from sekd_cli.training.settings import TrainingSettings
 SOFTENING = 0.03  # added to the repeatability distance, so that none is divided by nothing (paper)
 CORNER_WINDOW = 3  # pixels along each side, over which a raw patch is compared with its shifts
 WEAKEST_CORNER = 0.003  # of the photograph's strongest: below are sky, walls and noise
+NO_CORNER = 1e-7  # below which nothing is one, whatever the photograph's strongest
 
 
 def _distances(own: Tensor, other: Tensor) -> Tensor:
@@ -86,5 +87,5 @@ def corner_strength(image: Tensor) -> Tensor:
     """
     smooth = cv2.GaussianBlur(image[0].numpy(), (0, 0), 1.0)
     strength = cv2.cornerMinEigenVal(smooth, CORNER_WINDOW, ksize=3)
-    weakest = max(WEAKEST_CORNER * float(strength.max()), 1e-7)
-    return torch.from_numpy(np.log(np.maximum(strength, weakest * 1e-2) / max(float(strength.max()), 1e-7)))
+    strongest = max(float(strength.max()), NO_CORNER / WEAKEST_CORNER)
+    return torch.from_numpy(np.log(np.maximum(strength, WEAKEST_CORNER * strongest * 1e-2) / strongest))

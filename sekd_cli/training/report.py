@@ -1,10 +1,11 @@
 """A run as a page: `report.md` and `curves.png`, made of the log at any time."""
 
 from dataclasses import fields
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from sekd_cli.training.curves import Panel, draw_panels
+from sekd_cli.training.curves import Curve, Panel, draw_panels
 from sekd_cli.training.pictures import save_picture
 from sekd_cli.training.run_folder import RunFolder, write_whole
 from sekd_cli.training.settings import PRESETS, TrainingSettings
@@ -43,21 +44,25 @@ def panels(steps: Entries, validations: Entries, settings: TrainingSettings) -> 
     at = [float(_run_step(entry)) for entry in steps]
     names = [name for name in dict.fromkeys(key for entry in steps for key in entry) if name not in NOT_LOSSES]
 
-    def over(key: str) -> tuple[list[float], list[float]]:
-        pairs = [(x, entry[key]) for x, entry in zip(at, steps, strict=True) if entry.get(key) is not None]
-        return [x for x, _ in pairs], [y for _, y in pairs]
+    def over(key: str) -> Curve:
+        parts = groupby(zip(at, steps, strict=True), lambda pair: pair[1].get(key) is not None)  # by update, mostly
+        pairs = [[(x, entry[key]) for x, entry in part] for there, part in parts if there]
+        return [([x for x, _ in part], [y for _, y in part]) for part in pairs]
 
+    after = "update" if settings.alternate else "round"
     rounds = [float(index) for index in range(len(validations))]
     shares = {NAMES.get(key, key.replace("_", " ")): key for key in SHARES}
-    measured = {name: (rounds, [100 * entry[key] for entry in validations]) for name, key in shares.items()}
+    measured = {name: [(rounds, [100 * entry[key] for entry in validations])] for name, key in shares.items()}
     speed = [settings.batch_size / max(entry["seconds"], 1e-9) for entry in steps]
     waited = [100 * entry["waited"] / max(entry["seconds"], 1e-9) for entry in steps]
     return [
         Panel(title="Losses", x_label="step", curves={name: over(name) for name in names}),
-        Panel(title="Validation, %", x_label="round", curves=measured if validations else {}, dots=True),
+        Panel(title="Validation, %", x_label=after, curves=measured if validations else {}, dots=True),
         Panel(title="Learning rate", x_label="step", curves={"learning rate": over("learning_rate")}),
         Panel(
-            title="Speed", x_label="step", curves={"pairs a second": (at, speed), "waiting for data, %": (at, waited)}
+            title="Speed",
+            x_label="step",
+            curves={"pairs a second": [(at, speed)], "waiting for data, %": [(at, waited)]},
         ),
     ]
 

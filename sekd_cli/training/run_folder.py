@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,6 +74,14 @@ class RunFolder:
         except OSError as error:
             raise OutputError(f"{self.path}: can't be written ({error.strerror}); give another folder to -o") from error
 
+    def check_what_is_left(self) -> None:
+        """Raise OutputError if there are weights, which a new run would replace, but no checkpoint to go on from."""
+        if self.has_results and not self.has_checkpoint and (self.path / "model.safetensors").is_file():
+            raise OutputError(
+                f"{self.path}: its weights are there, but the checkpoint to go on from was deleted; "
+                "start a new run in another folder"
+            )
+
     def check_photographs(self, digest: str) -> None:
         """Note the digest of the photographs; OutputError if there are labels of others, which would go astray.
 
@@ -122,6 +131,11 @@ class RunFolder:
             entries.pop(key, None)
             entries[key] = entry
         return list(entries.values())
+
+
+def run_begun(folder: Path) -> bool:
+    """Whether there is a run in a folder."""
+    return all(os.path.isfile(folder / name) for name in ("config.toml", "data.json"))  # noqa: PTH113 - Path's raises
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -51,23 +51,16 @@ def affordable(settings: TrainingSettings, seconds: float, step_seconds: float) 
     return replace(settings, rounds=rounds)
 
 
-def phase_ends(phases: list[Phase], seconds: float) -> list[float]:
-    """When each phase must have ended, in seconds of the run: updates share the time by their steps.
+def share_of_time(phases: list[Phase], index: int) -> float:
+    """What share of the time from its beginning to the end of the run a phase gets: updates share it by their steps.
 
-    A labelling gets LABELLING_SHARE of the time until the end of the update that follows.
+    A labelling gets LABELLING_SHARE of what it has with the update that follows.
     """
-    planned = sum(phase.steps for phase in phases)
-    ends: list[float] = []
-    end = 0.0
-    for index, phase in enumerate(phases):
-        start = end
-        labels = phase.action == "label"
-        update = phases[index + 1] if labels else phase
-        whole = seconds * update.steps / planned
-        if labels:
-            end = start + LABELLING_SHARE * whole
+    parts: list[float] = []
+    for place, phase in enumerate(phases):
+        if phase.action == "label":
+            parts.append(LABELLING_SHARE * phases[place + 1].steps)
         else:
-            labelled = index > 0 and phases[index - 1].action == "label"
-            end = start + (1 - LABELLING_SHARE if labelled else 1.0) * whole
-        ends.append(end)
-    return ends
+            labelled = place > 0 and phases[place - 1].action == "label"
+            parts.append((1 - LABELLING_SHARE * labelled) * phase.steps)
+    return parts[index] / sum(parts[index:])

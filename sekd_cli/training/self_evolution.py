@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from sekd_cli.errors import InputFileError
 from sekd_cli.networks import DenseNetwork
 from sekd_cli.networks.weights_file import save_network
 from sekd_cli.training.checkpoint import load_checkpoint, save_checkpoint
@@ -23,7 +24,7 @@ from sekd_cli.training.losses import losses_of
 from sekd_cli.training.optimisation import Learner
 from sekd_cli.training.photographs import Photographs
 from sekd_cli.training.ranks import agreed, check_shares, rank, ranks, total
-from sekd_cli.training.schedule import MEASURED_STEPS, Phase, affordable, phase_ends, phases_of
+from sekd_cli.training.schedule import MEASURED_STEPS, Phase, affordable, phases_of, share_of_time
 from sekd_cli.training.settings import TrainingSettings
 from sekd_cli.training.validation import validate
 
@@ -45,6 +46,9 @@ class Reporter:
 
     def labelled(self, done: int) -> None:
         """So many photographs of this phase are labelled."""
+
+    def label_ended(self, phase: Phase, done: int, total: int) -> None:
+        """A labelling is over: `done` photographs have labels, fewer than `total` if its time was short."""
 
     def stepped(self, step: int, figures: dict[str, float]) -> None:
         """A step of this phase is done, with its losses, learning rate, and seconds spent and waited."""
@@ -139,8 +143,10 @@ class SelfEvolution:
         return self._phases()[self.phase_index]
 
     def _end(self) -> float:
-        """When this phase must end, in seconds of the run."""
-        return phase_ends(self._phases(), self.budget)[self.phase_index]
+        """When this phase must end, in seconds of the run; until rounds are planned, as if its round were the last."""
+        rounds = self.rounds if self.measured else self._phase().round + 1
+        share = share_of_time(phases_of(replace(self.settings, rounds=rounds)), self.phase_index)
+        return self.phase_began + share * (self.budget - self.phase_began)
 
     def _chosen(self, phase: Phase) -> np.ndarray:
         """Indices of the photographs of a round, in any order: the first of them are as good as all."""
@@ -165,12 +171,18 @@ class SelfEvolution:
             progress=self.reporter.labelled,
             stop=lambda: (self.settings.minutes > 0 and self._elapsed() >= end) or self._pausing(),
         )
+        if not self._pausing():
+            self.reporter.label_ended(phase, self.labelled, len(chosen))
 
     def labels(self) -> tuple[np.ndarray, np.ndarray]:
-        """The photographs (n,) that were labelled last, and their labels (n, K, 3)."""
+        """The photographs (n,) that were labelled last, and their labels (n, K, 3). Raises InputFileError."""
         phases = self._phases()
         index = max(index for index in range(self.phase_index) if phases[index].action == "label")
-        labels = np.load(self._label_file(index), mmap_mode="r")
+        file = self._label_file(index)
+        try:
+            labels = np.load(file, mmap_mode="r")
+        except (OSError, ValueError, EOFError) as error:
+            raise InputFileError(f"{file}: missing or damaged; put it back, or start a new run") from error
         return self._chosen(phases[index])[: self.labelled], labels[: self.labelled]
 
     def _batches(self) -> Iterator[PairBatch]:
@@ -202,7 +214,7 @@ class SelfEvolution:
         durations: list[float] = []
         while self.phase_step < phase.steps and not self._pausing():
             now = self._elapsed()
-            if now >= (end if self.measured else self.budget):  # its share of the time counts once that is planned
+            if self.measured and now >= end:  # its share of the time counts once that is planned
                 break
             start = time.monotonic()
             batch = next(batches)
@@ -241,7 +253,8 @@ class SelfEvolution:
             return
         step_seconds = agreed(float(np.median(durations)))
         self.budget -= 2 * len(self.held_out) * step_seconds / self.settings.batch_size + RESERVE * self.budget
-        self.rounds = max(phase.round + 1, affordable(self.settings, self.budget, step_seconds).rounds)
+        left = self.budget - self.phase_began
+        self.rounds = max(phase.round + 1, affordable(self.settings, left, step_seconds).rounds)
         self.reporter.planned(self.rounds, step_seconds)
 
     def _frozen(self) -> DenseNetwork:
@@ -258,8 +271,8 @@ class SelfEvolution:
         if rank() > 0:
             return
         figures = validate(self.learner.average, self.photographs, self.held_out)
-        if figures.get("score", 0.0) >= self.best:
-            self.best = figures.get("score", 0.0)
+        if figures and figures["score"] >= self.best:
+            self.best = figures["score"]
             self._export("best.safetensors", f"after round {phase.round}")
         self.reporter.validated(phase, figures, self)
 

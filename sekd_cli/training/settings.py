@@ -25,7 +25,8 @@ LEAST = {  # the smallest value, of these settings
         *("rounds", "steps_per_update", "last_steps", "zoom", "stretch", "reliability_window"),
         *("reliability_window_stride", "adaptation_references", "reliability_references", "labels_per_photograph"),
     ),
-    64: ("height", "width", "photograph_size"),  # pixels
+    64: ("height", "width"),  # pixels
+    96: ("photograph_size",),  # as `photographs.SHORTEST_EDGE`
 }
 SHARES = (  # from 0 to 1
     *("average_decay", "any_rotation_share", "shift", "hidden_share", "parallax_share", "parallax", "exposed_share"),
@@ -159,10 +160,12 @@ class TrainingSettings:
             (0 < self.photographs_per_round <= 1, "photographs_per_round: give a share, more than 0, at most 1"),
             (0 <= self.validation_share < 0.5, "validation_share: give a share from 0 up to 0.5"),
             (0 < self.closest <= self.farthest, "closest, farthest: give more than 0, the first at most the second"),
+            (self.detected_points + self.random_points > 0, "detected_points, random_points: give 1 or more together"),
             (self.gradient_norm > 0, "gradient_norm: give more than 0"),
             (0 <= self.shear < 90, "shear: give 0 (none) up to 90"),
             (0 <= self.adaptation_threshold < 1, "adaptation_threshold: give a probability from 0 up to 1"),
             (self.label_nms_radius <= 100, "label_nms_radius: give 0 to 100"),
+            (self.similarity_scale <= 100, "similarity_scale: give 0 to 100"),  # beyond, float32 has no odds left
             (0 <= self.sharp_zoom <= 0.5, "sharp_zoom: give 0 (none) up to 0.5"),
             (not self.hidden_share or self.other_surroundings, "hidden_share: needs other_surroundings to be in front"),
             (0 <= self.tilt < 0.8, "tilt: give 0 (none) up to 0.8"),
