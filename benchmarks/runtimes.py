@@ -39,7 +39,7 @@ from sekd_cli.networks.weights_file import load_network, packaged_weights
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 CPU = torch.device("cpu")
-SETTINGS = DetectionSettings(max_keypoints=1000, nms_radius=2)
+SETTINGS = DetectionSettings(max_keypoints=1000, threshold=0, nms_radius=2)
 
 Way = Callable[[], Tensor]
 """Runs the network once; returns score logits (H, W)."""
@@ -155,7 +155,7 @@ def ways(folder: Path, *, compiled: bool) -> dict[str, Way]:
 
 def same_keypoints(logits: Tensor, exact: Tensor) -> float:
     """Share of the keypoints of `exact` that `logits` have within a pixel."""
-    one, other = (detect(values, SETTINGS, 0)[0] for values in (logits, exact))
+    one, other = (detect(values, SETTINGS)[0] for values in (logits, exact))
     return float((torch.cdist(other, one).amin(dim=1) < 1).float().mean())
 
 

@@ -50,11 +50,11 @@ from sekd_cli.training.views import footprints
 from sekd_cli.verification import verify
 
 WAYS = {
-    "radius 2": DetectionSettings(max_keypoints=validation.KEYPOINTS, nms_radius=2),
-    "radius 3": DetectionSettings(max_keypoints=validation.KEYPOINTS, nms_radius=3),
+    "radius 2": replace(validation.DETECTION, nms_radius=2),
+    "radius 3": replace(validation.DETECTION, nms_radius=3),
     "radius 4": validation.DETECTION,
-    "radius 6": DetectionSettings(max_keypoints=validation.KEYPOINTS, nms_radius=6),
-    "radius 4, whole pixels": DetectionSettings(max_keypoints=validation.KEYPOINTS, nms_radius=4, subpixel=False),
+    "radius 6": replace(validation.DETECTION, nms_radius=6),
+    "radius 4, whole pixels": replace(validation.DETECTION, subpixel=False),
 }
 HOMOGRAPHY = VerificationSettings(model="homography", threshold=validation.RANSAC_PIXELS, min_inliers=0)
 CONTRAST = 0.005  # SIFT's threshold, low enough to find its budget of keypoints in dim views
@@ -180,7 +180,7 @@ def main() -> None:
     options = parser.parse_args()
     width, height = map(int, options.size.split("x"))
     closest, farthest = map(float, options.closeness.split(","))
-    extracted = DetectionSettings(max_keypoints=options.keypoints, nms_radius=2)
+    extracted = DetectionSettings(max_keypoints=options.keypoints, threshold=0, nms_radius=2)
     run = RunFolder(options.run)
     photographs = Photographs(Path(run.data()["cache"]))
     held_out = held_out_photographs(photographs, run.settings())

@@ -59,7 +59,6 @@ class Extractor:
             raise UsageError(f"--tile {tile}: give 0 (never) or at least {SMALLEST_TILE} pixels")
         self.stride = network.stride
         self.settings = settings.completed(threshold=network.default_threshold, nms_radius=network.default_nms_radius)
-        self.threshold = self.settings.threshold or 0.0
         self.views = (views or ViewSettings()).completed(scales=network.default_scales)
         self.device = device
         self.tile = tile
@@ -150,7 +149,6 @@ class Extractor:
             keypoints, scores = detect_at_once(
                 torch.stack([patch.score_logits() for patch in patches]),
                 self.settings,
-                self.threshold,
                 self._allowed(levels),
                 octaves=torch.tensor([level.octaves for level in levels]),
             )
@@ -226,7 +224,7 @@ class Extractor:
         if level.statistics[1] == 0:  # an even image: what its borders look like is no keypoint
             return _Found(logits.new_zeros(0), _first(logits.new_zeros((0, 2))), patch.describe)
         mask = self._mask(level, patch.window)
-        places, scores = detect_places(logits, settings, self.threshold, mask, octaves=level.octaves)
+        places, scores = detect_places(logits, settings, mask, octaves=level.octaves)
         return _Found(scores, lambda count: keypoints_at(places[:count], logits, settings), patch.describe)
 
     def _mask(self, level: Level, window: Window) -> Tensor | None:

@@ -162,6 +162,10 @@ def _places(candidate: Tensor) -> Tensor:
     return candidate.flatten().nonzero()[:, 0]
 
 
+def _logit(probability: float) -> float:
+    return math.log(probability / (1 - probability))
+
+
 def _best(flat: Tensor, logits: Tensor, shape: torch.Size, settings: DetectionSettings) -> tuple[Tensor, Tensor]:
     """The best `max_keypoints` of local maxima (N,), one of each plateau, best first; of equals the first in the map.
 
@@ -186,40 +190,38 @@ def _best(flat: Tensor, logits: Tensor, shape: torch.Size, settings: DetectionSe
 def detect(
     score_logits: Tensor,
     settings: DetectionSettings,
-    threshold: float,
     mask: Tensor | None = None,
     *,
     octaves: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """The keypoints of one image: local maxima above a threshold, the best `max_keypoints`, refined (paper Sec. 3.4).
 
-    score_logits: (H, W). threshold: smallest keypoint probability. mask: (H, W) bool, false where none may be.
+    score_logits: (H, W). mask: (H, W) bool, false where none may be.
     octaves: as in `octave_score`, which makes the scores.
     Returns keypoints (N, 2) in pixels and scores (N,), best first.
     """
-    places, scores = detect_places(score_logits, settings, threshold, mask, octaves=octaves)
+    places, scores = detect_places(score_logits, settings, mask, octaves=octaves)
     return keypoints_at(places, score_logits, settings), scores
 
 
 def detect_places(
     score_logits: Tensor,
     settings: DetectionSettings,
-    threshold: float,
     mask: Tensor | None = None,
     *,
     octaves: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """What `detect` finds before it is refined: places (N,) in the flattened map, and scores."""
     score_logits = score_logits.detach().float().contiguous()
-    if settings.nms_radius is None:
-        raise ValueError("settings without a suppression radius: complete them with the network's own")
+    if settings.nms_radius is None or settings.threshold is None:
+        raise ValueError("settings without a threshold or a suppression radius: complete them with the network's own")
     candidate = local_maxima(score_logits, settings.nms_radius)
     if mask is not None:
         candidate &= mask
     flat = _places(candidate)
     logits = score_logits.flatten()[flat]
-    if threshold > 0:
-        above = _places(logits > math.log(threshold / (1 - threshold)))
+    if settings.threshold:
+        above = _places(logits > _logit(settings.threshold))
         flat, logits = flat[above], logits[above]
     flat, logits = _best(flat, logits, score_logits.shape, settings)
     return flat, octave_score(logits, octaves).sigmoid()
@@ -236,7 +238,6 @@ def keypoints_at(places: Tensor, score_logits: Tensor, settings: DetectionSettin
 def detect_at_once(
     score_logits: Tensor,
     settings: DetectionSettings,
-    threshold: float,
     mask: Tensor | None = None,
     *,
     octaves: Tensor | float = 0.0,
@@ -252,8 +253,8 @@ def detect_at_once(
     candidate = local_maxima(score_logits, radius)
     if mask is not None:
         candidate &= mask
-    if threshold > 0:
-        candidate &= score_logits > math.log(threshold / (1 - threshold))
+    if settings.threshold:
+        candidate &= score_logits > _logit(settings.threshold)
     most = int(candidate.flatten(1).sum(dim=1).max())
     count = min(most, settings.max_keypoints or most)
     strengths = score_logits.masked_fill(~candidate, -torch.inf).flatten(1)
@@ -273,7 +274,7 @@ def detect_at_once(
     for index, again in enumerate(doubtful.any(dim=1).tolist()):
         if again:
             only = None if mask is None else mask[index]
-            alone = detect(score_logits[index], settings, threshold, only, octaves=float(of_each[index]))
+            alone = detect(score_logits[index], settings, only, octaves=float(of_each[index]))
             found = len(alone[1])
             keypoints[index, :found], scores[index, :found] = alone
             scores[index, found:] = 0
@@ -297,7 +298,6 @@ def features_of(
     maps: DenseMaps,
     index: int,
     settings: DetectionSettings,
-    threshold: float,
     mask: Tensor | None = None,
     *,
     octave: int = 0,
@@ -307,7 +307,7 @@ def features_of(
     mask: (H, W) as in `detect`.
     """
     height, width = maps.score_logits.shape[-2:]
-    keypoints, scores = detect(maps.score_logits[index], settings, threshold, mask, octaves=octave)
+    keypoints, scores = detect(maps.score_logits[index], settings, mask, octaves=octave)
     own = tuple(one[index : index + 1] for one in maps.descriptor_maps)
     return Features(
         keypoints=rescale_points(keypoints, 2.0**octave),

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -97,12 +98,12 @@ def test_what_many_maps_have_at_once_is_what_each_has_alone(
     mask = torch.rand(4, 24, 31, generator=torch.Generator().manual_seed(seed)) < 0.5
     mask[2] = False
     octaves = torch.tensor([0.0, 1.0, 0.0, 0.5])
-    settings = DetectionSettings(max_keypoints=most, nms_radius=radius)
-    keypoints, scores = detect_at_once(maps, settings, threshold, mask if masked else None, octaves=octaves)
+    settings = DetectionSettings(max_keypoints=most, nms_radius=radius, threshold=threshold)
+    keypoints, scores = detect_at_once(maps, settings, mask if masked else None, octaves=octaves)
     assert len(keypoints) == len(scores) == 4
     for index in range(4):
         only = mask[index] if masked else None
-        alone, of_each = detect(maps[index], settings, threshold, only, octaves=float(octaves[index]))
+        alone, of_each = detect(maps[index], settings, only, octaves=float(octaves[index]))
         found = scores[index] > 0
         assert torch.equal(keypoints[index][found], alone)
         torch.testing.assert_close(scores[index][found], of_each, rtol=1e-6, atol=0)
@@ -113,7 +114,7 @@ def test_no_two_keypoints_are_nearer_than_the_radius_however_many_pixels_tie(
     seed: int, radius: int, levels: int
 ) -> None:
     few_values = (random_map(24, 31, seed) * levels).round() / levels
-    keypoints, _ = detect(few_values, DetectionSettings(nms_radius=radius, subpixel=False), threshold=0)
+    keypoints, _ = detect(few_values, DetectionSettings(nms_radius=radius, subpixel=False, threshold=0))
     apart = (keypoints[:, None] - keypoints[None]).abs().amax(dim=-1)
     apart.fill_diagonal_(math.inf)
     assert apart.min() > radius
@@ -122,7 +123,7 @@ def test_no_two_keypoints_are_nearer_than_the_radius_however_many_pixels_tie(
 @given(st.integers(0, 1000))
 def test_without_ties_every_local_maximum_is_a_keypoint(seed: int) -> None:
     values = random_map(20, 30, seed)
-    keypoints, _ = detect(values, PIXELS, threshold=0)
+    keypoints, _ = detect(values, replace(PIXELS, threshold=0))
     found = torch.zeros(20, 30, dtype=torch.bool)
     found[keypoints[:, 1].long(), keypoints[:, 0].long()] = True
     assert torch.equal(found, local_maxima(values, 2))
@@ -131,7 +132,9 @@ def test_without_ties_every_local_maximum_is_a_keypoint(seed: int) -> None:
 @given(st.integers(0, 1000), st.integers(1, 4), st.sampled_from([2, 4, 8, 40, 200]))
 def test_a_maximum_counts_where_none_before_it_in_its_window_is_equal(seed: int, radius: int, levels: int) -> None:
     few_values = (random_map(20, 27, seed) * levels).round() / levels
-    keypoints, _ = detect(few_values, DetectionSettings(max_keypoints=0, nms_radius=radius, subpixel=False), 0)
+    keypoints, _ = detect(
+        few_values, DetectionSettings(max_keypoints=0, nms_radius=radius, subpixel=False, threshold=0)
+    )
     y, x = np.nonzero(maxima_by_brute_force(few_values.numpy(), radius))
     near = np.maximum(abs(y[:, None] - y), abs(x[:, None] - x)) <= radius
     first = ~np.tril(near, -1).any(axis=1)  # row by row; what shares a window is equal
@@ -139,7 +142,7 @@ def test_a_maximum_counts_where_none_before_it_in_its_window_is_equal(seed: int,
 
 
 def test_an_even_map_has_one_keypoint() -> None:
-    keypoints, scores = detect(torch.zeros(40, 50), DetectionSettings(nms_radius=4), threshold=0.3)
+    keypoints, scores = detect(torch.zeros(40, 50), DetectionSettings(nms_radius=4, threshold=0.3))
     assert keypoints.tolist() == [[0.0, 0.0]]
     assert scores.tolist() == [0.5]
 
@@ -147,14 +150,14 @@ def test_an_even_map_has_one_keypoint() -> None:
 def test_equal_peaks_that_are_apart_are_all_keypoints() -> None:
     values = torch.full((20, 30), -9.0)
     values[5, 5] = values[5, 20] = values[15, 5] = 2.0
-    keypoints, _ = detect(values, PIXELS, threshold=0.5)
+    keypoints, _ = detect(values, replace(PIXELS, threshold=0.5))
     assert keypoints.tolist() == [[5, 5], [20, 5], [5, 15]]  # row by row
 
 
 def test_keypoints_are_x_and_y_with_the_best_score_first() -> None:
     values = torch.full((10, 30), -9.0)
     values[2, 25], values[7, 3] = logit(torch.tensor(0.6)), logit(torch.tensor(0.8))
-    keypoints, scores = detect(values, PIXELS, threshold=0.5)
+    keypoints, scores = detect(values, replace(PIXELS, threshold=0.5))
     assert keypoints.tolist() == [[3, 7], [25, 2]]
     torch.testing.assert_close(scores, torch.tensor([0.8, 0.6]))
 
@@ -162,14 +165,14 @@ def test_keypoints_are_x_and_y_with_the_best_score_first() -> None:
 def test_only_scores_above_the_threshold_count() -> None:
     values = torch.full((10, 30), -9.0)
     values[5, 5], values[5, 20] = logit(torch.tensor(0.39)), logit(torch.tensor(0.41))
-    keypoints, _ = detect(values, PIXELS, threshold=0.4)
+    keypoints, _ = detect(values, replace(PIXELS, threshold=0.4))
     assert keypoints.tolist() == [[20, 5]]
 
 
 def test_the_best_are_kept_and_zero_keeps_all() -> None:
     values = random_map(40, 50)
-    every_keypoint, every_score = detect(values, DetectionSettings(max_keypoints=0, nms_radius=4), threshold=0)
-    best, best_scores = detect(values, DetectionSettings(max_keypoints=7, nms_radius=4), threshold=0)
+    every_keypoint, every_score = detect(values, DetectionSettings(max_keypoints=0, nms_radius=4, threshold=0))
+    best, best_scores = detect(values, DetectionSettings(max_keypoints=7, nms_radius=4, threshold=0))
     assert len(every_keypoint) > 7
     assert torch.equal(best, every_keypoint[:7])
     assert torch.equal(best_scores, every_score[:7])
@@ -180,8 +183,8 @@ def test_the_best_are_kept_and_zero_keeps_all() -> None:
 def test_the_best_are_kept_where_plateaus_take_many_away(seed: int, radius: int, levels: int, most: int) -> None:
     values = (random_map(30, 40, seed) * levels).round() / levels
     values[:10] = 2.0  # four hundred maxima, few keypoints
-    every_keypoint, every_score = detect(values, DetectionSettings(max_keypoints=0, nms_radius=radius), threshold=0)
-    best, best_scores = detect(values, DetectionSettings(max_keypoints=most, nms_radius=radius), threshold=0)
+    every_keypoint, every_score = detect(values, DetectionSettings(max_keypoints=0, nms_radius=radius, threshold=0))
+    best, best_scores = detect(values, DetectionSettings(max_keypoints=most, nms_radius=radius, threshold=0))
     assert torch.equal(best, every_keypoint[:most])
     assert torch.equal(best_scores, every_score[:most])
 
@@ -189,16 +192,16 @@ def test_the_best_are_kept_where_plateaus_take_many_away(seed: int, radius: int,
 def test_no_keypoint_lies_where_the_mask_is_false() -> None:
     mask = torch.zeros(40, 50, dtype=torch.bool)
     mask[:, 25:] = True
-    keypoints, _ = detect(random_map(40, 50), PIXELS, threshold=0, mask=mask)
-    unmasked, _ = detect(random_map(40, 50), PIXELS, threshold=0)
+    keypoints, _ = detect(random_map(40, 50), replace(PIXELS, threshold=0), mask=mask)
+    unmasked, _ = detect(random_map(40, 50), replace(PIXELS, threshold=0))
     assert 0 < len(keypoints) < len(unmasked)
     assert (keypoints[:, 0] >= 25).all()
 
 
 @pytest.mark.parametrize("subpixel", [True, False])
 def test_a_map_below_the_threshold_has_no_keypoints(subpixel: bool) -> None:
-    settings = DetectionSettings(subpixel=subpixel, nms_radius=4)
-    keypoints, scores = detect(torch.full((20, 20), -5.0), settings, threshold=0.5)
+    settings = DetectionSettings(subpixel=subpixel, nms_radius=4, threshold=0.5)
+    keypoints, scores = detect(torch.full((20, 20), -5.0), settings)
     assert keypoints.shape == (0, 2)
     assert keypoints.dtype == torch.float32
     assert scores.shape == (0,)
@@ -206,7 +209,7 @@ def test_a_map_below_the_threshold_has_no_keypoints(subpixel: bool) -> None:
 
 @pytest.mark.parametrize(("x", "y"), [(10.0, 8.0), (10.4, 7.7), (9.51, 8.49), (10.25, 8.0)])
 def test_the_top_of_a_gaussian_is_found_exactly(x: float, y: float) -> None:
-    keypoints, _ = detect(gaussian_peak(16, 20, x, y), DetectionSettings(nms_radius=4), threshold=0.4)
+    keypoints, _ = detect(gaussian_peak(16, 20, x, y), DetectionSettings(nms_radius=4, threshold=0.4))
     torch.testing.assert_close(keypoints, torch.tensor([[x, y]]), rtol=0, atol=1e-3)
 
 
@@ -225,14 +228,14 @@ def test_a_flat_or_saddle_shaped_place_stays_on_its_pixel() -> None:
 
 @given(st.integers(0, 1000))
 def test_refined_keypoints_stay_between_the_outermost_pixel_centres(seed: int) -> None:
-    keypoints, _ = detect(random_map(6, 9, seed), DetectionSettings(nms_radius=1), threshold=0)
+    keypoints, _ = detect(random_map(6, 9, seed), DetectionSettings(nms_radius=1, threshold=0))
     assert (keypoints >= 0).all()
     assert (keypoints <= torch.tensor([8, 5])).all()
 
 
 def test_keypoints_are_float32_from_a_half_precision_map_that_asks_for_gradients() -> None:
     values = gaussian_peak(16, 20, 10.0, 8.0).bfloat16().requires_grad_()
-    keypoints, scores = detect(values, DetectionSettings(nms_radius=4), threshold=0.4)
+    keypoints, scores = detect(values, DetectionSettings(nms_radius=4, threshold=0.4))
     assert keypoints.dtype == scores.dtype == torch.float32
     assert keypoints.shape == (1, 2)
     assert not keypoints.requires_grad
@@ -260,8 +263,8 @@ def test_features_of_a_batch_are_those_of_each_image_alone() -> None:
     batch = DenseMaps(logits, (descriptors,), torch.zeros(2, 1, 1, 1))
     for index in range(2):
         alone = DenseMaps(logits[index : index + 1], (descriptors[index : index + 1],), torch.zeros(1, 1, 1, 1))
-        ours = features_of(batch, index, DetectionSettings(nms_radius=4), 0.5)
-        theirs = features_of(alone, 0, DetectionSettings(nms_radius=4), 0.5)
+        ours = features_of(batch, index, DetectionSettings(nms_radius=4, threshold=0.5))
+        theirs = features_of(alone, 0, DetectionSettings(nms_radius=4, threshold=0.5))
         assert len(ours) == len(theirs) > 5
         assert ours.image_size == (48, 32)
         assert torch.equal(ours.keypoints, theirs.keypoints)
@@ -271,7 +274,7 @@ def test_features_of_a_batch_are_those_of_each_image_alone() -> None:
 
 def test_an_image_without_keypoints_has_empty_features_of_the_right_width() -> None:
     maps = DenseMaps(torch.full((1, 32, 32), -9.0), (torch.rand(1, 8, 8, 8),), torch.zeros(1, 1, 1, 1))
-    features = features_of(maps, 0, DetectionSettings(nms_radius=4), 0.5)
+    features = features_of(maps, 0, DetectionSettings(nms_radius=4, threshold=0.5))
     assert len(features) == 0
     assert features.descriptors.shape == (0, 8)
 
@@ -286,13 +289,13 @@ def test_settings_that_make_no_sense_are_refused_by_the_name_of_their_option(wro
 
 
 def test_features_of_two_sizes_are_in_the_pixels_of_the_larger_and_the_best_of_both_are_kept() -> None:
-    settings = DetectionSettings(nms_radius=2)
+    settings = DetectionSettings(nms_radius=2, threshold=0.5)
     octaves = []
     for octave, (size, place) in enumerate(((32, 9), (16, 5))):
         logits = torch.full((1, size, size), -9.0)
         logits[0, place, place] = 1.0
         maps = DenseMaps(logits, (torch.full((1, 3, size // 4, size // 4), float(1 + octave)),), torch.zeros(1))
-        octaves.append(features_of(maps, 0, settings, 0.5, octave=octave))
+        octaves.append(features_of(maps, 0, settings, octave=octave))
     assert [one.image_size for one in octaves] == [(32, 32), (32, 32)]
     both = best_of_octaves(octaves, 5)
     torch.testing.assert_close(both.keypoints, torch.tensor([[9.0, 9.0], [10.5, 10.5]]))

@@ -1,6 +1,5 @@
 """`sekd average`: the mean of several weights."""
 
-import logging
 import math
 import os
 from pathlib import Path
@@ -8,8 +7,6 @@ from pathlib import Path
 import click
 
 from sekd_cli.errors import UsageError
-
-logger = logging.getLogger(__name__)
 
 
 @click.command()

@@ -42,7 +42,7 @@ OF_A_NEW_RUN = ("config", "network", "rounds", "steps", "last_steps", "seed", "w
 @click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change any setting of config.toml.")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="End by then: fewer, shorter rounds.")
 @click.option(
-    "--pause-after", type=click.FloatRange(min=0, min_open=True), metavar="MINUTES", help="Then --resume RUN."
+    "--pause-after", type=click.FloatRange(min=0, min_open=True), metavar="MINUTES", help="Stop; --resume goes on."
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(

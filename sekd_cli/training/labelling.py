@@ -52,8 +52,10 @@ def label_photograph(
     else:
         logits, threshold = _network_logits(image, kind, network, settings, generator)
     mask = inside(pixel_grid(height, width), height, width, settings.label_border).reshape(height, width)
-    detection = DetectionSettings(max_keypoints=settings.labels_per_photograph, nms_radius=settings.label_nms_radius)
-    keypoints, scores = detect(logits[:height, :width], detection, threshold, mask.to(logits.device))
+    detection = DetectionSettings(
+        max_keypoints=settings.labels_per_photograph, threshold=threshold, nms_radius=settings.label_nms_radius
+    )
+    keypoints, scores = detect(logits[:height, :width], detection, mask.to(logits.device))
     kept = inside(keypoints, height, width)
     return torch.cat((keypoints[kept], scores[kept, None]), dim=1).cpu().numpy()
 

@@ -44,7 +44,7 @@ def match_picture(network: DenseNetwork, photographs: Photographs, held_out: np.
         with mixed_precision(device):
             maps = network(batch.images.to(device, memory_format=torch.channels_last))
         both = (0, VALIDATION_VIEWS.batch_size)
-        first, second = (features_of(maps, i, DETECTION, 0.0, batch.seen[i].to(device)) for i in both)
+        first, second = (features_of(maps, i, DETECTION, batch.seen[i].to(device)) for i in both)
         xy0, xy1 = matched_points(first, second)
         right = transfer_errors(xy0, xy1, batch.second_from_first[0].double().numpy()) < RIGHT
         order = np.argsort(right, kind="stable")  # the right ones on top

@@ -96,7 +96,7 @@ def right_matches(own: OwnKeypoints, correspondence: Correspondence) -> Tensor:
 def _selected(own: OwnKeypoints, count: int) -> Tensor:
     """How much each keypoint is among the best `count` of its view, (2 B, K) in [0, 1].
 
-    What one gains others of its cell of `CELL` pixels lose: the best of every region are to be found, not the best
+    What one gains, others of its cell of `CELL` pixels lose: this favours the best of every region, not the best
     region, for points that lie together say little of a geometry.
     """
     logits = own.logits.masked_fill(~own.present, -1e4)
@@ -114,8 +114,8 @@ def _selected(own: OwnKeypoints, count: int) -> Tensor:
 def matching_losses(own: OwnKeypoints, correspondence: Correspondence, scale: float) -> tuple[Tensor, Tensor]:
     """Wrong matches less right ones to be expected of two views: of all keypoints, and of the best.
 
-    A match is as probable as that both its keypoints choose each other by softmax, of this scale, over all of the other
-    view; a right one is worth 1 if exact and soon less (`EXACT`), since geometry is found from those, and a wrong one
+    A match's probability is that both keypoints choose each other, by a softmax of this scale over the other view; a
+    right one is worth 1 if exact and soon less (`EXACT`), since geometry is found from those, and a wrong one
     costs `WRONG_COST`, since a robust estimator leaves it out. The first, for each keypoint that can be matched,
     teaches keypoints without a counterpart, whose mutual neighbours are most of all wrong matches, to be nobody's
     choice. The second, a keypoint selected, is the mean over `BUDGETS` and teaches the scores: places among the best go

@@ -50,7 +50,8 @@ ALL_VIEWS = {
 }
 VALIDATION_KEY = (20200609,)  # of the random views, the same for every run
 KEYPOINTS = 300  # a view of 320x256, as dense as the paper's 500 at 640x480 and a bit
-DETECTION = DetectionSettings(max_keypoints=KEYPOINTS, nms_radius=4)  # for all networks, so that their figures compare
+# for all networks, so that their figures compare
+DETECTION = DetectionSettings(max_keypoints=KEYPOINTS, threshold=0, nms_radius=4)
 RANSAC_PIXELS = 3.0
 
 
@@ -118,7 +119,7 @@ def _features_at(
 ) -> Features:
     """The best of one view at all sizes; maps and masks (V, h, w) are those of all views at each."""
     each = enumerate(zip(maps, masks, strict=True))
-    found = [features_of(one, view, detection, 0.0, mask[view], octave=octave) for octave, (one, mask) in each]
+    found = [features_of(one, view, detection, mask[view], octave=octave) for octave, (one, mask) in each]
     return best_of_octaves(found, detection.max_keypoints)
 
 
