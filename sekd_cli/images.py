@@ -85,8 +85,9 @@ def read_mask(path: Path, photograph: Photograph) -> np.ndarray:
             there, here = ("x".join(map(str, each)) for each in (size, photograph.stored_size))
             raise ImageError(f"{path}: mask of {there}, but its image has {here} pixels")
         if _has_numbers(image):
+            orientation = _orientation(image)
             lit = np.asarray(np.asarray(image) != 0)  # not scaled, which makes the least of labels black
-            lit = turn_back(lit, _orientation(image)) if image.format == "TIFF" else lit
+            lit = turn_back(lit, orientation) if image.format == "TIFF" else lit
         else:
             pixels, _ = _decode(image, path, colour=image.mode not in {"1", "L"})
             lit = np.asarray(pixels.any(axis=2) if pixels.ndim == 3 else pixels > 0)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from sekd_cli import image_opening
+from sekd_cli import image_opening, images
 from sekd_cli.errors import ImageError
 from sekd_cli.images import read_image, read_image_size, read_mask, to_eight_bits, to_stored, turn_back, turn_upright
 
@@ -256,6 +256,7 @@ def test_tiffs_are_turned_once_whatever_their_pixels_are(path: Path, mode: str, 
     [
         np.array([[0, 1, 5000]], np.uint16),
         np.array([[0, 10000, 10300]], np.uint16),
+        np.array([[0, 1, 5]], np.uint8),
         np.array([[[0, 0, 0], [0, 0, 4], [255, 0, 0]]], np.uint8),
     ],
 )
@@ -264,6 +265,25 @@ def test_what_a_mask_has_that_is_not_black_lets_keypoints_be(path: Path, tmp_pat
     mask = tmp_path / "mask.png"
     Image.fromarray(pixels).save(mask)
     assert read_mask(mask, read_image(path)).tolist() == [[False, True, True]]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_deep_masks_that_are_tiffs_are_in_the_grid_of_the_file(path: Path, tmp_path: Path, orientation: int) -> None:
+    """Pillow turns a TIFF upright when it decodes, and takes its orientation away."""
+    path.write_bytes(encoded(PICTURE, "PNG"))
+    labels = np.zeros(GREY.shape, np.uint16)
+    labels[:10, :30] = 7
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(labels).save(tmp_path / "mask.tiff", exif=exif)
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.tiff", read_image(path)), labels > 0)
+
+
+def test_a_mask_may_be_as_large_as_its_photograph(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.write_bytes(encoded(PICTURE, "PNG"))
+    photograph = read_image(path)
+    monkeypatch.setattr(images, "opened", lambda path, max_pixels: image_opening.opened(path, max_pixels and 100))
+    assert read_mask(path, photograph).any()
 
 
 def test_a_name_too_long_for_any_file_is_a_missing_one(tmp_path: Path) -> None:
