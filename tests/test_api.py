@@ -2,11 +2,14 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from hostile_images import drawn, encoded
+from test_verification import CAMERA, scene
 
 import sekd_cli
 from sekd_cli import Camera, Features, Sekd
@@ -43,6 +46,43 @@ def test_pixels_may_be_colour_or_fractions_or_deep(sekd: Sekd, examples: Path) -
         torch.testing.assert_close(sekd.extract(same).keypoints, expected)
 
 
+def test_colours_of_an_array_are_red_green_and_blue(sekd: Sekd, tmp_path: Path) -> None:
+    colours = np.random.default_rng(0).integers(0, 255, (12, 16, 3), dtype=np.uint8)
+    rgb = cv2.resize(colours, (256, 192), interpolation=cv2.INTER_CUBIC)
+    (tmp_path / "rgb.png").write_bytes(encoded(rgb, "PNG"))
+    expected = sekd.extract(tmp_path / "rgb.png").keypoints
+    assert torch.equal(sekd.extract(rgb).keypoints, expected)
+    assert not torch.equal(sekd.extract(rgb[..., ::-1]).keypoints, expected)
+
+
+def test_truth_values_are_black_and_white(sekd: Sekd) -> None:
+    dots = np.random.default_rng(0).random((96, 128)) > 0.9
+    assert torch.equal(sekd.extract(dots).keypoints, sekd.extract(dots.astype(np.uint8) * 255).keypoints)
+
+
+def test_every_option_of_extraction_counts(untrained_weights: Path, examples: Path) -> None:
+    def features(**options: Any) -> Features:
+        chosen = {"threshold": 0.0, "scales": 1, "subpixel": False} | options
+        return Sekd.from_pretrained(untrained_weights, device="cpu", **chosen).extract(examples / "box.png")
+
+    plain, refined = features().keypoints, features(subpixel=True).keypoints
+    assert torch.equal(plain, plain.round())
+    assert not torch.equal(refined, refined.round())
+    few = features(nms_radius=10).keypoints
+    assert torch.cdist(few, few, p=torch.inf).fill_diagonal_(torch.inf).min() > 10
+    assert features(max_size=162).scales.min() > 1.9
+    for options in ({"precision": "float32", "tile": 1024}, {"precision": "bfloat16", "tile": 0}):
+        extractor = Sekd.from_pretrained(untrained_weights, device="cpu", **options)._extractor  # type: ignore[arg-type]
+        assert {"precision": extractor.precision, "tile": extractor.tile} == options
+
+
+def test_on_a_cpu_freed_memory_is_kept(untrained_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[object] = []
+    monkeypatch.setattr("sekd_cli.device._tell_malloc", told.append)
+    Sekd.from_pretrained(untrained_weights, device="cpu")
+    assert told
+
+
 def test_an_image_matches_itself_keypoint_by_keypoint(sekd: Sekd, examples: Path) -> None:
     features = sekd.extract(str(examples / "box.png"))
     matches = sekd.match(features, features)
@@ -67,6 +107,15 @@ def test_filters_leave_matches_out(sekd: Sekd) -> None:
     assert sekd.match(one, other, min_similarity=0.9).indices.tolist() == [[1, 1]]
     with pytest.raises(UsageError, match="--ratio"):
         sekd.match(one, other, ratio=0)
+
+
+def test_a_dual_softmax_has_probabilities_for_scores(sekd: Sekd) -> None:
+    one, other = features_from([[1, 0], [0, 1]]), features_from([[1, 0.9], [0.1, 1]])
+    likelihood = ((one.descriptors @ other.descriptors.T) / 0.1).exp()
+    expected = (likelihood / likelihood.sum(dim=0)) * (likelihood / likelihood.sum(dim=1, keepdim=True))
+    scores = sekd.match(one, other, temperature=0.1).scores
+    torch.testing.assert_close(scores, expected.diagonal())
+    assert len(sekd.match(one, other, temperature=0.1, min_probability=float(scores.mean()))) == 1
 
 
 def test_a_photograph_turned_by_a_quarter_matches_keypoint_by_keypoint(untrained_weights: Path, examples: Path) -> None:
@@ -157,6 +206,29 @@ def test_matches_are_verified_as_on_the_command_line(sekd: Sekd) -> None:
             sekd.match(one, other, **wrong)  # type: ignore[arg-type]
 
 
+def test_the_threshold_of_verification_is_the_callers(sekd: Sekd) -> None:
+    random = np.random.default_rng(0)
+    descriptors = random.normal(size=(60, 16)).tolist()
+    xy = torch.from_numpy(random.uniform(0, 400, (60, 2)).astype(np.float32))
+    rough = xy + torch.from_numpy(random.normal(scale=2, size=(60, 2)).astype(np.float32))
+    one, other = (replace(features_from(descriptors), keypoints=place) for place in (xy, rough))
+    strict, usual, lax = (
+        len(sekd.match(one, other, verify="homography", verify_threshold=pixels)) for pixels in (1.5, None, 9)
+    )
+    assert strict < usual < lax == 60
+
+
+def test_each_photograph_has_its_own_camera(sekd: Sekd) -> None:
+    xy0, xy1, _ = scene(100, 0)
+    half = Camera(focal=(400.0, 410.0), centre=(159.75, 119.75))  # the second at half the size
+    descriptors = np.random.default_rng(0).normal(size=(100, 16)).tolist()
+    one, other = (
+        replace(features_from(descriptors), keypoints=torch.from_numpy(xy)) for xy in (xy0, (xy1 + 0.5) / 2 - 0.5)
+    )
+    assert len(sekd.match(one, other, verify="essential", cameras=(CAMERA, half))) > 95
+    assert len(sekd.match(other, one, verify="essential", cameras=(half, CAMERA))) > 95
+
+
 def test_how_to_verify_without_verifying_is_an_error(sekd: Sekd) -> None:
     one = features_from([[1, 0], [0, 1]])
     for idle in ({"min_inliers": 3}, {"verify_threshold": 2.0}):
@@ -172,6 +244,15 @@ def test_a_mask_keeps_keypoints_off(sekd: Sekd, examples: Path) -> None:
     assert features.keypoints[:, 0].min() >= 161
     with pytest.raises(ImageError, match=r"mask of shape \(324, 223\), but its image has 223 rows of 324 pixels"):
         sekd.extract(examples / "box.png", mask=mask.T)
+
+
+def test_a_mask_lies_as_the_file_does(sekd: Sekd, tmp_path: Path) -> None:
+    (tmp_path / "turned.png").write_bytes(encoded(drawn(), "PNG", orientation=6))
+    mask = np.zeros((128, 96), np.uint8)
+    mask[:, 48:] = 1
+    features = sekd.extract(tmp_path / "turned.png", mask=mask)
+    assert len(features) > 0
+    assert features.keypoints[:, 0].round().min() >= 48
 
 
 def test_the_largest_image_is_up_to_the_caller(untrained_weights: Path, examples: Path) -> None:
