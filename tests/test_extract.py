@@ -17,10 +17,13 @@ from hostile_images import broken_files, drawn, encoded, whole_files, write_file
 
 from sekd_cli import cli, images
 from sekd_cli.batch_extraction import Job
+from sekd_cli.errors import ImageError
 from sekd_cli.extraction import Extractor
 from sekd_cli.extraction_pipeline import PipelineSettings, _batches, _Sized
 from sekd_cli.feature_file import FeatureReader, FeatureWriter
+from sekd_cli.pyramid import PreparedImage
 from sekd_cli.stored_features import StoredFeatures
+from sekd_cli.tiles import windows
 from sekd_cli.workers import Worker
 
 Extract = Callable[..., int]
@@ -181,6 +184,32 @@ def test_one_bad_image_stops_none_and_its_reason_is_told_and_listed(
     listed = [json.loads(line) for line in Path("failures.jsonl").read_text().splitlines()]
     assert sorted(one["name"] for one in listed) == ["a.jpg", "missing.jpg"]
     assert all(one["reason"].startswith(one["path"]) for one in listed)
+
+
+def test_too_little_memory_for_one_image_stops_none(
+    extract: Extract, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To decode it, or for the network, which the images of its batch then go through one by one."""
+    write_files(photos, {"even.png": encoded(np.full((96, 128), 90, np.uint8), "PNG")})
+    read, together = images.read_image, Extractor.extract
+
+    def read_small(path: Path, **options: Any) -> images.Photograph:
+        if path.name == "a.jpg":
+            raise MemoryError
+        return read(path, **options)
+
+    def extract_uneven(self: Extractor, batch: list[PreparedImage]) -> list[StoredFeatures]:
+        if not all(np.ptp(image.levels[0].grey) for image in batch):
+            raise ImageError("too little memory")
+        return together(self, batch)
+
+    monkeypatch.setattr("sekd_cli.batch_extraction.read_image", read_small)
+    monkeypatch.setattr(Extractor, "extract", extract_uneven)
+    assert extract("photos", "--threads", 1, "--batch-size", 4) == 1
+    error = capsys.readouterr().err
+    assert "photos/a.jpg: too large for the memory; make it smaller" in error
+    assert "photos/even.png: too little memory" in error
+    assert sorted(stored()) == ["b.png", "sub/c d.jpg"]
 
 
 def test_a_failed_image_is_tried_again_when_it_was_mended(extract: Extract, photos: Path) -> None:
@@ -360,6 +389,37 @@ def test_batches_and_half_precision(extract: Extract, photos: Path) -> None:
     for name in one:
         np.testing.assert_allclose(batch[name].keypoints, one[name].keypoints, atol=1e-2)
         np.testing.assert_allclose(batch[name].descriptors, one[name].descriptors, atol=2e-3)
+
+
+def test_every_option_counts(extract: Extract, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def features(*options: str | int) -> StoredFeatures:
+        assert extract("photos/a.jpg", "--scales", 1, "--threads", 1, "--overwrite", *options) == 0
+        return stored()["a.jpg"]
+
+    assert set(features("--max-size", 64).scales) == {2}
+    few = features("--nms-radius", 10).keypoints
+    apart = np.abs(few[:, None] - few).max(axis=-1)
+    assert len(few) > 1
+    assert apart[~np.eye(len(few), dtype=bool)].min() > 8  # each was moved by a pixel at most
+    features("--descriptor-dtype", "float16")
+    with h5py.File("feats.h5") as file:
+        assert (file["a.jpg/descriptors"].dtype, file["a.jpg/keypoints"].dtype) == (np.float16, np.float32)
+    tiles = []
+    monkeypatch.setattr("sekd_cli.extraction.windows", lambda *given: tiles.append(given[2]) or windows(*given))
+    write_files(Path("wide"), {"a.png": encoded(drawn(32, 1200), "PNG")})
+    assert extract("wide", "-o", "wide.h5", "--scales", 1, "--max-size", 0, "--tile", 1024, "--threads", 1) == 0
+    assert tiles == [1024]
+
+
+@pytest.mark.parametrize(
+    "option", [("--descriptor-dtype", "float16"), ("--masks", "photos"), ("--nms-radius", 3), ("--max-size", 99)]
+)
+def test_what_decides_the_numbers_stays_as_it_was(
+    option: tuple[str, str | int], extract: Extract, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert extract("photos/a.jpg") == 0
+    assert extract("photos/a.jpg", *option) == 5
+    assert "made with other settings" in capsys.readouterr().err
 
 
 def test_a_file_names_the_precision_that_auto_was_and_another_does_not_go_on_with_it(

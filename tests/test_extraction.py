@@ -103,6 +103,14 @@ def test_keypoints_of_a_shrunk_photograph_are_in_its_own_pixels() -> None:
     np.testing.assert_allclose(features.scales, [4])
 
 
+def test_width_and_height_may_shrink_by_different_factors() -> None:
+    """From 402x82 to 100x20, by 4.02 and 4.1."""
+    x, y = np.meshgrid(np.arange(402), np.arange(82))
+    pixels = np.rint(140 * np.exp(-((x - 300) ** 2 + (y - 60) ** 2) / 300)).astype(np.uint8)
+    features = extract(extractor(max_size=100), photograph_of(pixels))
+    np.testing.assert_allclose(features.keypoints, [[300, 60]], atol=0.4)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_keypoints_are_stored_in_the_grid_of_the_file(tmp_path: Path, orientation: int) -> None:
     path = tmp_path / "turned.png"
@@ -345,6 +353,21 @@ def test_tiles_give_the_keypoints_of_the_whole_image_at_every_turn_and_scale() -
     np.testing.assert_allclose(tiled.turned[:, order], whole.turned[:, expected], atol=2e-3)
 
 
+@pytest.mark.parametrize("shape", [(40, 2000), (2000, 40), (1100, 1100)])
+def test_no_more_than_a_tile_goes_through_the_network(shape: tuple[int, int]) -> None:
+    seen: list[int] = []
+
+    class Listening(Peaks):
+        def layers(self, pixels: torch.Tensor) -> DenseMaps:
+            seen.append(max(pixels.shape[-2:]))
+            return super().layers(pixels)
+
+    features = extract(extractor(Listening(), tile=1024, max_size=0), photograph_of(dots(*shape, (7, 7))))
+    np.testing.assert_allclose(features.keypoints, [[7, 7]], atol=1e-4)
+    assert len(seen) > 1
+    assert max(seen) <= 1024
+
+
 def test_the_best_of_all_tiles_are_kept_best_first() -> None:
     xy = [(x, 20) for x in range(10, 2000, 60)]
     pixels = dots(40, 2000, *xy)
@@ -424,6 +447,15 @@ def test_too_little_memory_for_one_image_is_an_error_of_that_image(error: Except
 
     with pytest.raises(ImageError, match=r"too little memory on cpu.*--tile"):
         extract(extractor(Insatiable()), photograph_of(dots(32, 32, (3, 3))))
+
+
+def test_other_errors_of_a_network_are_no_lack_of_memory() -> None:
+    class Broken(Peaks):
+        def forward(self, image: torch.Tensor, statistics: torch.Tensor | None = None) -> DenseMaps:
+            raise RuntimeError("sizes differ")
+
+    with pytest.raises(RuntimeError, match="sizes differ"):
+        extract(extractor(Broken()), photograph_of(dots(32, 32, (3, 3))))
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,26 @@ def test_what_many_maps_have_at_once_is_what_each_has_alone(
         torch.testing.assert_close(scores[index][found], of_each, rtol=1e-6, atol=0)
 
 
+def test_of_three_equal_peaks_the_first_and_the_last_may_be_one_plateau() -> None:
+    values = torch.full((12, 24), -9.0)
+    values[5, 5] = values[5, 20] = values[6, 5] = 1.0
+    keypoints, scores = detect_at_once(values[None], replace(PIXELS, threshold=0.5))
+    assert keypoints[0][scores[0] > 0].tolist() == [[5, 5], [20, 5]]
+
+
+def test_of_equal_peaks_the_first_is_kept_whichever_a_device_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def last(values: Tensor, count: int, **_: int) -> torch.return_types.topk:
+        order = values.flip(-1).argsort(descending=True, stable=True)[..., :count]
+        indices = values.shape[-1] - 1 - order
+        return torch.return_types.topk((values.gather(-1, indices), indices))
+
+    monkeypatch.setattr(Tensor, "topk", last)
+    values = torch.full((12, 40), -9.0)
+    values[5, [5, 20, 35]] = 1.0
+    keypoints, _ = detect_at_once(values[None], replace(PIXELS, threshold=0.5, max_keypoints=1))
+    assert keypoints[0].tolist() == [[5, 5]]
+
+
 @given(st.integers(0, 1000), st.integers(1, 5), st.integers(2, 6))
 def test_no_two_keypoints_are_nearer_than_the_radius_however_many_pixels_tie(
     seed: int, radius: int, levels: int

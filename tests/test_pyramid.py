@@ -104,6 +104,15 @@ def test_a_level_is_as_many_octaves_down_as_it_was_halved() -> None:
     assert [one.octaves for one in prepared.levels] == [0, 1, 2]
 
 
+def test_what_is_shrunk_is_averaged_not_skipped() -> None:
+    stripes = np.zeros((64, 128), np.uint8)
+    stripes[:, 1::4] = stripes[:, 2::4] = 255
+    striped = Photograph(pixels=stripes, orientation=1, stored_size=(128, 64))
+    small = prepare(striped, ViewSettings(max_size=32, scales=(1.0,))).levels[0].grey
+    assert small.min() >= 127
+    assert small.max() <= 128
+
+
 @pytest.mark.parametrize(("new", "old"), [(1, 7), (3, 7), (7, 7), (320, 640), (213, 641), (300, 100)])
 def test_the_nearest_pixel_is_the_one_that_opencv_takes(new: int, old: int) -> None:
     axis = np.arange(old, dtype=np.uint16)[None]
