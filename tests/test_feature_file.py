@@ -1,5 +1,6 @@
 import contextlib
 import shutil
+import zlib
 from pathlib import Path
 
 import h5py
@@ -81,6 +82,16 @@ def test_the_layout_is_hlocs(path: Path) -> None:
         np.testing.assert_array_equal(group["image_size"].__array__(), [640, 480])
         assert group["keypoints"].attrs.get("uncertainty") == 2
         assert group.attrs["complete"]
+
+
+def test_the_checksum_is_of_the_arrays_in_the_order_of_their_names(path: Path) -> None:
+    """Files that are there stay readable."""
+    write(path, "a")
+    with h5py.File(path) as file:
+        group, crc = file["a"], 0
+        for name in ("descriptors", "image_size", "keypoints", "scales", "scores"):
+            crc = zlib.crc32(group[name][()].tobytes(), crc)
+        assert group.attrs["crc32"] == crc
 
 
 def test_descriptors_may_be_halved_but_never_keypoints(path: Path) -> None:

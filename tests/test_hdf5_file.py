@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import os
 import shutil
 import subprocess
@@ -21,8 +22,8 @@ from sekd_cli.hdf5_file import (
     write_arrays,
     write_reason,
 )
-from sekd_cli.hdf5_writer import HDF5Writer
-from sekd_cli.staged_file import journal_of
+from sekd_cli.hdf5_writer import HDF5Writer, _put_in_place
+from sekd_cli.staged_file import _write_journal, apply_journal, journal_of
 
 
 def add(writer: HDF5Writer, index: int) -> None:
@@ -264,6 +265,27 @@ def test_a_journal_of_another_file_is_thrown_away(path: Path) -> None:
         assert not journal.exists()
 
 
+def test_a_journal_that_changed_is_not_applied(path: Path) -> None:
+    path.write_bytes(b"0" * 100)
+    journal = journal_of(path)
+    _write_journal(journal, 100, [(10, b"changed")])
+    content = bytearray(journal.read_bytes())
+    content[-1] ^= 1
+    journal.write_bytes(content)
+    with path.open("r+b") as file:
+        apply_journal(file.fileno(), journal)
+    assert path.read_bytes() == b"0" * 100
+    assert not journal.exists()
+
+
+def test_the_journal_of_a_writer_at_work_is_left_alone(path: Path) -> None:
+    with HDF5Writer(path, {}):
+        journal_of(path).write_bytes(b"half")
+        with pytest.raises(InputFileError, match="being written by another process"):
+            open_for_reading(path, "test")
+        assert journal_of(path).read_bytes() == b"half"
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [(None, "no such file"), (b"", "an empty file"), (b"text", "not an HDF5 file"), (b"\x89HDF\r\n\x1a\n", "damaged")],
@@ -319,6 +341,40 @@ def test_a_file_system_without_hard_links_is_written_to(path: Path, monkeypatch:
         pass
     with h5py.File(path) as file:
         assert file.attrs["made"] == 1
+
+
+def test_without_hard_links_the_faster_of_two_processes_keeps_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(Path, "hardlink_to", refused)
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    ours.write_text("ours")
+    theirs.write_text("theirs")
+    with pytest.raises(FileExistsError):
+        _put_in_place(ours, theirs)
+    assert theirs.read_text() == "theirs"
+
+
+def test_a_file_system_without_locks_is_written_to_and_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with HDF5Writer(path, {}) as writer:
+        add(writer, 0)
+    assert committed(path) == [0]
+
+
+def test_a_disk_that_takes_a_little_at_a_time_gets_everything(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, data, offset: real(file, data[:100], offset))
+    with HDF5Writer(path, {}) as writer:
+        for index in range(3):
+            add(writer, index)
+    assert committed(path) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("replaced", [False, True])

@@ -1,3 +1,4 @@
+import errno
 import os
 from pathlib import Path
 
@@ -127,6 +128,20 @@ def test_a_link_to_where_nobody_may_look_is_left_out(photos: Path, monkeypatch: 
     before = find_images([photos])
     (photos / "private.d").symlink_to(photos / ("z" * 300))
     assert find_images([photos]) == before
+
+
+def test_a_folder_that_nobody_may_list_stays_and_fails_when_it_is_read(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.scandir
+
+    def scandir(folder: Path) -> object:
+        if Path(folder).name == "d":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert names(photos) == ["a/c.png", "a/d", "b.JPG", "with space/ü.webp"]
 
 
 def test_what_cameras_put_beside_photographs_is_told(photos: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -63,6 +63,24 @@ def test_a_full_disk_is_told_whoever_notices_it(tmp_path: Path) -> None:
         raise RuntimeError("shapes differ")  # not about files
 
 
+def test_what_processes_that_run_are_writing_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, not_ours = os.kill, 1
+    never = 2**22 + 1  # above Linux's largest
+    parts = [tmp_path / f".file.{process}.part" for process in (os.getppid(), not_ours, never)]
+    for part in parts:
+        part.write_text("half")
+
+    def kill(process: int, number: int) -> None:
+        if process == not_ours:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        real(process, number)
+
+    monkeypatch.setattr(os, "kill", kill)
+    with new_file(tmp_path / "file", overwrite=False) as temporary:
+        temporary.write_text("whole")
+    assert [part.exists() for part in parts] == [True, True, False]
+
+
 def test_the_number_of_an_error_is_found_in_words_too(tmp_path: Path) -> None:
     assert error_number(FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))) == errno.ENOENT
     assert error_number(RuntimeError("write failed (errno = 27)")) == errno.EFBIG
