@@ -5,7 +5,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import h5py
@@ -18,6 +20,8 @@ import sekd_cli
 from sekd_cli import cli
 from sekd_cli.feature_file import FeatureWriter
 from sekd_cli.match_file import MatchReader
+from sekd_cli.match_pipeline import PipelineSettings
+from sekd_cli.match_writing import Outcome
 
 NAMES = ["a.jpg", "b/b 1.jpg", "c.jpg"]
 MISSING_PAIR, NOTHING, BAD_INPUT, BAD_OUTPUT, USAGE = 1, 3, 4, 5, 2  # exit codes
@@ -202,6 +206,46 @@ def test_changed_features_need_update(capfd: pytest.CaptureFixture[str]) -> None
     assert cli.main(["match", "pairs.txt"]) == BAD_OUTPUT
     assert "--update" in capfd.readouterr().err
     assert cli.main(["match", "pairs.txt", "--update"]) == 0
+    assert cli.main(["match", "pairs.txt", "-o", "fresh.h5"]) == 0
+    with MatchReader(Path("matches.h5")) as updated, MatchReader(Path("fresh.h5")) as fresh:
+        assert list(updated.pairs()) == list(fresh.pairs())
+        for pair in fresh.pairs():
+            np.testing.assert_array_equal(updated.read(pair).matches0, fresh.read(pair).matches0)
+            np.testing.assert_array_equal(updated.read(pair).scores0, fresh.read(pair).scores0)
+
+
+def test_how_pairs_are_verified_is_kept_and_another_way_needs_overwrite(capfd: pytest.CaptureFixture[str]) -> None:
+    verified = ["match", "pairs.txt", "--verify", "homography"]
+    assert cli.main([*verified, "--threshold", "2", "--min-inliers", "20"]) == 0
+    with MatchReader(Path("matches.h5")) as reader:
+        settings = json.loads(str(reader.attributes["settings"]))
+    kept = {"model": "homography", "threshold": 2, "min_inliers": 20, "camera": None, "of_chance": "nothing"}
+    assert kept.items() <= settings.items()
+    for other in (["match", "pairs.txt"], verified, [*verified, "--threshold", "2"]):
+        assert cli.main(other) == BAD_OUTPUT
+        assert "holds matches made otherwise" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_the_feature_file_is_spared_by_whatever_path(linked: bool) -> None:
+    before = Path("feats.h5").read_bytes()
+    Path("link.h5").symlink_to("feats.h5")
+    same = Path("link.h5") if linked else Path("feats.h5").absolute()
+    assert cli.main(["match", "pairs.txt", "-o", str(same), "--overwrite"]) == USAGE
+    assert Path("feats.h5").read_bytes() == before
+
+
+def test_memory_and_threads_are_as_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: list[PipelineSettings] = []
+
+    def match_nothing(*given: Any, **_: object) -> Iterator[Outcome]:
+        settings.append(given[3])
+        return iter(())
+
+    monkeypatch.setattr("sekd_cli.commands.match_run.match_all", match_nothing)
+    options = ["--cache", "2.5", "--threads", "3", "--update", "--device", "cpu"]
+    assert cli.main(["match", "pairs.txt", *options]) == 0
+    assert [(one.cache_bytes, one.threads, one.update) for one in settings] == [(2_500_000_000, 3, True)]
 
 
 def test_quiet_leaves_the_path_alone(capfd: pytest.CaptureFixture[str]) -> None:
@@ -236,6 +280,11 @@ def test_pairs_of_a_feature_file_are_listed(capfdbinary: pytest.CaptureFixture[b
     assert listed(capfdbinary, "feats.h5") == everything
     assert listed(capfdbinary, "feats.h5", "--exhaustive") == everything
     assert listed(capfdbinary, "feats.h5", "--sequential", "1") == [everything[0], everything[2]]
+    assert listed(capfdbinary, "feats.h5", "--sequential", "1", "--loop") == [
+        everything[0],
+        everything[2],
+        "c.jpg a.jpg",
+    ]
     assert sorted(listed(capfdbinary, "feats.h5", "--sequential", "1", "--nearest", "2")) == everything
 
 

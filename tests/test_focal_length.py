@@ -27,15 +27,16 @@ def test_a_35_mm_equivalent_is_of_the_diagonal(tmp_path: Path) -> None:
     assert read_focal_length(path) == pytest.approx(360, rel=1e-4)
 
 
-@pytest.mark.parametrize(("unit", "resolution"), [(2, 254), (3, 100), (4, 10)])
-def test_otherwise_the_resolution_of_the_sensor_tells(tmp_path: Path, unit: int, resolution: int) -> None:
-    # 10 pixels a mm times 50 mm, in a photograph shrunk from 720 pixels to half.
+@pytest.mark.parametrize(("unit", "resolution"), [(2, 254), (3, 100), (4, 10), (None, 254)])
+def test_otherwise_the_resolution_of_the_sensor_tells(tmp_path: Path, unit: int | None, resolution: int) -> None:
+    # 10 pixels a mm times 50 mm, in a photograph shrunk from 720 pixels to half. Without a unit it is inches.
     tags = {
         TAGS.FocalLength: Fraction(50),
         TAGS.FocalPlaneXResolution: Fraction(resolution),
-        TAGS.FocalPlaneResolutionUnit: unit,
         TAGS.ExifImageWidth: 720,
     }
+    if unit is not None:
+        tags[TAGS.FocalPlaneResolutionUnit] = unit
     exif = {tag: IFDRational(value) if isinstance(value, Fraction) else value for tag, value in tags.items()}
     assert read_focal_length(photograph(tmp_path / "a.jpg", exif)) == pytest.approx(250)
 

@@ -16,6 +16,7 @@ import torch
 from drawn_features import ATTRIBUTES, TURNED_ATTRIBUTES, drawn_features, turned_by, write_views
 from hypothesis import given
 from hypothesis import strategies as st
+from test_verification import CAMERA, HALF, scene
 
 from sekd_cli import match_pipeline, match_writing
 from sekd_cli.config import MatchingSettings, VerificationSettings
@@ -91,6 +92,14 @@ def test_each_pair_is_planned_once_and_none_with_itself() -> None:
     assert work.pairs.tolist() == [[0, 1], [2, 0]]
     assert (work.repeated, work.with_itself) == (2, 1)
     assert plan([]).pairs.shape == (0, 2)
+
+
+def test_pairs_of_very_many_images_are_told_apart() -> None:
+    """61356 x 70000 + 67296 is 2^32 more than 0 x 70000 + 20000."""
+    names = [f"{index:05}" for index in range(70_000)]
+    pairs = [*zip(names[::2], names[1::2], strict=True), (names[0], names[20_000]), (names[61_356], names[67_296])]
+    work = plan(pairs)
+    assert (len(work.pairs), work.repeated) == (len(pairs), 0)
 
 
 @both_ways
@@ -192,6 +201,28 @@ def test_the_turn_with_the_most_matches_is_found_and_told(
     assert (matches.turn, back.turn) == (turn, -turn % 4)
     kept = matches.matches0 >= 0
     np.testing.assert_array_equal(matches.matches0[kept], plain.matches0[kept])
+
+
+def test_of_turns_with_equally_many_matches_the_more_alike_is_taken() -> None:
+    plain = drawn_features(0)
+    noise = np.random.default_rng(0).normal(scale=0.05, size=plain.descriptors.shape)
+    noisy = (plain.descriptors + noise).astype(np.float32)
+    turned = dataclasses.replace(plain, descriptors=noisy, turned=np.stack([noisy, plain.descriptors, noisy]))
+    images = matchable_image("a", plain), matchable_image("b", turned)
+    found = match_images(*images, MatchingSettings(rotations=True))
+    assert (found.turn, len(found.indices())) == (2, 80)
+
+
+def test_each_image_of_a_pair_has_its_own_camera() -> None:
+    xy0, xy1, _ = scene(100, 0)
+    descriptors = np.random.default_rng(0).normal(size=(100, 16)).astype(np.float32)
+    one, other = (
+        StoredFeatures(keypoints=xy, scores=np.ones(100, np.float32), descriptors=descriptors, image_size=(640, 480))
+        for xy in (xy0, (xy1 + 0.5) / 2 - 0.5)
+    )
+    images = matchable_image("a", one, camera=CAMERA), matchable_image("b", other, camera=HALF)
+    found = match_images(*images, MatchingSettings(), VerificationSettings(model="essential", threshold=1))
+    assert len(found.indices()) > 95
 
 
 @pytest.mark.parametrize(("room", "most_reads"), [(100, 40), (50, 40), (20, 80), (10, 120)])

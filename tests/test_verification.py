@@ -1,14 +1,17 @@
 """Geometric verification on scenes whose geometry is known."""
 
+import math
+
 import cv2
 import numpy as np
 import pytest
 
 from sekd_cli.config import VerificationSettings
 from sekd_cli.errors import UsageError
-from sekd_cli.verification import Camera, camera_of, is_chance, verify
+from sekd_cli.verification import Camera, camera_of, is_chance, verification_settings, verify
 
 CAMERA = Camera(focal=(800.0, 820.0), centre=(320.0, 240.0))
+HALF = Camera(focal=(400.0, 410.0), centre=(159.75, 119.75))  # of the same photograph at half the size
 MATRIX = np.array([[800.0, 0, 320], [0, 820, 240], [0, 0, 1]])
 TRUE_HOMOGRAPHY = np.array([[1.1, 0.1, 20], [-0.05, 0.9, 10], [1e-4, 2e-5, 1]])
 
@@ -87,6 +90,17 @@ def test_an_essential_matrix_is_of_directions() -> None:
     assert abs((model * essential).sum()) / np.linalg.norm(model) / np.linalg.norm(essential) > 0.999
     with pytest.raises(ValueError, match="cameras"):
         verify(xy0, xy1, settings)
+
+
+def test_each_image_has_its_own_camera_and_the_threshold_is_in_pixels_of_both() -> None:
+    xy0, xy1, _ = scene(400, 0)
+    rough = xy1 + np.random.default_rng(0).normal(scale=2, size=xy1.shape)
+    halved = ((rough + 0.5) / 2 - 0.5).astype(np.float32)
+    settings = VerificationSettings(model="essential", threshold=1)
+    there, _ = verify(xy0, halved, settings, (CAMERA, HALF))
+    back, _ = verify(halved, xy0, settings, (HALF, CAMERA))
+    assert 200 < there.sum() < 350
+    assert abs(int(there.sum()) - int(back.sum())) <= 10
 
 
 def test_the_threshold_is_in_pixels() -> None:
@@ -183,6 +197,25 @@ def test_what_chance_has_grows_with_the_matches_and_with_the_threshold() -> None
     settings = VerificationSettings(model="homography", threshold=1)
     for few in range(5):
         assert is_chance(few, np.zeros((few, 2)), np.zeros((few, 2)), settings)
+
+
+@pytest.mark.parametrize(
+    ("shrunk0", "shrunk1", "box"), [(1, 1, (640, 480)), (1, 10, (64.9, 48.9)), (10, 1, (64.9, 48.9))]
+)
+def test_what_chance_has_is_a_number_of_false_alarms(shrunk0: int, shrunk1: int, box: tuple[float, float]) -> None:
+    """Moisan and Stival 2004, in the image where a line takes the larger share."""
+    xy = np.concatenate(([[0, 0], [639, 479]], np.full((98, 2), 100.0)))
+    settings = VerificationSettings(model="fundamental", threshold=0.5)
+    share = 2 * 0.5 * math.hypot(*box) / math.prod(box)
+    for agreeing in range(8, 100):
+        alarms = 93 * math.comb(100, agreeing) * math.comb(agreeing, 7) * share ** (agreeing - 7)
+        assert is_chance(agreeing, xy / shrunk0, xy / shrunk1, settings) == (alarms >= 1)
+
+
+def test_the_usual_thresholds_in_pixels_and_number_of_inliers() -> None:
+    usual = [verification_settings(model) for model in ("homography", "fundamental", "essential")]
+    assert [settings.threshold for settings in usual] == [3, 1, 1]
+    assert {settings.min_inliers for settings in usual} == {15}
 
 
 def test_a_photograph_that_lies_mirrored_agrees_too() -> None:
