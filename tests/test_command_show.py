@@ -1,6 +1,7 @@
 """`sekd show` as a user types it: which picture comes out of which images and files, and where it goes."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 import cv2
@@ -11,7 +12,8 @@ from drawn_features import SIZE, homography, write_views
 from PIL import Image
 
 from sekd_cli import cli
-from sekd_cli.drawing import INLIER, OUTLIER
+from sekd_cli.commands import show_run
+from sekd_cli.drawing import INLIER, OUTLIER, draw_keypoints
 from sekd_cli.feature_file import FeatureReader, FeatureWriter, file_attributes
 from sekd_cli.stored_features import StoredFeatures
 
@@ -76,6 +78,32 @@ def test_keypoints_are_extracted_where_no_file_is_given(
     assert cli.main(["show", "drawn.png", *few]) == 0
     assert capfd.readouterr() == ("drawn.keypoints.png\n", "")
     assert pixels("drawn.keypoints.png").shape[1] == 2 * drawn_photograph(1).shape[1]  # small ones are enlarged
+
+
+def test_weights_and_limits_are_as_asked_for(
+    untrained_weights: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    scores: list[np.ndarray] = []
+
+    def draw(*given: Any) -> np.ndarray:
+        scores.append(given[1])
+        return draw_keypoints(*given)
+
+    monkeypatch.setattr(show_run, "draw_keypoints", draw)
+    cv2.imwrite("drawn.png", drawn_photograph(1))
+    few = ["show", "drawn.png", "--max-keypoints", "20"]
+    assert cli.main(few) == 0
+    assert cli.main([*few, "--weights", str(untrained_weights)]) == 0
+    assert len(scores[0]) == 20
+    assert scores[0].tolist() != scores[1].tolist()
+    assert cli.main([*few, "--max-pixels", "10"]) == NOTHING
+    assert "raise --max-pixels" in capfd.readouterr().err
+
+
+def test_features_of_a_photograph_of_another_size_are_told(capfd: pytest.CaptureFixture[str]) -> None:
+    cv2.imwrite(PHOTOS[0], np.full((90, 80), 128, np.uint8))
+    assert cli.main(["show", PHOTOS[0], "-f", "feats.h5"]) == 0
+    assert "80x90 pixels, but its features are of one with 400x400" in capfd.readouterr().err
 
 
 def test_matches_come_from_the_file_coloured_by_score(capfd: pytest.CaptureFixture[str]) -> None:

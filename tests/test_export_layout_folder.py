@@ -1,6 +1,7 @@
 """`--layout` of `sekd extract` and `sekd match`: a folder beside the file, whole or not at all."""
 
 import io
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -86,6 +87,15 @@ def test_the_same_command_goes_on_and_makes_the_folder_anew_only_if_something_ch
     Path("imc/scores.h5").unlink()
     assert run(*command) == 0
     assert_same(contents("imc"), whole)
+
+
+def test_a_file_of_the_same_size_and_another_time_is_another(run: Run) -> None:
+    command = ["extract", "photos", "--layout", "imc"]
+    assert run(*command) == 0
+    before = Path("imc/keypoints.h5").stat().st_mtime_ns
+    os.utime("feats.h5", ns=(1, 1))
+    assert run(*command) == 0
+    assert Path("imc/keypoints.h5").stat().st_mtime_ns > before
 
 
 @pytest.mark.parametrize("step", range(0, 12, 3))

@@ -163,6 +163,17 @@ def test_two_pairs_of_one_key_are_an_error_that_names_both() -> None:
     assert convert([MATCHES], "kaggle", SCENE) == Converted(None, 2)
 
 
+def test_names_that_hloc_would_confuse_stop_a_folder_of_matches() -> None:
+    names = ["x/b.png", "x-b.png", "c.png"]
+    write_views(FEATURES, names)
+    convert([FEATURES], "kaggle", SCENE)
+    with h5py.File(SCENE / "matches.h5", "w") as file:
+        for key in ("b.png", "x-b.png"):
+            file[f"{key}/c.png"] = np.array([[0, 5]])
+    with pytest.raises(UsageError, match=r"x-b\.png and x/b\.png|x/b\.png and x-b\.png"):
+        convert([SCENE], "hloc", Path("back"), images=write_photographs(*names))
+
+
 def test_keys_drop_the_last_extension_only() -> None:
     assert [key_of("d.e/a.b.jpg", layout) for layout in ("imc", "kaggle")] == ["a.b", "a.b.jpg"]
     assert keys_of(["a.jpg", "a.png"], "kaggle") == {"a.jpg": "a.jpg", "a.png": "a.png"}
@@ -340,6 +351,17 @@ def test_a_pair_without_matches_may_have_any_shape(place: str, shape: tuple[int,
         file[place] = np.zeros(shape, np.int32)
     assert convert([SCENE], "kaggle", Path("k")) == Converted(3, 1)
     assert [one.shape for one in arrays(Path("k/matches.h5")).values()] == [(0, 2)]
+
+
+def test_two_matches_are_rows_or_columns_as_their_place_says() -> None:
+    two = np.array([[0, 5], [1, 7]])
+    convert([FEATURES], "imc", SCENE)
+    with h5py.File(SCENE / "matches.h5", "w") as file:
+        file["b 1/c"], file["c-a-x"] = two, two.T  # Kaggle's (M, 2), the benchmark's (2, M)
+    convert([SCENE], "hloc", Path("back"))
+    with MatchReader(Path("back/matches.h5")) as reader:
+        for pair in (("b 1", "c"), ("c", "a-x")):
+            assert reader.read(pair).indices().tolist() == two.tolist()
 
 
 def test_images_without_keypoints_stay() -> None:

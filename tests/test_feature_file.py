@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sekd_cli.errors import ImageError, InputFileError, OutputError
-from sekd_cli.feature_file import ChangedImageError, FeatureReader, FeatureWriter, file_attributes
+from sekd_cli.feature_file import ChangedImageError, FeatureReader, FeatureWriter, file_attributes, name_of
 from sekd_cli.stored_features import Source, StoredFeatures, source_of
 
 ATTRIBUTES = file_attributes(network="compact", weights_sha256="ab" * 32, settings={"max_keypoints": 2048})
@@ -249,6 +249,13 @@ def test_wrong_shapes_are_named(path: Path, changed: dict[str, np.ndarray], word
     foreign(path, **({"keypoints": np.zeros((4, 2)), "descriptors": np.zeros((8, 4))} | changed))
     with FeatureReader(path) as reader, pytest.raises(InputFileError, match=words):
         reader.read("a/b.jpg")
+
+
+def test_an_image_has_the_longest_name_that_its_path_ends_with(tmp_path: Path) -> None:
+    names = ["c 1.jpg", "b/c 1.jpg", "1.jpg"]
+    assert name_of(tmp_path / "b" / "c 1.jpg", names) == "b/c 1.jpg"
+    assert name_of(tmp_path / "x" / "c 1.jpg", names) == "c 1.jpg"
+    assert name_of(tmp_path / "x1.jpg", names) is None
 
 
 def test_a_claim_of_billions_of_keypoints_does_not_fill_the_memory(path: Path) -> None:
