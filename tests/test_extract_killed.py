@@ -18,9 +18,8 @@ from sekd_cli import cli
 from sekd_cli.feature_file import FeatureReader
 
 KILLS = 20
-PHOTOGRAPHS = 24
-MANY = 200  # not done before an interrupt comes
-LONGEST_DELAY = 0.8  # seconds; about what a run takes
+PHOTOGRAPHS = 100  # become durable in several steps
+MANY = 300  # not done before an interrupt comes
 
 
 def arrays(path: Path) -> dict[str, list[np.ndarray]]:
@@ -38,13 +37,13 @@ def assert_among(some: dict[str, list[np.ndarray]], everything: dict[str, list[n
 
 
 def photographs(first: int, end: int) -> dict[str, bytes]:
-    """Small ones, by their names."""
-    return {f"{seed:03}.png": encoded(drawn(seed=seed), "PNG") for seed in range(first, end)}
+    """Tiny ones, by their names."""
+    return {f"{seed:03}.png": encoded(drawn(32, 48, seed), "PNG") for seed in range(first, end)}
 
 
 @pytest.fixture
 def command(tmp_path: Path, untrained_weights: Path) -> list[str]:
-    """`sekd extract` of many small photographs, but for its output."""
+    """`sekd extract` of many tiny photographs, but for its output."""
     write_files(tmp_path / "photos", photographs(0, PHOTOGRAPHS))
     options = ["--weights", str(untrained_weights), "--threshold", "0", "--device", "cpu", "--threads", "1"]
     return ["extract", str(tmp_path / "photos"), *options, "--output"]
@@ -58,21 +57,23 @@ def ready_processes() -> Any:
 
 
 def test_nothing_that_was_reported_is_lost_by_a_kill_at_any_moment(command: list[str], tmp_path: Path) -> None:
+    start = time.monotonic()
     assert cli.main([*command, str(tmp_path / "whole.h5")]) == 0
+    longest_delay = time.monotonic() - start
     whole = arrays(tmp_path / "whole.h5")
     assert len(whole) == PHOTOGRAPHS
 
     processes = ready_processes()
     moments = random.Random(0)
     path, log = tmp_path / "killed.h5", tmp_path / "log.txt"
-    kills, before = 0, set[str]()
+    kills, told, before = 0, 0, set[str]()
     while kills < KILLS:
         log.unlink(missing_ok=True)
         process = processes.Process(target=cli.main, args=([*command, str(path), "--quiet", "--log-file", str(log)],))
         process.start()
         while not log.exists() and process.is_alive():
             time.sleep(0.005)
-        process.join(moments.uniform(0, LONGEST_DELAY))
+        process.join(moments.uniform(0, longest_delay))
         process.kill()
         process.join()
         kills += process.exitcode != 0
@@ -83,13 +84,16 @@ def test_nothing_that_was_reported_is_lost_by_a_kill_at_any_moment(command: list
         found = arrays(path)
         assert names == sorted(found)
         reported = {line.split()[3].rstrip(":") for line in log.read_text().splitlines() if line.endswith("keypoints")}
+        told += 0 < len(reported) < PHOTOGRAPHS - len(before)  # killed in the midst of it
         assert found.keys() >= before | reported
         assert_among(found, whole)
         before = set(found)
         if len(found) == PHOTOGRAPHS:  # finished: once more from the start
             path.unlink()
             before = set()
+            longest_delay *= 0.8
 
+    assert told
     assert cli.main([*command, str(path)]) == 0
     assert arrays(path).keys() == whole.keys()
     assert_among(arrays(path), whole)
