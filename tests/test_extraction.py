@@ -109,6 +109,7 @@ def test_width_and_height_may_shrink_by_different_factors() -> None:
     pixels = np.rint(140 * np.exp(-((x - 300) ** 2 + (y - 60) ** 2) / 300)).astype(np.uint8)
     features = extract(extractor(max_size=100), photograph_of(pixels))
     np.testing.assert_allclose(features.keypoints, [[300, 60]], atol=0.4)
+    np.testing.assert_allclose(features.scales, [(4.02 * 4.1) ** 0.5], rtol=1e-6)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
