@@ -32,6 +32,7 @@ from sekd_cli.pyramid import Level, LevelFeatures, PreparedImage, best_of_levels
 from sekd_cli.stored_features import StoredFeatures
 from sekd_cli.tiles import REACH, SMALLEST_TILE, Window, whole, windows
 
+MOST_PIXELS_ALONE = 128 * 128  # up to which oneDNN sums in another order for other numbers of images (on AMX)
 LEAST_COLUMNS = 2  # of the coarsest map: oneDNN's convolution by steps of two reads beyond a narrower one (on AMX)
 TILE_PIXELS = {"compact": 4096, "published": 2048}  # edges for which a tile takes about 1 GB and 3 GB
 
@@ -204,11 +205,13 @@ class Extractor:
     def _run(self, pixels: Sequence[np.ndarray], statistics: Sequence[tuple[float, float]]) -> DenseMaps:
         """The maps of grey uint8 images (H, W) that are padded to the same multiple of the stride."""
         padded = np.stack([self._pad(one) for one in pixels])
-        batch = torch.from_numpy(padded).to(self.device)[:, None]
-        return self._network(
-            batch.contiguous(memory_format=torch.channels_last),
-            torch.tensor(statistics, dtype=torch.float32, device=self.device),
-        )
+        batch = torch.from_numpy(padded).to(self.device)[:, None].contiguous(memory_format=torch.channels_last)
+        of_each = torch.tensor(statistics, dtype=torch.float32, device=self.device)
+        if self.device.type == "cpu" and padded[0].size <= MOST_PIXELS_ALONE:
+            found = [self._network(batch[i : i + 1], of_each[i : i + 1]) for i in range(len(batch))]
+            logits, maps, low_level = zip(*found, strict=True)
+            return DenseMaps(torch.cat(logits), tuple(map(torch.cat, zip(*maps, strict=True))), torch.cat(low_level))
+        return self._network(batch, of_each)
 
     def _pad(self, pixels: np.ndarray) -> np.ndarray:
         height, width = pixels.shape

@@ -34,7 +34,7 @@ def match_descriptors(
     """Mutual nearest neighbours by cosine similarity, then the filters of `settings` (paper Sec. 3.4).
 
     descriptors0, descriptors1: (N0, D), (N1, D), rows of unit length, on one device. block_rows: rows of the
-    similarity matrix held at once (the result does not depend on it).
+    similarity matrix held at once (the result does not depend on it, but for ties to rounding).
     Returns matches0 (N0,) int64, the match of each row of descriptors0 or -1, and scores0 (N0,) float32: the match's
     cosine similarity, or its dual-softmax probability where `settings.temperature` is given; 0 where there is none.
 

@@ -1,5 +1,6 @@
 """Which numbers networks compute in: what a user may ask for, and where bfloat16 arithmetic pays."""
 
+import os
 from functools import cache
 from pathlib import Path
 
@@ -33,8 +34,12 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def has_matrix_units() -> bool:
-    """Whether the CPU has AMX, matrix units for bfloat16: multiplications cost nearly nothing there."""
-    return "amx_bf16" in _cpu_words()
+    """Whether the CPU has AMX, matrix units for bfloat16: multiplications cost nearly nothing there.
+
+    Not where oneDNN is kept from using them, by its environment variable.
+    """
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "ALL")).upper()
+    return "amx_bf16" in _cpu_words() and (limit in {"ALL", "DEFAULT"} or "AMX" in limit)
 
 
 def _multiplies_bfloat16_twice_as_fast() -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sekd_cli.errors import InputFileError
 from sekd_cli.feature_file import FeatureReader
+from sekd_cli.pair_matching import comparable
 
 WORDS = 64  # of the codebook: enough for thousands of images, and 64 x 64 values are cheap to compare
 SAMPLED_IMAGES, SAMPLED_DESCRIPTORS = 400, 150  # what the codebook is learned from: evenly spread, each image's best
@@ -94,9 +95,9 @@ def _sample(features: FeatureReader, names: Sequence[str], unreadable: dict[str,
 
 
 def _descriptors(features: FeatureReader, name: str, unreadable: dict[str, str]) -> Tensor | None:
-    """(N, D), what is no number as 0, as in matching; None, and why in `unreadable`, if they can't be read."""
+    """(N, D), as in matching; None, and why in `unreadable`, if they can't be read."""
     try:
-        return torch.from_numpy(features.read(name).descriptors).float().nan_to_num(0.0, 0.0, 0.0)
+        return comparable(torch.from_numpy(features.read(name).descriptors))
     except InputFileError as error:
         unreadable[name] = str(error)
         return None

@@ -96,6 +96,8 @@ def _agreed(
     agreeing = int(inliers.sum())
     if agreeing < settings.min_inliers or (settings.min_inliers and is_chance(agreeing, xy0, xy1, settings)):
         return nothing
+    if settings.model == "essential":
+        model = model / np.linalg.norm(model, 2)  # OpenCV's is of any size where points say little
     return inliers, np.asarray(model, dtype=np.float64)
 
 
@@ -141,14 +143,14 @@ def _fit(
     else:
         if cameras is None:
             raise ValueError("the essential matrix needs both cameras")
-        focal = np.mean([camera.focal for camera in cameras])
+        focal = float(np.mean([camera.focal for camera in cameras]))
         found = cv2.findEssentialMat(
-            cameras[0].directions(xy0),
-            cameras[1].directions(xy1),
-            np.eye(3),
+            cameras[0].directions(xy0) * focal,
+            cameras[1].directions(xy1) * focal,
+            np.diag((focal, focal, 1.0)),  # of directions alone, errors of 1e-3, USAC refines nothing
             method=cv2.USAC_MAGSAC,
             prob=CONFIDENCE,
-            threshold=settings.threshold / float(focal),
+            threshold=settings.threshold,
             maxIters=ITERATIONS,
         )
     model, mask = found

@@ -183,6 +183,19 @@ def test_the_network_is_told_the_statistics_of_the_unpadded_image() -> None:
     torch.testing.assert_close(told[0], torch.tensor([[pixels.mean() / 255, pixels.std() / 255]]).float())
 
 
+@pytest.mark.parametrize("size", [(64, 64), (32, 128), (50, 59)])
+def test_small_images_of_a_batch_have_what_each_has_alone(size: tuple[int, int]) -> None:
+    one = Extractor(load_network(packaged_weights()), DetectionSettings(), device=CPU, precision="auto")
+    pixels = np.random.default_rng(0).integers(0, 256, (40, *size), np.uint8)
+    images = [one.prepare(photograph_of(cv2.GaussianBlur(noise, (0, 0), 1.5))) for noise in pixels]
+    for start in range(0, len(images), 8):
+        batch = images[start : start + 8]
+        for together, image in zip(one.extract(batch), batch, strict=True):
+            alone = one.extract([image])[0]
+            np.testing.assert_array_equal(together.keypoints, alone.keypoints)
+            np.testing.assert_array_equal(together.descriptors, alone.descriptors)
+
+
 def test_a_batch_gives_what_each_image_gives_alone() -> None:
     one = extractor(untrained(), threshold=0, max_keypoints=100)
     images = [one.prepare(photograph_of(drawn(seed=seed)[..., 0])) for seed in range(3)]
@@ -433,7 +446,7 @@ def test_too_little_memory_for_a_batch_is_met_by_single_images() -> None:
             return super().forward(image, statistics)
 
     one = extractor(Hungry())
-    images = [one.prepare(photograph_of(dots(32, 32, (index, 9)))) for index in (3, 20)]
+    images = [one.prepare(photograph_of(dots(200, 200, (index, 9)))) for index in (3, 20)]
     assert [features.keypoints.round().tolist() for features in one.extract(images)] == [[[3, 9]], [[20, 9]]]
     assert calls == [2, 1, 1]
 

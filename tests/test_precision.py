@@ -126,3 +126,10 @@ def test_without_tracing_the_network_runs_itself(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delattr(torch.jit, "trace")
     network = NETWORKS["compact"]()
     assert traced(network) is network
+
+
+def test_matrix_units_that_onednn_may_not_use_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "_cpu_words", lambda: frozenset(("GenuineIntel", "amx_bf16", "avx512_bf16")))
+    for limit, units in (("AVX512_CORE", False), ("AVX2", False), ("ALL", True), ("AVX10_1_512_AMX", True)):
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+        assert precision.has_matrix_units() is units

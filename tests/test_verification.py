@@ -92,6 +92,23 @@ def test_an_essential_matrix_is_of_directions() -> None:
         verify(xy0, xy1, settings)
 
 
+def test_an_essential_matrix_is_as_exact_as_many_matches_make_it() -> None:
+    xy0, xy1, _ = scene(1000, 400)
+    xy1 += np.random.default_rng(2).normal(scale=0.5, size=xy1.shape).astype(np.float32)
+    settings = VerificationSettings(model="essential", threshold=1)
+    inliers, model = verify(xy0, xy1, settings, (CAMERA, CAMERA))
+    assert inliers[:1000].mean() > 0.93
+    assert model is not None
+    np.testing.assert_allclose(np.linalg.svd(model, compute_uv=False), [1, 1, 0], atol=1e-6)
+    directions = [CAMERA.directions(xy[inliers]) for xy in (xy0, xy1)]
+    _, rotation, translation, _ = cv2.recoverPose(model, *directions, np.eye(3))
+    cos, sin = np.cos(0.2), np.sin(0.2)
+    turned_back = cv2.Rodrigues(rotation @ np.array([[cos, 0, -sin], [0, 1, 0], [sin, 0, cos]]))[0]
+    assert np.degrees(np.linalg.norm(turned_back)) < 0.1
+    moved = np.array([1.0, 0.2, 0.1])
+    assert np.degrees(np.arccos(translation[:, 0] @ moved / np.linalg.norm(moved))) < 0.2
+
+
 def test_each_image_has_its_own_camera_and_the_threshold_is_in_pixels_of_both() -> None:
     xy0, xy1, _ = scene(400, 0)
     rough = xy1 + np.random.default_rng(0).normal(scale=2, size=xy1.shape)

@@ -51,27 +51,29 @@ def estimate_pose(
 ) -> Pose | None:
     """Pose `1_from_0` (translation of unit length) by matched points (M, 2) in pixels; None where none is found.
 
-    An essential matrix by MAGSAC over the points' directions, then the one of its four poses that has most points in
-    front of both cameras. threshold: largest error of an inlier, pixels at the mean focal length.
+    An essential matrix by MAGSAC over the points as one camera of the mean focal length would have them (by directions
+    alone, with errors of 1e-3, OpenCV's USAC refines nothing), then the one of its four poses that has most points in
+    front of both cameras. threshold: largest error of an inlier, pixels of that camera.
     """
     if len(xy0) < 5:
         return None
-    xy0, xy1 = _shuffled(cameras[0].normalise(xy0), cameras[1].normalise(xy1), seed)
     focal_length = (cameras[0].focal_length + cameras[1].focal_length) / 2
+    common = np.diag((focal_length, focal_length, 1.0))
+    xy0, xy1 = _shuffled(focal_length * cameras[0].normalise(xy0), focal_length * cameras[1].normalise(xy1), seed)
     try:
         matrices, mask = cv2.findEssentialMat(
             xy0,
             xy1,
-            np.eye(3),
+            common,
             method=cv2.USAC_MAGSAC,
             prob=POSE_CONFIDENCE,
-            threshold=threshold / focal_length,
+            threshold=threshold,
             maxIters=POSE_ITERATIONS,
         )
         if matrices is None or mask is None:
             return None
         poses = [
-            cv2.recoverPose(one, xy0, xy1, np.eye(3), distanceThresh=FARTHEST, mask=mask.copy())[:3]
+            cv2.recoverPose(one, xy0, xy1, common, distanceThresh=FARTHEST, mask=mask.copy())[:3]
             for one in _stacked(matrices)
         ]
     except cv2.error:  # degenerate points
