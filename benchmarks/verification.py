@@ -1,15 +1,24 @@
-"""What `sekd match --verify` makes of matches whose truth is known: python benchmarks/verification.py [--runs 20].
+"""What `sekd match --verify` makes of matches whose truth is known.
+
+    python benchmarks/verification.py [--runs 20] [--poses]
 
 Matches in 640x480 pixels: points of a scene in depth (for a homography of a plane) seen from two sides, with normal
 errors of half a pixel, and points that have nothing to do with each other. For each model, number of matches and share
 of right ones: how many of the runs keep a model, and how many if only the number of inliers counts (the least of 15).
+With --poses: how far off the pose is that follows from the model (the larger of both angles, degrees, median), and the
+share of right matches that is kept; beside essential matrices as they are, those that OpenCV finds of directions.
 """
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import cv2
 import numpy as np
 
 from sekd_cli import verification
+from sekd_cli.evaluation.cameras import Pose
+from sekd_cli.evaluation.pose import pose_error
 from sekd_cli.verification import DEFAULT_THRESHOLDS, Camera, verification_settings, verify
 
 SIZE = (640, 480)
@@ -18,17 +27,19 @@ CAMERA = Camera(focal=(FOCAL, FOCAL), centre=((SIZE[0] - 1) / 2, (SIZE[1] - 1) /
 NOISE = 0.5  # pixels, along x and y
 
 
-def matches(count: int, right: int, *, flat: bool, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Two views' points (count, 2), of which the first `right` are the same points of a scene."""
+def matches(count: int, right: int, *, flat: bool, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, Pose]:
+    """Two views' points (count, 2), of which the first `right` are the same points of a scene, and the pose between."""
     xy0 = random.uniform(0, SIZE, (count, 2))
     depth = np.full(count, 6.0) if flat else random.uniform(4, 10, count)
     angle = random.uniform(0.05, 0.2) * random.choice((-1, 1))
     turn = np.array([[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]])
     points = np.column_stack((CAMERA.directions(xy0), np.ones(count))) * depth[:, None]
-    seen = points @ turn.T + random.normal(scale=0.4, size=3) * (1, 0.5, 0.5)
+    step = random.normal(scale=0.4, size=3) * (1, 0.5, 0.5)
+    seen = points @ turn.T + step
     xy1 = seen[:, :2] / seen[:, 2:] * FOCAL + CAMERA.centre
     xy1[right:] = random.uniform(0, SIZE, (count - right, 2))
-    return xy0, xy1 + random.normal(scale=NOISE, size=xy1.shape)
+    xy1 += random.normal(scale=NOISE, size=xy1.shape)
+    return xy0.astype(np.float32), xy1.astype(np.float32), (turn, step)
 
 
 def kept(model: str, count: int, share: float, runs: int) -> float:
@@ -37,16 +48,67 @@ def kept(model: str, count: int, share: float, runs: int) -> float:
     found = 0
     for run in range(runs):
         random = np.random.default_rng((run, count, round(100 * share)))
-        xy0, xy1 = matches(count, round(count * share), flat=model == "homography", random=random)
-        found += verify(xy0.astype(np.float32), xy1.astype(np.float32), settings, (CAMERA, CAMERA))[1] is not None
+        xy0, xy1, _ = matches(count, round(count * share), flat=model == "homography", random=random)
+        found += verify(xy0, xy1, settings, (CAMERA, CAMERA))[1] is not None
     return 100 * found / runs
+
+
+def poses(model: str, count: int, share: float, runs: int) -> tuple[float, float]:
+    """Median error of the pose, degrees, and percent of the right matches that are kept."""
+    settings, right = verification_settings(model), round(count * share)
+    errors, shares = [], []
+    for run in range(runs):
+        xy0, xy1, truth = matches(count, right, flat=False, random=np.random.default_rng((run, count)))
+        inliers, found = verify(xy0, xy1, settings, (CAMERA, CAMERA))
+        shares.append(100 * inliers[:right].mean())
+        if found is None:
+            errors.append(float("inf"))
+            continue
+        matrix = np.array([[FOCAL, 0, CAMERA.centre[0]], [0, FOCAL, CAMERA.centre[1]], [0, 0, 1]])
+        essential = found if model == "essential" else matrix.T @ found @ matrix
+        directions = (CAMERA.directions(xy[inliers]) for xy in (xy0, xy1))
+        _, turn, step, _ = cv2.recoverPose(essential, *directions, np.eye(3))
+        errors.append(pose_error((np.asarray(turn), np.asarray(step)[:, 0]), truth))
+    return float(np.median(errors)), float(np.mean(shares))
+
+
+@contextmanager
+def of_directions() -> Iterator[None]:
+    """Essential matrices found as if the focal length were one pixel, as they were before."""
+    real = cv2.findEssentialMat
+
+    def find(xy0: np.ndarray, xy1: np.ndarray, matrix: np.ndarray, *, threshold: float, **rest: object) -> object:
+        focal = matrix[0, 0]
+        return real(xy0 / focal, xy1 / focal, np.eye(3), threshold=threshold / focal, **rest)
+
+    cv2.findEssentialMat = find
+    try:
+        yield
+    finally:
+        cv2.findEssentialMat = real
+
+
+def show_poses(runs: int) -> None:
+    """Print a line a number of matches."""
+    print("matches  right   fundamental     essential    of directions   (degrees, % of the right ones kept)")
+    for count in (50, 200, 1000):
+        for share in (0.5, 0.8):
+            cells = [poses(model, count, share, runs) for model in ("fundamental", "essential")]
+            with of_directions():
+                cells.append(poses("essential", count, share, runs))
+            print(f"{count:7} {share:6.0%}" + "".join(f"{error:8.2f} {kept:5.1f} " for error, kept in cells))
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=20)
-    runs = parser.parse_args().runs
+    parser.add_argument("--poses", action="store_true")
+    options = parser.parse_args()
+    runs = options.runs
+    if options.poses:
+        show_poses(runs)
+        return
     judged = verification.is_chance
     print(f"{'model':12} matches  right   pairs kept   by number alone")
     for model in DEFAULT_THRESHOLDS:
