@@ -224,6 +224,13 @@ def test_how_pairs_are_verified_is_kept_and_another_way_needs_overwrite(capfd: p
     for other in (["match", "pairs.txt"], verified, [*verified, "--threshold", "2"]):
         assert cli.main(other) == BAD_OUTPUT
         assert "holds matches made otherwise" in capfd.readouterr().err
+    essential = ["match", "pairs.txt", "-o", "e.h5", "--verify", "essential", "--camera", "500"]
+    assert cli.main(essential) == 0
+    with h5py.File("e.h5", "r+") as file:
+        settings = json.loads(file.attrs["settings"])
+        assert settings.pop("essential_of") == "pixels"
+        file.attrs["settings"] = np.bytes_(json.dumps(settings, sort_keys=True).encode())  # as before 111
+    assert cli.main(essential) == BAD_OUTPUT
 
 
 @pytest.mark.parametrize("linked", [True, False])

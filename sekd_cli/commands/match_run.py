@@ -92,6 +92,8 @@ def run(options: MatchOptions) -> int:
     decisive = asdict(matching) | ({"model": None} if verification is None else asdict(verification))
     if verification is not None and verification.min_inliers:
         decisive["of_chance"] = "nothing"  # since 107 of docs/EXPERIMENTS.md; files of before have it
+    if verification is not None and verification.model == "essential":
+        decisive["essential_of"] = "pixels"  # since 111; of directions before
     decisive["shard"] = str(shard)  # so that merging notices one that is missing or double
     device = resolve_device(options.device)
     cores = min(MOST_PROCESSES, available_cores())
