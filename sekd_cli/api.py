@@ -130,7 +130,7 @@ class Sekd:
         if dimension0 != dimension1:
             raise UsageError(f"descriptors of {dimension0} and {dimension1} values: extract both with the same weights")
         for features in (features0, features1):
-            if not features.keypoints.shape[0] == features.descriptors.shape[0]:
+            if features.keypoints.shape[0] != features.descriptors.shape[0]:
                 raise UsageError(
                     f"{features.keypoints.shape[0]} keypoints, {features.descriptors.shape[0]} descriptors"
                 )

@@ -17,7 +17,8 @@ FEWEST_MATCHES = {"homography": 4, "fundamental": 8, "essential": 6}
 SAMPLE = {"homography": 4, "fundamental": 7, "essential": 5}  # matches that determine a model
 DEFAULT_THRESHOLDS = {"homography": 3.0, "fundamental": 1.0, "essential": 1.0}  # pixels
 MIRROR = (-1.0, 1.0)  # of x and y
-CONFIDENCE, ITERATIONS = 0.9999, 10_000
+CONFIDENCE = 0.9999
+ITERATIONS = 10_000  # with OpenCV's 1000 the mAA of one set of matches moves by 4 points from seed to seed
 REFITS, FEWEST_REFITTED = 3, 8  # of a homography, by least squares; to twice as many matches as decide on one
 NEAR = 2.5  # medians of the inliers' errors, within which nearly all of normal errors lie (99 %), but not a longer tail
 
@@ -144,16 +145,29 @@ def _fit(
         if cameras is None:
             raise ValueError("the essential matrix needs both cameras")
         focal = float(np.mean([camera.focal for camera in cameras]))
-        found = cv2.findEssentialMat(
-            cameras[0].directions(xy0) * focal,
-            cameras[1].directions(xy1) * focal,
-            np.diag((focal, focal, 1.0)),  # of directions alone, errors of 1e-3, USAC refines nothing
-            method=cv2.USAC_MAGSAC,
-            prob=CONFIDENCE,
-            threshold=settings.threshold,
-            maxIters=ITERATIONS,
-        )
+        directions = cameras[0].directions(xy0), cameras[1].directions(xy1)
+        return fit_essential(*directions, focal, threshold=settings.threshold, confidence=CONFIDENCE)
     model, mask = found
+    return model, mask
+
+
+def fit_essential(
+    directions0: np.ndarray, directions1: np.ndarray, focal: float, *, threshold: float, confidence: float
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Essential matrices (3 K, 3), one below the other, of directions (M, 2), and which of these agree, (M, 1).
+
+    threshold: largest error of an inlier, pixels of a camera of this focal length, in whose pixels the points are: of
+    directions alone, with errors of 1e-3, USAC refines nothing (docs/EXPERIMENTS.md, 111).
+    """
+    model, mask = cv2.findEssentialMat(
+        directions0 * focal,
+        directions1 * focal,
+        np.diag((focal, focal, 1.0)),
+        method=cv2.USAC_MAGSAC,
+        prob=confidence,
+        threshold=threshold,
+        maxIters=ITERATIONS,
+    )
     return model, mask
 
 

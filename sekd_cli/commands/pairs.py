@@ -38,9 +38,8 @@ def pairs(source: tuple[str, ...], *, sequential: int | None, nearest: int | Non
     sekd pairs feats.h5 --nearest 20 | sekd match - --features feats.h5
 
     Give photographs (folders, files, patterns, - for a list of paths on stdin) or a feature file, whose images are then
-    meant; --nearest needs a feature file. Images are ordered by name, numbers in it by value. With
-    several choices, all their pairs are listed, each once. A space separates two names, or a tab where one of them
-    holds spaces.
+    meant; --nearest needs a feature file. Images are ordered by name, numbers in it by value. With several choices, all
+    their pairs are listed, each once. A space separates two names, or a tab where one of them holds spaces.
     """  # noqa: D301 - click's mark for lines that stay as they are
     from sekd_cli.new_file import new_file  # noqa: PLC0415
     from sekd_cli.pairs import exhaustive as every_pair  # noqa: PLC0415

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from sekd_cli.evaluation.cameras import Camera, Pose
 from sekd_cli.evaluation.homography import FloatArray
+from sekd_cli.verification import fit_essential
 
 ESTIMATORS = {"ransac": cv2.RANSAC, "magsac": cv2.USAC_MAGSAC}
 POSE_CONFIDENCE = 0.99999
-POSE_ITERATIONS = 10_000  # with OpenCV's 1000 the mAA of one set of matches moves by 4 points from seed to seed
 
 FARTHEST = 1e9  # baselines; OpenCV leaves points beyond 50 of them out, and where all are, it picks a pose blindly
 
@@ -51,29 +51,19 @@ def estimate_pose(
 ) -> Pose | None:
     """Pose `1_from_0` (translation of unit length) by matched points (M, 2) in pixels; None where none is found.
 
-    An essential matrix by MAGSAC over the points as one camera of the mean focal length would have them (by directions
-    alone, with errors of 1e-3, OpenCV's USAC refines nothing), then the one of its four poses that has most points in
-    front of both cameras. threshold: largest error of an inlier, pixels of that camera.
+    An essential matrix by `fit_essential`, then the one of its four poses with most points in front of both cameras.
+    threshold: largest error of an inlier, pixels at the mean focal length.
     """
     if len(xy0) < 5:
         return None
-    focal_length = (cameras[0].focal_length + cameras[1].focal_length) / 2
-    common = np.diag((focal_length, focal_length, 1.0))
-    xy0, xy1 = _shuffled(focal_length * cameras[0].normalise(xy0), focal_length * cameras[1].normalise(xy1), seed)
+    xy0, xy1 = _shuffled(cameras[0].normalise(xy0), cameras[1].normalise(xy1), seed)
+    focal = (cameras[0].focal_length + cameras[1].focal_length) / 2
     try:
-        matrices, mask = cv2.findEssentialMat(
-            xy0,
-            xy1,
-            common,
-            method=cv2.USAC_MAGSAC,
-            prob=POSE_CONFIDENCE,
-            threshold=threshold,
-            maxIters=POSE_ITERATIONS,
-        )
+        matrices, mask = fit_essential(xy0, xy1, focal, threshold=threshold, confidence=POSE_CONFIDENCE)
         if matrices is None or mask is None:
             return None
         poses = [
-            cv2.recoverPose(one, xy0, xy1, common, distanceThresh=FARTHEST, mask=mask.copy())[:3]
+            cv2.recoverPose(one, xy0, xy1, np.eye(3), distanceThresh=FARTHEST, mask=mask.copy())[:3]
             for one in _stacked(matrices)
         ]
     except cv2.error:  # degenerate points

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sekd_cli.errors import InputFileError
 from sekd_cli.evaluation import homography as metrics
 from sekd_cli.evaluation.estimators import ESTIMATORS, estimate_homography
-from sekd_cli.evaluation.images import EvaluationImage, name_of, read_evaluation_image
+from sekd_cli.evaluation.images import EvaluationImage, folder_name, read_evaluation_image
 from sekd_cli.evaluation.methods import Method
 from sekd_cli.image_search import SUFFIXES
 
@@ -105,7 +105,7 @@ def _read_sequence(folder: Path) -> Sequence:
             raise InputFileError(f"{file}: a matrix without an inverse is no homography; fetch it again")
         homographies.append(matrix / np.copysign(np.abs(matrix).max(), matrix[2, 2]))  # any factor means the same
         images.append(_image(folder, file.name.removeprefix("H_1_")))
-    return Sequence(name=name_of(folder), images=tuple(images), homographies=tuple(homographies))
+    return Sequence(name=folder_name(folder), images=tuple(images), homographies=tuple(homographies))
 
 
 def _image(folder: Path, stem: str) -> Path:

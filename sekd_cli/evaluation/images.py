@@ -34,7 +34,7 @@ class EvaluationImage:
         return resize_matrix(self.size[0] / width, self.size[1] / height)
 
 
-def name_of(folder: Path) -> str:
+def folder_name(folder: Path) -> str:
     """A folder's own name, `.` and `..` looked up, links not."""
     return os.path.basename(os.path.abspath(folder))  # noqa: PTH100, PTH119 - pathlib would follow links
 

@@ -20,7 +20,7 @@ from sekd_cli.errors import InputFileError
 from sekd_cli.evaluation.cameras import Camera, Pose, View
 from sekd_cli.evaluation.colmap_model import holds_colmap_model, read_colmap_model
 from sekd_cli.evaluation.homography import invertible
-from sekd_cli.evaluation.images import name_of
+from sekd_cli.evaluation.images import folder_name
 from sekd_cli.evaluation.pose import relative_pose, viewing_angle
 
 PAIR_FIELDS = 38  # of a line of a pairs file
@@ -95,7 +95,7 @@ def _read_scene(folder: Path, selection: PairSelection) -> Scene:
         raise InputFileError(f"{folder}: ground truth of no images; give cameras/NAME.camera or a model with images")
     image_root = folder / "images"
     return Scene(
-        name=name_of(folder),
+        name=folder_name(folder),
         image_root=image_root,
         paths={name: _existing(image_root / name) for name in views},
         pairs=select_pairs(views, selection),
@@ -188,4 +188,4 @@ def _read_pairs(file: Path) -> Scene:
         )
     if not pairs:
         raise InputFileError(f"{file}: no pairs in it")
-    return Scene(name=name_of(file.parent), image_root=file.parent, paths=paths, pairs=tuple(pairs), views={})
+    return Scene(name=folder_name(file.parent), image_root=file.parent, paths=paths, pairs=tuple(pairs), views={})
