@@ -34,9 +34,10 @@ from sekd_cli.evaluation.own import WHOLE, Sekd
 from sekd_cli.evaluation.speed import draw_image
 from sekd_cli.networks import NETWORKS, DenseNetwork
 from sekd_cli.networks.weights_file import load_network, packaged_weights
-from sekd_cli.precision import PRECISIONS
+from sekd_cli.precision import possible_precisions
 
 KEYPOINTS = 2048
+CPU = torch.device("cpu")
 COLUMNS = ("network_ms", "post_ms", "extract_ms", "cpu_ms", "ratio", "keypoints", "memory_mb", "parameters", "gflop")
 
 
@@ -64,13 +65,13 @@ def methods_of(options: argparse.Namespace, grey: np.ndarray) -> dict[str, tuple
     for name in options.networks:
         network = network_of(name)
         facts = facts_of(network, network.stride, grey)
-        for precision in PRECISIONS[1:]:
+        for precision in possible_precisions(CPU, quantisable=network.quantisable):
             settings = DetectionSettings(max_keypoints=KEYPOINTS)
             for label, views in (
                 (f"{name} {precision}", WHOLE),
                 (f"{name} {precision}, 1 size", replace(WHOLE, scales=(1.0,))),
             ):
-                method = Sekd(network, label, settings, torch.device("cpu"), precision=precision, views=views)
+                method = Sekd(network, label, settings, CPU, precision=precision, views=views)
                 chosen[label] = method, facts
     return chosen | {"sift": (Sift(KEYPOINTS), {}), "orb": (Orb(KEYPOINTS), {})}
 

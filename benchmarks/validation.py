@@ -1,27 +1,27 @@
 """What weights do on held-out photographs, and what suppression, refinement and precision do to that.
 
     python benchmarks/validation.py RUN [WEIGHTS...] [--views usual,mild,...] [--keypoints 300] [--size 320x256]
-        [--octaves 2] [--shift 0.35] [--closeness 0.6,1.1] [--pairs 2] [--drawn-out] [--plain] [--ways] [--lacks]
-        [--zooms]
+        [--octaves 2] [--shift 0.35] [--closeness 0.6,1.1] [--pairs 2] [--drawn-out] [--plain] [--precision int8]
+        [--ways] [--lacks] [--zooms]
 
-RUN is a folder of `sekd train`; WEIGHTS are by default the model in it. Prints a line for each of the weights and
-each kind of views: repeatability, localisation error in pixels, share of matches right to 1, 3 and 5 pixels,
-homography accuracy, of `--keypoints` a view (300 are many for 320x256 pixels; 100 is what 375 are to 640x480), and
-the number of matches a pair, since a higher share of fewer matches may be no gain. Views are seen at `--octaves` sizes,
-each half the one before, as `sekd extract --scales 1,0.5` sees photographs. Mild views are upright and of
-nearly one size, slanted and steep ones are seen from the side, zoomed ones turned by any angle and up to four times
-as large. The views of a pair lie up to `--shift` of their width apart: the less, the more of a match can be told from
-where in the view it is. `--closeness`: photograph pixels a pixel of a view; from 1 on nothing is enlarged, as in what
-cameras give, but small photographs fill less of a view. `--pairs` of a photograph: two leave homography accuracy of
-one kind uncertain by two points, since a pair is found or not. `--drawn-out` has a photograph's last pixels beyond
-its edge, as figures up to docs/EXPERIMENTS.md's 50 have, instead of another photograph. `--plain` views are of one
-good camera: neither blurred, compressed nor noisy. `--ways` adds, on usual views, other ways to read keypoints off
-the scores (under mixed precision, as in training) and each precision of `sekd extract`; and RootSIFT. `--lacks` tells
-instead what homography accuracy lacks: it is told of the matches as they are (RANSAC, then as `sekd match --verify
-homography` has it), of the right ones alone (RANSAC, then least squares), of all with half the right ones' error, and
-with none; then the quartiles of that error in pixels, and the share of pairs that have fewer than eight right
-matches. `--zooms` tells it by how many times larger one view is than the other, in half octaves (number of pairs), and
-of RootSIFT, too.
+RUN is a folder of `sekd train`; WEIGHTS are by default the model in it. Prints a line for each of the weights and each
+kind of views: repeatability, localisation error in pixels, share of matches right to 1, 3 and 5 pixels, homography
+accuracy, of `--keypoints` a view (300 are many for 320x256 pixels; 100 is what 375 are to 640x480), and the number of
+matches a pair, since a higher share of fewer matches may be no gain. Views are seen at `--octaves` sizes, each half the
+one before, as `sekd extract --scales 1,0.5` sees photographs. Mild views are upright and of nearly one size, slanted
+and steep ones are seen from the side, zoomed ones turned by any angle and up to four times as large. The views of a
+pair lie up to `--shift` of their width apart: the less, the more of a match can be told from where in the view it is.
+`--closeness`: photograph pixels a pixel of a view; from 1 on nothing is enlarged, as in what cameras give, but small
+photographs fill less of a view. `--pairs` of a photograph: two leave homography accuracy of one kind uncertain by two
+points, since a pair is found or not. `--drawn-out` has a photograph's last pixels beyond its edge, as figures up to
+docs/EXPERIMENTS.md's 50 have, instead of another photograph. `--plain` views are of one good camera: neither blurred,
+compressed nor noisy. `--precision` is one of `sekd extract`'s; without it networks compute as in training, in mixed
+precision. `--ways` adds, on usual views, other ways to read keypoints off the scores (under mixed precision, as in
+training) and each precision of `sekd extract`; and RootSIFT. `--lacks` tells instead what homography accuracy lacks: it
+is told of the matches as they are (RANSAC, then as `sekd match --verify homography` has it), of the right ones alone
+(RANSAC, then least squares), of all with half the right ones' error, and with none; then the quartiles of that error in
+pixels, and the share of pairs that have fewer than eight right matches. `--zooms` tells it by how many times larger one
+view is than the other, in half octaves (number of pairs), and of RootSIFT, too.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from sekd_cli.features import Features
 from sekd_cli.networks import DenseMaps, DenseNetwork
 from sekd_cli.networks.inference import inference_network
 from sekd_cli.networks.weights_file import load_network
-from sekd_cli.precision import PRECISIONS
+from sekd_cli.precision import PRECISIONS, possible_precisions
 from sekd_cli.training import validation
 from sekd_cli.training.photographs import Photographs
 from sekd_cli.training.run_folder import RunFolder
@@ -57,6 +57,7 @@ WAYS = {
     "radius 4, whole pixels": replace(validation.DETECTION, subpixel=False),
 }
 HOMOGRAPHY = VerificationSettings(model="homography", threshold=validation.RANSAC_PIXELS, min_inliers=0)
+CPU = torch.device("cpu")
 CONTRAST = 0.005  # SIFT's threshold, low enough to find its budget of keypoints in dim views
 
 
@@ -65,7 +66,7 @@ class AtPrecision(nn.Module):
 
     def __init__(self, network: DenseNetwork, precision: str) -> None:
         super().__init__()
-        self.ready = inference_network(network, precision, torch.device("cpu"))
+        self.ready = inference_network(network, precision, CPU)
 
     def forward(self, image: torch.Tensor) -> DenseMaps:
         """(B, 1, H, W) -> the maps."""
@@ -174,6 +175,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=validation.VALIDATION_VIEWS.batch_size)
     parser.add_argument("--drawn-out", action="store_true")
     parser.add_argument("--plain", action="store_true")
+    parser.add_argument("--precision", choices=PRECISIONS[1:])
     parser.add_argument("--ways", action="store_true")
     parser.add_argument("--lacks", action="store_true")
     parser.add_argument("--zooms", action="store_true")
@@ -201,8 +203,9 @@ def main() -> None:
     }
     for path in options.weights or [run.path / "model.safetensors"]:
         network = load_network(path)
+        shown = AtPrecision(network, options.precision) if options.precision else network
         for kind in options.views.split(","):
-            name, arguments = f"{path.stem}, {kind}", (network, photographs, held_out, extracted, views[kind])
+            name, arguments = f"{path.stem}, {kind}", (shown, photographs, held_out, extracted, views[kind])
             if options.lacks:
                 show_lacks(name, validation.held_out_features(*arguments))
             elif options.zooms:
@@ -213,7 +216,7 @@ def main() -> None:
             continue
         for name, detection in WAYS.items():
             show(name, validation.validate(network, photographs, held_out, detection, views["usual"]))
-        for precision in PRECISIONS[1:]:
+        for precision in possible_precisions(CPU, quantisable=network.quantisable):
             ready = AtPrecision(network, precision)
             show(f"radius 2, {precision}", validation.validate(ready, photographs, held_out, extracted, views["usual"]))
     for kind in options.views.split(",") if options.ways or options.zooms else ():

@@ -63,7 +63,7 @@ class Extractor:
         self.views = (views or ViewSettings()).completed(scales=network.default_scales)
         self.device = device
         self.tile = tile
-        self.precision = resolve_precision(precision, device)
+        self.precision = resolve_precision(precision, device, quantisable=network.quantisable)
         self._turns = range(4 if self.views.rotations else 1)
         self._waits_for_launches = device.type != "cpu"
         with self._own_precision():

@@ -1,4 +1,4 @@
-"""Which numbers networks compute in: what a user may ask for, and where bfloat16 arithmetic pays."""
+"""Which numbers networks compute in: what a user may ask for, and where bytes and bfloat16 pay."""
 
 import os
 from functools import cache
@@ -8,19 +8,56 @@ import torch
 
 from sekd_cli.errors import UsageError
 
-PRECISIONS = ("auto", "float32", "bfloat16")
+UNLIMITED = ("ALL", "DEFAULT")  # of oneDNN's names of instruction sets
+WITH_VNNI = ("VNNI", "BF16", "FP16", "AMX")  # in such names: those that include it, for vectors of 512 bits
+PRECISIONS = ("auto", "float32", "bfloat16", "int8")
 
 
-def resolve_precision(name: str, device: torch.device) -> str:
+def resolve_precision(name: str, device: torch.device, *, quantisable: bool) -> str:
     """The precision that `name`, one of PRECISIONS, stands for on a device: the fast one where it is `auto`.
 
-    Raises UsageError for another name.
+    quantisable: whether the network can compute in bytes at all. Raises UsageError for another name, and for int8 where
+    it isn't to be had.
     """
     if name not in PRECISIONS:
         raise UsageError(f"--precision {name}: give {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}")
+    possible = possible_precisions(device, quantisable=quantisable)
     if name == "auto":
-        return "bfloat16" if has_fast_bfloat16(device) else "float32"
+        return "int8" if "int8" in possible else "bfloat16" if has_fast_bfloat16(device) else "float32"
+    if name not in possible:
+        raise UsageError(f"--precision {name}: it takes the compact network and a CPU with VNNI; give auto")
     return name
+
+
+def possible_precisions(device: torch.device, *, quantisable: bool) -> tuple[str, ...]:
+    """Those of PRECISIONS that a network can compute in on a device; some may be slow there."""
+    in_bytes = quantisable and has_fast_bytes(device)
+    return tuple(name for name in PRECISIONS if name != "auto" and (in_bytes or name != "int8"))
+
+
+def has_fast_bytes(device: torch.device) -> bool:
+    """Whether the device multiplies bytes, and adds up their products, without losing any: what Intel calls VNNI.
+
+    Without it oneDNN adds up two products in 16 bits, which they may exceed.
+    """
+    if device.type != "cpu" or not _can_convolve_bytes():
+        return False
+    wide, narrow = "avx512_vnni" in _cpu_words(), "avx_vnni" in _cpu_words()
+    limit = _onednn_limit()
+    if limit in UNLIMITED:
+        return wide or narrow
+    return narrow if limit.startswith("AVX2_VNNI") else wide and any(word in limit for word in WITH_VNNI)
+
+
+@cache
+def _can_convolve_bytes() -> bool:
+    """Whether this torch has convolutions of bytes, and asks for them as `networks.quantising` does."""
+    found = getattr(torch.ops.onednn, "qconv2d_pointwise", None)
+    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not available or found is None or "binary" not in found.overloads():
+        return False
+    asked = {"qaccum", "accum_scale", "accum_zero_point", "output_dtype", "binary_attr", "unary_attr"}
+    return asked <= {argument.name for argument in found.binary._schema.arguments}
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
@@ -38,8 +75,13 @@ def has_matrix_units() -> bool:
 
     Not where oneDNN is kept from using them, by its environment variable.
     """
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "ALL")).upper()
-    return "amx_bf16" in _cpu_words() and (limit in {"ALL", "DEFAULT"} or "AMX" in limit)
+    limit = _onednn_limit()
+    return "amx_bf16" in _cpu_words() and (limit in UNLIMITED or "AMX" in limit)
+
+
+def _onednn_limit() -> str:
+    """The instruction set beyond which oneDNN is told not to go."""
+    return os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "ALL")).upper()
 
 
 def _multiplies_bfloat16_twice_as_fast() -> bool:

@@ -64,6 +64,7 @@ class DenseNetwork(nn.Module, ABC):
     default_threshold: ClassVar[float]  # keypoint probability below which its keypoints seldom match
     default_scales: ClassVar[tuple[float, ...]]  # of an image, at which it is to see it
 
+    quantisable: ClassVar[bool] = False  # whether it can compute in bytes, see `quantising`
     traceable: ClassVar[bool] = True  # whether its layers are the same for every image
 
     def forward(self, image: Tensor, statistics: Tensor | None = None) -> DenseMaps:

@@ -67,11 +67,16 @@ def _convolution(
 
 
 class EnlargeOnto(nn.Module):
-    """The ReLU of a map enlarged by two and a finer one; another layer may stand for it."""
+    """A map enlarged by two plus a finer one, and, if `active`, the ReLU of that; another layer may stand for it."""
+
+    def __init__(self, *, active: bool = True) -> None:
+        super().__init__()
+        self.active = active
 
     def forward(self, maps: Tensor, finer: Tensor) -> Tensor:
         """(B, C, h, w), (B, C, 2h, 2w) -> (B, C, 2h, 2w)."""
-        return F.relu(finer + upsample(maps, 2), inplace=True)
+        both = finer + upsample(maps, 2)
+        return F.relu(both, inplace=True) if self.active else both
 
 
 class Interleave(nn.Module):
@@ -135,6 +140,7 @@ class CompactNetwork(DenseNetwork):
     default_nms_radius: ClassVar[int] = 2
     default_threshold: ClassVar[float] = 0.05
     default_scales: ClassVar[tuple[float, ...]] = (1.0, 0.5)
+    quantisable: ClassVar[bool] = True
 
     def __init__(self, *, shallow: bool = False) -> None:
         """`shallow`: 1/4 as the encoder has it, for descriptors and scores, without its surroundings."""
@@ -160,6 +166,7 @@ class CompactNetwork(DenseNetwork):
         # scores: levels 8 and 4 brought to 1/2, then four scores a cell of 2x2 pixels
         self.context4 = nn.Conv2d(64, 8, 1)
         self.context2 = nn.Conv2d(32, 8, 1)
+        self.joined4: nn.Module = EnlargeOnto(active=False)
         self.onto2: nn.Module = EnlargeOnto()
         self.surroundings = _convolution(8, 8)
         detector = Float32Convolution(8, 4, 3, padding=1)
@@ -193,7 +200,7 @@ class CompactNetwork(DenseNetwork):
         fine = self.blend(fine)  # (B, 32, H/4, W/4)
         detail = self.detail(fine)  # (B, 16, H/4, W/4)
 
-        context2 = self.context2(fine) + upsample(self.context4(level8), 2)  # (B, 8, H/4, W/4)
+        context2 = self.joined4(self.context4(level8), self.context2(fine))  # (B, 8, H/4, W/4)
         surroundings = self.surroundings(self.onto2(context2, level2))  # (B, 8, H/2, W/2)
         return DenseMaps(self.detector(surroundings), (semantic, detail), level2)
 

@@ -7,9 +7,6 @@ rounded once instead of twice.
 
 import copy
 import platform
-import warnings
-from collections.abc import Callable
-from functools import cache
 from typing import cast
 
 import torch
@@ -19,6 +16,7 @@ from sekd_cli.geometry import upsample
 from sekd_cli.networks.base import Float32Convolution
 from sekd_cli.networks.compact import CompactNetwork, ResidualPair
 from sekd_cli.networks.packing import BorderRepeated, convolution_of
+from sekd_cli.networks.tracing import recordable
 from sekd_cli.precision import has_matrix_units
 
 
@@ -54,16 +52,6 @@ def _convolve_less(maps: Tensor, other: Tensor, weight: Tensor, bias: Tensor, ge
     return fused
 
 
-@cache
-def _recordable(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A function as a script, whose empty lists `torch.jit.trace` can record; itself where torch no longer records."""
-    if not hasattr(torch.jit, "script"):
-        return function
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return cast(Callable[..., Tensor], torch.jit.script(function))
-
-
 class FusedConvolution(nn.Module):
     """A convolution and, if `active`, the ReLU of it."""
 
@@ -85,15 +73,15 @@ class FusedConvolution(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', H / stride, W / stride)."""
-        return _recordable(_convolve)(maps, self.weight, self.bias, self.geometry, self.then)
+        return recordable(_convolve)(maps, self.weight, self.bias, self.geometry, self.then)
 
     def onto(self, maps: Tensor, finer: Tensor) -> Tensor:
         """The ReLU of the convolution plus `finer`."""
-        return _recordable(_convolve_onto)(maps, finer, self.weight, self.bias, self.geometry)
+        return recordable(_convolve_onto)(maps, finer, self.weight, self.bias, self.geometry)
 
     def less(self, maps: Tensor, other: Tensor) -> Tensor:
         """The convolution less another map; rounded after that."""
-        return _recordable(_convolve_less)(maps, other, self.weight, self.bias, self.geometry)
+        return recordable(_convolve_less)(maps, other, self.weight, self.bias, self.geometry)
 
 
 class FusedPair(nn.Module):

@@ -117,8 +117,12 @@ def convolution_of(part: nn.Module) -> nn.Conv2d:
     """The convolution that a part begins with, its norm folded into it."""
     convolution, norm, *_ = cast(nn.Sequential, part)
     assert isinstance(convolution, nn.Conv2d)
-    assert isinstance(norm, nn.Identity), "fold the norms first"
+    assert not isinstance(norm, nn.BatchNorm2d), "fold the norms first"
     return convolution
+
+
+def _active(convolution: nn.Conv2d) -> nn.Sequential:
+    return nn.Sequential(convolution, nn.ReLU(inplace=True))
 
 
 def pack_fine_levels(network: CompactNetwork) -> CompactNetwork:
@@ -132,10 +136,8 @@ def pack_fine_levels(network: CompactNetwork) -> CompactNetwork:
     first, second, third, surroundings = (convolution_of(part) for part in parts)
     packed.normalise = NormaliseCells(4)
     packed.level2 = nn.Sequential(
-        packed_convolution(first, 1, 4, 2),
-        nn.ReLU(inplace=True),
-        packed_convolution(second, second.in_channels, 2, 2),
-        nn.ReLU(inplace=True),
+        _active(packed_convolution(first, 1, 4, 2)),
+        _active(packed_convolution(second, second.in_channels, 2, 2)),
     )
     cast(nn.Sequential, packed.level4[0])[0] = packed_convolution(third, third.in_channels, 2, 1)
     enlarge = packed_convolution(lambda maps: upsample(maps, 2), surroundings.in_channels, 1, 2, padding=0)

@@ -7,6 +7,8 @@ the first layer and scores after the last is left out: a graph can't hold the qu
 
 import warnings
 from collections.abc import Callable
+from functools import cache
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -14,6 +16,16 @@ from torch import Tensor
 from sekd_cli.networks.base import DenseMaps, DenseNetwork
 
 DenseFunction = Callable[[Tensor, Tensor], DenseMaps]
+
+
+@cache
+def recordable(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A function as a script, whose empty lists `torch.jit.trace` can record; itself where torch no longer records."""
+    if not hasattr(torch.jit, "script"):
+        return function
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return cast(Callable[..., Tensor], torch.jit.script(function))
 
 
 @torch.inference_mode()

@@ -1,0 +1,60 @@
+"""Which values a network's maps hold, seen on pictures drawn for it: no photograph has to come with the weights.
+
+Dead leaves, discs of all sizes that lie on each other, have the edges, the contrasts and the spectrum of photographs;
+what the maps of a trained network hold of them is within a half of what they hold of photographs (docs/EXPERIMENTS.md,
+113).
+"""
+
+from functools import partial
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sekd_cli.networks.compact import CompactNetwork
+
+PICTURES = 4
+EDGE = 256  # pixels
+LEAVES = 4000  # a picture: hardly a pixel is left uncovered
+SMALLEST, LARGEST = 2.0, 90.0  # radii in pixels
+NOISE = 2.0  # grey levels
+SHARE = 0.9999  # of a map's values that its range holds: the last few would make every step coarser
+
+
+def dead_leaves(seed: int) -> np.ndarray:
+    """A picture (EDGE, EDGE) uint8 of discs, each on top of those before; there are the more of a size the smaller."""
+    random = np.random.default_rng(seed)
+    share = random.random(LEAVES)
+    radii = ((1 - share) / SMALLEST**2 + share / LARGEST**2) ** -0.5
+    picture = np.zeros((EDGE, EDGE), np.uint8)
+    centres, greys = random.integers(0, EDGE, (LEAVES, 2)), random.integers(0, 256, LEAVES)
+    for (x, y), radius, grey in zip(centres.tolist(), radii.tolist(), greys.tolist(), strict=True):
+        cv2.circle(picture, (x, y), round(radius), grey, thickness=-1)
+    softened = cv2.GaussianBlur(picture, (3, 3), 0) + random.normal(0, NOISE, picture.shape)
+    return np.asarray(softened.clip(0, 255).astype(np.uint8))
+
+
+@torch.inference_mode()
+def ranges_of(network: CompactNetwork) -> dict[str, tuple[float, float]]:
+    """Between which values nearly all lie that each part of a network, by its name, gives of such pictures."""
+    ranges: dict[str, tuple[float, float]] = {}
+    handles = [
+        part.register_forward_hook(partial(_note, ranges, name))
+        for name, part in network.named_modules()
+        if name and not isinstance(part, nn.ReLU)
+    ]
+    pictures = torch.from_numpy(np.stack([dead_leaves(seed) for seed in range(PICTURES)]))[:, None]
+    try:
+        network(pictures.contiguous(memory_format=torch.channels_last))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return ranges
+
+
+def _note(ranges: dict[str, tuple[float, float]], name: str, _part: nn.Module, _given: object, found: Tensor) -> None:
+    values = found.numpy().ravel()
+    beyond = round((1 - SHARE) * values.size)
+    low, high = np.partition(values, (beyond, values.size - 1 - beyond))[[beyond, values.size - 1 - beyond]]
+    ranges[name] = float(low), float(high)
