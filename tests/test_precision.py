@@ -8,57 +8,99 @@ from torch import Tensor, nn
 
 from sekd_cli import Sekd, precision
 from sekd_cli.errors import UsageError
+from sekd_cli.geometry import distances
 from sekd_cli.networks import NETWORKS, DenseMaps
 from sekd_cli.networks.inference import inference_network
 from sekd_cli.networks.tracing import traced
-from sekd_cli.precision import PRECISIONS, has_matrix_units, resolve_precision
+from sekd_cli.networks.weights_file import load_network, packaged_weights
+from sekd_cli.precision import has_fast_bytes, has_matrix_units, possible_precisions, resolve_precision
 
 CPU = torch.device("cpu")
-LOWER = PRECISIONS[2:]  # than float32
+EVERY = [
+    (name, chosen)
+    for name, kind in NETWORKS.items()
+    for chosen in possible_precisions(CPU, quantisable=kind.quantisable)
+]
+OF_COMPACT = [chosen for name, chosen in EVERY if name == "compact"]
+LOWER = [both for both in EVERY if both[1] != "float32"]
+FARTHEST = {"bfloat16": 0.03, "int8": 0.15}  # from float32, root mean square in deviations
 
 
 @pytest.mark.parametrize(
-    ("cpu", "expected"),
+    ("cpu", "expected", "in_bytes"),
     [
-        ("GenuineIntel avx512f avx512_bf16 amx_bf16", "bfloat16"),
-        ("GenuineIntel avx512f avx512_bf16", "float32"),
-        ("AuthenticAMD avx512f avx512_bf16", "bfloat16"),
-        ("AuthenticAMD avx512f", "float32"),
-        ("", "float32"),
+        ("GenuineIntel avx512f avx512_vnni avx512_bf16 amx_bf16", "bfloat16", True),
+        ("GenuineIntel avx512f avx512_bf16", "float32", False),
+        ("GenuineIntel avx2 avx_vnni", "float32", True),
+        ("AuthenticAMD avx512f avx512_vnni avx512_bf16", "bfloat16", True),
+        ("AuthenticAMD avx512f", "float32", False),
+        ("", "float32", False),
     ],
 )
-def test_auto_is_bfloat16_where_the_cpu_is_faster_in_it(
-    cpu: str, expected: str, monkeypatch: pytest.MonkeyPatch
+def test_auto_is_what_the_cpu_is_fastest_in(
+    cpu: str, expected: str, in_bytes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(precision, "_cpu_words", lambda: frozenset(cpu.split()))
+    monkeypatch.setattr(precision, "_can_convolve_bytes", lambda: True)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
-    assert resolve_precision("auto", CPU) == expected
-    assert resolve_precision("auto", torch.device("mps")) == "float32"
-    assert all(resolve_precision(name, CPU) == name for name in PRECISIONS[1:])
+    assert resolve_precision("auto", CPU, quantisable=False) == expected
+    assert resolve_precision("auto", CPU, quantisable=True) == ("int8" if in_bytes else expected)
+    assert resolve_precision("auto", torch.device("mps"), quantisable=True) == "float32"
+    assert all(resolve_precision(name, CPU, quantisable=True) == name for name in ("float32", "bfloat16"))
+    monkeypatch.setattr(precision, "_can_convolve_bytes", lambda: False)
+    assert resolve_precision("auto", CPU, quantisable=True) == expected
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-    assert resolve_precision("auto", CPU) == "float32"
+    assert resolve_precision("auto", CPU, quantisable=True) == "float32"
+
+
+@pytest.mark.parametrize(
+    ("limit", "wide", "narrow"),
+    [
+        ("DEFAULT", True, True),
+        ("AVX512_CORE_VNNI", True, False),
+        ("avx512_core_amx", True, False),
+        ("AVX512_CORE", False, False),
+        ("AVX2_VNNI", False, True),
+        ("AVX2_VNNI_2", False, True),
+        ("AVX2", False, False),
+    ],
+)
+def test_products_of_bytes_that_onednn_may_not_use_are_none(
+    limit: str, wide: bool, narrow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    monkeypatch.setattr(precision, "_can_convolve_bytes", lambda: True)
+    for word, has in (("avx512_vnni", wide), ("avx_vnni", narrow)):
+        monkeypatch.setattr(precision, "_cpu_words", lambda word=word: frozenset((word,)))
+        assert has_fast_bytes(CPU) is has
+
+
+@pytest.mark.parametrize(("device", "quantisable"), [(CPU, False), (torch.device("cuda"), True)])
+def test_bytes_are_refused_where_there_are_none(device: torch.device, quantisable: bool) -> None:
+    with pytest.raises(UsageError, match=r"--precision int8: it takes the compact network and a CPU with VNNI"):
+        resolve_precision("int8", device, quantisable=quantisable)
 
 
 def test_another_precision_is_refused() -> None:
     with pytest.raises(UsageError, match=r"--precision half: give auto, float32"):
-        resolve_precision("half", CPU)
+        resolve_precision("half", CPU, quantisable=True)
 
 
 def maps_at(name: str, chosen: str, photograph: Tensor) -> DenseMaps:
     torch.manual_seed(0)
-    network = inference_network(NETWORKS[name](), chosen, CPU)
+    network = load_network(packaged_weights()) if name == "compact" else NETWORKS[name]().eval()
+    network = inference_network(network, chosen, CPU)
     with torch.inference_mode():
         maps: DenseMaps = network(photograph[..., :128, :160])
     return maps
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("chosen", LOWER)
+@pytest.mark.parametrize(("name", "chosen"), LOWER)
 @pytest.mark.parametrize("matrix_units", [True, False])
 def test_a_lower_precision_says_nearly_the_same(
     name: str, chosen: str, matrix_units: bool, photograph: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("inference", "fusing"):
+    for module in ("inference", "fusing", "quantising"):
         monkeypatch.setattr(f"sekd_cli.networks.{module}.has_matrix_units", lambda: matrix_units)
     exact, rounded = maps_at(name, "float32", photograph), maps_at(name, chosen, photograph)
     assert rounded.score_logits.dtype == torch.float32
@@ -67,10 +109,10 @@ def test_a_lower_precision_says_nearly_the_same(
     )
     for one, other in pairs:
         error = (one.float() - other).square().mean().sqrt() / other.std()
-        assert 0 < error < 0.03
+        assert 0 < error < FARTHEST[chosen]
 
 
-@pytest.mark.parametrize("chosen", PRECISIONS[1:])
+@pytest.mark.parametrize("chosen", OF_COMPACT)
 def test_every_precision_repeats_itself_bit_by_bit(chosen: str, photograph: Tensor) -> None:
     one, other = maps_at("compact", chosen, photograph), maps_at("compact", chosen, photograph)
     assert torch.equal(one.score_logits, other.score_logits)
@@ -88,26 +130,25 @@ def test_in_bfloat16_only_the_detector_and_norms_keep_their_digits(name: str) ->
         assert all(parameter.dtype == expected for parameter in module.parameters(recurse=False))
 
 
-@pytest.mark.parametrize("chosen", LOWER)
+@pytest.mark.parametrize("chosen", OF_COMPACT[1:])
 def test_a_lower_precision_finds_and_describes_the_same_keypoints(chosen: str, examples: Path) -> None:
-    """Nineteen keypoints in twenty within a pixel; half of these within 0.05 px, their descriptors alike to 0.99."""
+    """Nineteen keypoints in twenty within a pixel; half of these within 0.1 px, their descriptors alike to 0.99."""
     exact, rounded = (
         Sekd.from_pretrained(device="cpu", precision=name, max_keypoints=500, max_size=320).extract(
             examples / "china.jpg"
         )
         for name in ("float32", chosen)
     )
-    distance, nearest = torch.cdist(exact.keypoints, rounded.keypoints).min(dim=1)
+    distance, nearest = distances(exact.keypoints[None], rounded.keypoints[None])[0].min(dim=1)
     found = distance < 1
     likeness = (exact.descriptors * rounded.descriptors[nearest]).sum(dim=1)[found]
     assert found.float().mean() >= 0.95
-    assert distance[found].median() < 0.05
+    assert distance[found].median() < 0.1
     assert likeness.quantile(0.05) > 0.99
     torch.testing.assert_close(rounded.descriptors.norm(dim=1), torch.ones(len(rounded)))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("chosen", PRECISIONS[1:])
+@pytest.mark.parametrize(("name", "chosen"), EVERY)
 def test_traced_networks_say_the_same_to_the_bit_whatever_the_size(name: str, chosen: str, photograph: Tensor) -> None:
     torch.manual_seed(0)
     network = inference_network(NETWORKS[name](), chosen, CPU)

@@ -19,7 +19,7 @@ EDGE = 256  # pixels
 LEAVES = 4000  # a picture: hardly a pixel is left uncovered
 SMALLEST, LARGEST = 2.0, 90.0  # radii in pixels
 NOISE = 2.0  # grey levels
-SHARE = 0.9999  # of a map's values that its range holds: the last few would make every step coarser
+SHARE = 0.99999  # of a map's values that its range holds: the last few would make every step coarser
 
 
 def dead_leaves(seed: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 All values of a map lie on one `Grid`, from the least to the largest that it holds (see `calibration`), the weights of
 each output channel on one of their own. A sum is written over the map that is added to. Scores come out in float32:
-rounded ones tie, and lose the peak. Whole numbers add up to the same in any order, so features don't depend on batches.
+rounded ones tie, and lose the peak.
 """
 
 import copy

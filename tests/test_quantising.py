@@ -1,0 +1,199 @@
+"""A network in bytes says what it says in real numbers, to a step of each grid, and always the same."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from test_folding import unsettled
+from torch import Tensor, nn
+
+from sekd_cli.geometry import upsample
+from sekd_cli.networks import CompactNetwork
+from sekd_cli.networks.compact import MINIMUM_DEVIATION, image_statistics
+from sekd_cli.networks.folding import fold_batch_norms
+from sekd_cli.networks.inference import inference_network
+from sekd_cli.networks.packing import pack, pack_fine_levels, packed_convolution
+from sekd_cli.networks.quantising import (
+    Grid,
+    QuantisedConvolution,
+    QuantisedEnlargeOnto,
+    QuantisedFirst,
+    QuantisedPair,
+    quantise,
+)
+from sekd_cli.networks.tracing import traced
+from sekd_cli.precision import has_fast_bytes, has_matrix_units
+
+CPU = torch.device("cpu")
+SOURCE, OTHERS, TARGET = Grid(0.02, 100), Grid(0.03, 20), Grid(0.05, 7)
+needs_vnni = pytest.mark.skipif(not has_fast_bytes(CPU), reason="this CPU or torch has no products of bytes")
+
+
+@pytest.fixture(params=[True, False], ids=["matrix units", "without"])
+def matrix_units(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights laid out for matrix units, where there are any, and as they are everywhere else."""
+    if request.param and not has_matrix_units():
+        pytest.skip("this CPU has none")
+    monkeypatch.setattr("sekd_cli.networks.quantising.has_matrix_units", lambda: request.param)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def some_bytes(*shape: int) -> Tensor:
+    return torch.randint(0, 256, shape, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+
+
+def real(maps: Tensor, grid: Grid) -> Tensor:
+    return grid.step * (maps.double() - grid.zero)
+
+
+def on_grid(values: Tensor, grid: Grid) -> Tensor:
+    return (values / grid.step + grid.zero).round().clamp(0, 255)
+
+
+def rounded_weights(convolution: nn.Conv2d) -> nn.Conv2d:
+    """The convolution whose weights are whole numbers of 127ths of each output channel's largest, in float64."""
+    steps = convolution.weight.detach().abs().amax((1, 2, 3), keepdim=True) / 127
+    convolution.weight.data = (convolution.weight.detach() / steps).round() * steps
+    return convolution.double()
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 3.0), (-2.0, 6.0), (-5.0, -1.0), (0.0, 0.0)])
+def test_a_grid_holds_its_ends_and_zero_itself(low: float, high: float) -> None:
+    grid = Grid.spanning(low, high)
+    assert 0 <= grid.zero <= 255
+    assert grid.step * (0 - grid.zero) == pytest.approx(low, abs=1.01 * grid.step)
+    assert grid.step * (255 - grid.zero) >= high - 1.01 * grid.step
+    assert (max(high, -low) or 255 * grid.step) / grid.step > 100  # and no more than that
+
+
+@needs_vnni
+@pytest.mark.usefixtures("matrix_units")
+@pytest.mark.parametrize("active", [False, True])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (1, 1)])
+@torch.inference_mode()
+def test_a_convolution_of_bytes_by_hand(active: bool, kernel: int, stride: int) -> None:
+    torch.manual_seed(0)
+    plain = nn.Conv2d(8, 16, kernel, stride=stride, padding=kernel // 2)
+    maps, other = some_bytes(2, 8, 12, 20), some_bytes(2, 16, 12 // stride, 20 // stride)
+    made = QuantisedConvolution(plain, SOURCE, TARGET, active=active)
+    in_reals = QuantisedConvolution(plain, SOURCE, None, active=active)
+    expected = rounded_weights(plain)(real(maps, SOURCE))
+    total = expected + real(other, OTHERS)
+    if active:
+        expected, total = expected.relu(), total.relu()
+    assert (made(maps).double() - on_grid(expected, TARGET)).abs().max() <= 1
+    assert (made(maps).double() - on_grid(expected, TARGET)).abs().mean() < 0.01  # but for ties
+    torch.testing.assert_close(in_reals(maps).double(), expected, atol=1e-4, rtol=1e-5)
+    assert (made.onto(maps, other.clone(), OTHERS).double() - on_grid(total, TARGET)).abs().max() <= 1
+
+
+@needs_vnni
+@pytest.mark.usefixtures("matrix_units")
+@torch.inference_mode()
+def test_weights_of_nothing_give_the_bias() -> None:
+    plain = nn.Conv2d(4, 8, 3, padding=1)
+    nn.init.zeros_(plain.weight)
+    nn.init.constant_(plain.bias, 0.5)
+    assert (QuantisedConvolution(plain, SOURCE, TARGET, active=True)(some_bytes(1, 4, 6, 6)) == 17).all()
+
+
+@needs_vnni
+@torch.inference_mode()
+def test_a_residual_pair_of_bytes() -> None:
+    torch.manual_seed(0)
+    first, second = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+    maps = some_bytes(1, 8, 10, 14)
+    between = Grid(0.02, 0)
+    pair = QuantisedPair(
+        QuantisedConvolution(first, SOURCE, between, active=True),
+        QuantisedConvolution(second, between, TARGET, active=True),
+    )
+    x = real(maps, SOURCE)
+    hidden = on_grid(rounded_weights(first)(x).relu(), between)
+    expected = on_grid((x + rounded_weights(second)(real(hidden, between))).relu(), TARGET)
+    assert (pair(maps.clone()).double() - expected).abs().max() <= 1
+
+
+@needs_vnni
+@pytest.mark.parametrize("active", [False, True])
+@pytest.mark.parametrize(("height", "width"), [(5, 7), (1, 1), (1, 4)])
+@torch.inference_mode()
+def test_enlargement_onto_a_map_of_bytes_repeats_the_border(active: bool, height: int, width: int) -> None:
+    torch.manual_seed(0)
+    context = nn.Conv2d(8, 16, 1)
+    maps, finer = some_bytes(2, 8, height, width), some_bytes(2, 16, 2 * height, 2 * width)
+    whole = packed_convolution(lambda values: upsample(context(values), 2), 8, 1, 2, padding=0)
+    onto = QuantisedEnlargeOnto(QuantisedConvolution(whole, SOURCE, TARGET, active=active), OTHERS)
+    total = upsample(context(real(maps, SOURCE).float()), 2) + real(finer, OTHERS).float()
+    error = onto(maps, finer).double() - on_grid(total.relu() if active else total, TARGET)
+    assert error.abs().max() <= 1
+    assert error.abs().mean() < 0.1
+
+
+@needs_vnni
+@pytest.mark.parametrize("contrast", [60.0, 3.0])
+@torch.inference_mode()
+def test_pixels_are_normalised_by_the_grid_they_are_seen_on(contrast: float) -> None:
+    torch.manual_seed(0)
+    images = (128.3 + contrast * torch.randn(2, 1, 16, 24)).clamp(0, 255).byte()
+    images[1] //= 2
+    images = images.contiguous(memory_format=torch.channels_last)
+    statistics = image_statistics(images.float() / 255)
+    plain = nn.Conv2d(16, 8, 3, padding=1)
+    first = QuantisedFirst(4, QuantisedConvolution(plain, SOURCE, TARGET, active=True))
+    deviation = statistics[:, 1].clamp(min=MINIMUM_DEVIATION)[:, None, None, None]
+    pixels = (images.double() / 255 - statistics[:, 0, None, None, None]) / deviation
+    rounding = 0.5 / (255 * deviation.min()) * plain.weight.abs().sum((1, 2, 3)).max()  # of the mean to a byte
+    expected = on_grid(rounded_weights(plain)(pack(pixels, 4)).relu(), TARGET)
+    found = first(images, statistics, torch.float32)
+    assert (found.double() - expected).abs().max() <= 1 + rounding / TARGET.step
+    assert torch.equal(first(images.float() / 255, statistics, torch.float32), found)
+
+
+@needs_vnni
+@pytest.mark.usefixtures("matrix_units")
+@pytest.mark.parametrize("shallow", [False, True])
+@torch.inference_mode()
+def test_the_network_in_bytes_says_nearly_what_the_plain_one_says(photograph: Tensor, shallow: bool) -> None:
+    network = unsettled(CompactNetwork(shallow=shallow))
+    for module in network.modules():  # contexts say nothing before training
+        if isinstance(module, nn.Conv2d) and not module.weight.any():
+            nn.init.normal_(module.weight, std=0.1)
+    network = pack_fine_levels(fold_batch_norms(network))
+    before, made = network(photograph), quantise(network)
+    again = made(photograph)
+    for one, other in zip(
+        (again.score_logits, *again.descriptor_maps), (before.score_logits, *before.descriptor_maps), strict=True
+    ):
+        assert one.dtype == torch.float32
+        assert (one - other).square().mean().sqrt() < 0.06 * other.std()
+    assert made.dtype == torch.float32
+
+
+@needs_vnni
+@torch.inference_mode()
+def test_maps_of_bytes_depend_neither_on_the_batch_nor_on_the_recording(photograph: Tensor, one_thread: None) -> None:
+    """On one thread; several may round another way, by the last digit of what is real."""
+    del one_thread
+    network = inference_network(unsettled(CompactNetwork()), "int8", CPU)
+    images = torch.cat((photograph, 0.5 * photograph.flip(2), photograph.flip(3)))[..., :96, :128]
+    images = (255 * images).byte().contiguous(memory_format=torch.channels_last)
+    statistics = image_statistics(images.float() / 255)
+    together = network(images, statistics)
+    for index in range(3):
+        alone = traced(network)(images[index : index + 1], statistics[index : index + 1])
+        assert torch.equal(alone.score_logits[0], together.score_logits[index])
+        for one, all_of_them in zip(alone.descriptor_maps, together.descriptor_maps, strict=True):
+            assert torch.equal(one[0], all_of_them[index])
+
+
+def test_norms_must_be_folded_first() -> None:
+    with pytest.raises(AssertionError, match="fold the norms"):
+        quantise(CompactNetwork())
