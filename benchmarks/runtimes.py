@@ -36,6 +36,7 @@ from sekd_cli.networks.fusing import fuse
 from sekd_cli.networks.inference import inference_network
 from sekd_cli.networks.packing import pack_fine_levels
 from sekd_cli.networks.weights_file import load_network, packaged_weights
+from sekd_cli.precision import has_fast_bytes
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 CPU = torch.device("cpu")
@@ -137,6 +138,8 @@ def ways(folder: Path, *, compiled: bool) -> dict[str, Way]:
     own = inference_network(network, "bfloat16", CPU)
     packed = plain_bfloat16(pack_fine_levels(folded))
     further: dict[str, Way] = {"bfloat16, torch.compile": compiled_way(own, image)} if compiled else {}
+    if has_fast_bytes(CPU):
+        further |= {"int8 (sekd)": torch_way(inference_network(network, "int8", CPU), image)}
     if importlib.util.find_spec("openvino"):
         further |= {f"OpenVINO, {kind}": openvino_way(model, image, kind) for kind in ("f32", "bf16")}
     return further | {

@@ -25,7 +25,8 @@ def resolve_precision(name: str, device: torch.device, *, quantisable: bool) -> 
     if name == "auto":
         return "int8" if "int8" in possible else "bfloat16" if has_fast_bfloat16(device) else "float32"
     if name not in possible:
-        raise UsageError(f"--precision {name}: it takes the compact network and a CPU with VNNI; give auto")
+        needs = "the compact network, an x86 CPU with VNNI, and torch for it"
+        raise UsageError(f"--precision {name}: it takes {needs}; give auto")
     return name
 
 
@@ -56,7 +57,7 @@ def _can_convolve_bytes() -> bool:
     available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     if not available or found is None or "binary" not in found.overloads():
         return False
-    asked = {"qaccum", "accum_scale", "accum_zero_point", "output_dtype", "binary_attr", "unary_attr"}
+    asked = {"qaccum", "accum_scale", "accum_zero_point", "output_scale", "output_dtype", "binary_attr", "unary_attr"}
     return asked <= {argument.name for argument in found.binary._schema.arguments}
 
 

@@ -425,7 +425,8 @@ def test_what_decides_the_numbers_stays_as_it_was(
 def test_a_file_names_the_precision_that_auto_was_and_another_does_not_go_on_with_it(
     extract: Extract, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sekd_cli.precision.has_fast_bfloat16", lambda device: False)
+    for has in ("has_fast_bytes", "has_fast_bfloat16"):
+        monkeypatch.setattr(f"sekd_cli.precision.{has}", lambda device: False)
     assert extract("photos/a.jpg", "--root", "photos") == 0
     with FeatureReader(Path("feats.h5")) as reader:
         assert json.loads(str(reader.attributes["settings"]))["precision"] == "float32"

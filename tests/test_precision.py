@@ -23,7 +23,7 @@ EVERY = [
 ]
 OF_COMPACT = [chosen for name, chosen in EVERY if name == "compact"]
 LOWER = [both for both in EVERY if both[1] != "float32"]
-FARTHEST = {"bfloat16": 0.03, "int8": 0.15}  # from float32, root mean square in deviations
+FARTHEST = {"bfloat16": 0.04, "int8": 0.15}  # from float32, root mean square in deviations
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,8 @@ FARTHEST = {"bfloat16": 0.03, "int8": 0.15}  # from float32, root mean square in
 def test_auto_is_what_the_cpu_is_fastest_in(
     cpu: str, expected: str, in_bytes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for variable in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(precision, "_cpu_words", lambda: frozenset(cpu.split()))
     monkeypatch.setattr(precision, "_can_convolve_bytes", lambda: True)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
@@ -77,7 +79,7 @@ def test_products_of_bytes_that_onednn_may_not_use_are_none(
 
 @pytest.mark.parametrize(("device", "quantisable"), [(CPU, False), (torch.device("cuda"), True)])
 def test_bytes_are_refused_where_there_are_none(device: torch.device, quantisable: bool) -> None:
-    with pytest.raises(UsageError, match=r"--precision int8: it takes the compact network and a CPU with VNNI"):
+    with pytest.raises(UsageError, match=r"--precision int8: it takes the compact network, an x86 CPU with VNNI"):
         resolve_precision("int8", device, quantisable=quantisable)
 
 

@@ -48,7 +48,7 @@ def _method_options(max_keypoints: int) -> Callable[[Command], Command]:
         click.option("--threshold", type=float, help="sekd's keypoint probability.  [default: the network's own]"),
         click.option("--device", default="auto", show_default=True, help="Of sekd: auto, cpu, cuda, cuda:1 or mps."),
         click.option(
-            "--precision", "precisions", multiple=True, help="Of sekd: auto (default), float32 or bfloat16; repeat."
+            "--precision", "precisions", multiple=True, help="Of sekd: auto (default), float32, bfloat16, int8; repeat."
         ),
         click.option(
             "--scales", multiple=True, help="Of sekd, as for sekd extract; repeat.  [default: the network's own]"

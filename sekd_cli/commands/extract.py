@@ -48,7 +48,7 @@ from sekd_cli.commands import options
 @options.shard
 @click.option("--failures", type=click.Path(dir_okay=False, path_type=Path), help="List failed images here, as JSONL.")
 @options.device
-@click.option("--precision", default="auto", show_default=True, help="auto (the fastest here), float32 or bfloat16.")
+@click.option("--precision", default="auto", show_default=True, help="float32, bfloat16, int8, or auto: the fastest.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images at a time; default: 4 small ones, 8 on a GPU.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU cores to use; default: all.")
 @click.option("--max-pixels", default=250_000_000, show_default=True, help="Refuse larger images; 0 for no limit.")

@@ -1,8 +1,7 @@
 """Which values a network's maps hold, seen on pictures drawn for it: no photograph has to come with the weights.
 
 Dead leaves, discs of all sizes that lie on each other, have the edges, the contrasts and the spectrum of photographs;
-what the maps of a trained network hold of them is within a half of what they hold of photographs (docs/EXPERIMENTS.md,
-113).
+what the maps of a trained network hold of them is much what they hold of photographs (docs/EXPERIMENTS.md, 112).
 """
 
 from functools import partial
