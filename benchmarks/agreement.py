@@ -1,15 +1,16 @@
 """How many matches of real photographs agree on one geometry: what can be told of weights where no truth is known.
 
-    python benchmarks/agreement.py PHOTOGRAPHS WEIGHTS WEIGHTS... [--reach 5] [--keypoints 300]
+    python benchmarks/agreement.py PHOTOGRAPHS WEIGHTS... [--precision auto ...] [--reach 5] [--keypoints 300]
 
 PHOTOGRAPHS is a folder, or a pattern, in which those of one scene follow each other by name, or several, by commas. A
 pair is any two of one up to `--reach` names apart and named alike but for the number; those count on which, with any of
-the weights, at least 22 matches, and three in ten, agree with one fundamental matrix to a pixel. Prints, for each of
-the weights, the share of matches that agree and their number, mean over pairs. A wrong match agrees by chance if it
+the weights, in any precision, at least 22 matches, and three in ten, agree with one fundamental matrix to a pixel.
+Prints, for each of them, the share of matches that agree and their number, mean over pairs. A wrong match agrees by chance if it
 lies on its epipolar line, so shares compare, but are no accuracies.
 """
 
 import argparse
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy as np
 from sekd_cli import Features, Sekd
 from sekd_cli.config import VerificationSettings
 from sekd_cli.images import find_images
+from sekd_cli.precision import PRECISIONS
 from sekd_cli.verification import verify
 
 FEWEST, LEAST = 22, 0.3  # matches of a pair that must agree, and their share
@@ -47,20 +49,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photographs", help="folder or pattern, or several, by commas")
     parser.add_argument("weights", type=Path, nargs="+")
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["auto"])
     parser.add_argument("--reach", type=int, default=5)
     parser.add_argument("--keypoints", type=int, default=300)
     options = parser.parse_args()
     pairs = pairs_of([Path(folder) for folder in options.photographs.split(",")], options.reach)
-    counts = np.zeros((len(options.weights), len(pairs), 2))
-    for row, weights in enumerate(options.weights):
-        sekd = Sekd.from_pretrained(weights, max_keypoints=options.keypoints, threshold=0.0)
+    ways = list(product(options.weights, options.precision))
+    counts = np.zeros((len(ways), len(pairs), 2))
+    for row, (weights, precision) in enumerate(ways):
+        sekd = Sekd.from_pretrained(weights, max_keypoints=options.keypoints, threshold=0.0, precision=precision)
         features = {path: sekd.extract(path) for path in sorted({path for pair in pairs for path in pair})}
         counts[row] = [agreement(sekd, features[first], features[second]) for first, second in pairs]
     agree, matched = counts[..., 0], counts[..., 1].clip(1)
     counted = ((agree >= FEWEST) & (agree >= LEAST * matched)).any(axis=0)
     print(f"{counted.sum()} of {len(pairs)} pairs of one scene")
-    for weights, number, share in zip(options.weights, agree[:, counted], (agree / matched)[:, counted], strict=True):
-        print(f"{weights.stem:32} {100 * share.mean():5.1f} %   {number.mean():6.1f} agree")
+    for way, number, share in zip(ways, agree[:, counted], (agree / matched)[:, counted], strict=True):
+        print(f"{way[0].stem + ', ' + way[1]:32} {100 * share.mean():5.1f} %   {number.mean():6.1f} agree")
 
 
 if __name__ == "__main__":
