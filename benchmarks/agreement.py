@@ -5,8 +5,8 @@
 PHOTOGRAPHS is a folder, or a pattern, in which those of one scene follow each other by name, or several, by commas. A
 pair is any two of one up to `--reach` names apart and named alike but for the number; those count on which, with any of
 the weights, in any precision, at least 22 matches, and three in ten, agree with one fundamental matrix to a pixel.
-Prints, for each of them, the share of matches that agree and their number, mean over pairs. A wrong match agrees by chance if it
-lies on its epipolar line, so shares compare, but are no accuracies.
+Prints, for each of them, the share of matches that agree and their number, mean over pairs. A wrong match agrees by
+chance if it lies on its epipolar line, so shares compare, but are no accuracies.
 """
 
 import argparse
