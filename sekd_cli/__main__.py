@@ -2,7 +2,7 @@
 
 import sys
 
-from sekd_cli.cli import main
+from sekd_cli.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

@@ -5,6 +5,7 @@ import difflib
 import importlib
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -141,6 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _let_idle_threads_sleep()
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # what it has to say of an image, the caller says
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged EXIF, which changes nothing
+    logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs would come without the file's name
     _set_up_logging()
     try:
         result: Any = cli.main(arguments, prog_name="sekd", standalone_mode=False)
@@ -163,6 +165,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, UnicodeEncodeError) as error:
         return _output_failed(error)
     return result if isinstance(result, int) else 0
+
+
+def run() -> int:
+    """`main` as a process of its own: once all is said, Ctrl-C no longer interrupts what is left, torch's farewell."""
+    code = main()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return code
 
 
 def _output_failed(error: OSError | UnicodeEncodeError) -> int:

@@ -69,8 +69,10 @@ class HDF5Writer:
         """What to tell after HDF5 failed: its own words say less than the operating system's."""
         self._failed = True
         self._staged.abandon()
-        if isinstance(error, OSError) and error.errno == errno.ESTALE:
-            return OutputError(f"{self.path}: {write_reason(error)}")
+        try:
+            self._see_that_it_is_there()
+        except OSError as gone:
+            return OutputError(f"{self.path}: {write_reason(gone)}")
         cause = self._staged.error or error
         return OutputError(f"{self.path}: {write_reason(cause)}; what was done is kept, run the same command to go on")
 

@@ -23,6 +23,7 @@ NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)  # what an error has
 COMPLAINTS = {
     **dict.fromkeys(NOWHERE, "no such file; check the path"),
     **dict.fromkeys((errno.EACCES, errno.EPERM), "permission denied; make it readable"),
+    errno.ELOOP: "a link that leads in a circle; remove it",
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "too many files are open; raise ulimit -n"),
 }
 
@@ -98,13 +99,15 @@ def size_in_file(image: Image.Image) -> tuple[int, int]:
 
 
 def _complaint(path: Path, error: Exception) -> str:
-    if isinstance(error, OSError) and (told := COMPLAINTS.get(error.errno or 0)):
-        return told
+    if isinstance(error, OSError) and error.errno:
+        return COMPLAINTS.get(error.errno, f"can't be read ({error.strerror}); copy it again")
     if path.is_file() and path.stat().st_size == 0:
         return "an empty file; copy it again"
     if isinstance(error, UnidentifiedImageError):
         if path.suffix.lower() in HEIC_SUFFIXES and "HEIF" not in _readable_formats():
             return "HEIC takes a package: pip install 'sekd[heic]'; or convert it to JPEG"
         return "not an image that sekd reads; convert it to JPEG or PNG"
+    if "MAX_TEXT" in str(error):  # what Pillow says of compressed text that would fill the memory
+        return "more text in its metadata than is read; save it without"
     reason = f" ({error})" if isinstance(error, OSError) else ""  # others speak of Pillow's inside
     return f"damaged or truncated{reason}; copy it again, or convert it to PNG"

@@ -8,6 +8,7 @@ on mid-grey, which neither black nor white content vanishes on.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -33,9 +34,12 @@ __all__ = [
 
 DEFAULT_MAX_PIXELS = 250_000_000  # above every camera's; a small file can claim billions and fill the memory
 LARGEST_FRACTION = 64.0  # of an image of fractions: brighter than white, or depth in metres; beyond, they are of 255
+LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 BACKGROUND = 128  # grey under transparent pixels
 STRIP_PIXELS = 2**24  # converted at a time, so that a huge image is never there twice in colour
 ORIENTATION_TAG, BITS_TAG = 0x0112, 0x0102  # of EXIF and TIFF: how it lies, bits of each channel
+PLANES_TAG, EXTRA_TAG, NUMBERS_TAG = 0x011C, 0x0152, 0x0153  # of TIFF: how channels lie, what the fourth is, their kind
+IN_PLANES, ALPHA, UNSIGNED = 2, {1, 2}, 1  # values of these
 # EXIF orientation: how upright pixels come from stored ones: (transpose first?, then mirror x?, then mirror y?)
 ORIENTATIONS = {
     1: (False, False, False),
@@ -120,6 +124,8 @@ def to_stored(xy: np.ndarray, orientation: int, stored_size: tuple[int, int]) ->
 
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation, 1 where there is none or it makes no sense; before decoding, as Pillow turns TIFFs itself."""
+    if image.format == "PNG":
+        image.load()  # to read EXIF, Pillow does it too, and doesn't complain of damage when it is told to do it again
     try:
         orientation = image.getexif().get(ORIENTATION_TAG, 1)
     except Exception:  # damaged EXIF of a sound image: Pillow raises half a dozen kinds
@@ -129,16 +135,23 @@ def _orientation(image: Image.Image) -> int:
 
 def _decode(image: Image.Image, path: Path, *, colour: bool) -> tuple[np.ndarray, int]:
     """All pixels in the grid of the file, (H, W) or (H, W, 3) uint8, and the EXIF orientation."""
-    deep_colour = _has_deep_colour(image)  # asked first: reading EXIF may decode, and forget it
+    deep_colour = _has_deep_colour(image)  # asked first, as the next: reading EXIF may decode, and forget it
+    see_through = _transparent_grey(image)
     orientation = _orientation(image)
     if image.format in {"JPEG", "MPO"} and image.mode == "RGB" and not colour:
         image.draft("L", None)  # its own luma, as OpenCV reads it: a third of the time and of the memory
     image.load()
     if deep_colour:
-        pixels = _finish(_read_deep_colour(path), colour=colour)
+        pixels = _finish(_read_deep_colour(path, image), colour=colour)
     elif _has_numbers(image):
-        pixels = _finish(to_eight_bits(np.asarray(image)), colour=colour)
+        values = _numbers(image)
+        grey = to_eight_bits(values)
+        if see_through is not None:
+            grey[values == see_through] = BACKGROUND
+        pixels = _finish(grey, colour=colour)
     else:
+        if see_through is not None:
+            image.info["transparency"] = see_through
         pixels = _read_strips(image, colour=colour)
     return (turn_back(pixels, orientation) if image.format == "TIFF" else pixels), orientation
 
@@ -146,6 +159,29 @@ def _decode(image: Image.Image, path: Path, *, colour: bool) -> tuple[np.ndarray
 def _has_numbers(image: Image.Image) -> bool:
     """Whether its pixels are whole numbers of more than 8 bits, or fractions, in one channel."""
     return image.mode == "F" or image.mode.startswith("I")
+
+
+def _numbers(image: Image.Image) -> np.ndarray:
+    """The pixels of such an image; Pillow takes whole numbers of 32 bits for signed ones."""
+    values = np.asarray(image)
+    if values.dtype == np.int32 and image.format == "TIFF" and _tags(image).get(NUMBERS_TAG, (1,)) == (UNSIGNED,):
+        return values.view(np.uint32)
+    return values
+
+
+def _tags(image: Image.Image) -> Any:
+    """A TIFF's, by number; of other images none."""
+    return getattr(image, "tag_v2", {})
+
+
+def _transparent_grey(image: Image.Image) -> int | None:
+    """The value of the pixels that are transparent in a grey PNG, which Pillow doesn't scale as it does pixels."""
+    key = image.info.get("transparency")
+    if image.format != "PNG" or not isinstance(key, int) or image.mode not in {"L", "I;16", "I"}:
+        return None
+    tiles: Any = getattr(image, "tile", ())
+    largest = {"L;2": 3, "L;4": 15}.get(str(tiles[0][3]), 255)  # of so many bits a pixel
+    return key * 255 // largest if image.mode == "L" else key
 
 
 def _read_strips(image: Image.Image, *, colour: bool) -> np.ndarray:
@@ -190,20 +226,25 @@ def _has_deep_colour(image: Image.Image) -> bool:
         return False
     if image.format == "PNG":
         return any("16" in str(tile[3]) for tile in getattr(image, "tile", ()))
-    return image.format == "TIFF" and 16 in tuple(getattr(image, "tag_v2", {}).get(BITS_TAG, ()))
+    return image.format == "TIFF" and 16 in tuple(_tags(image).get(BITS_TAG, ()))
 
 
-def _read_deep_colour(path: Path) -> np.ndarray:
-    """(H, W, 3 or 4) uint8 of a PNG or TIFF with 16 bits a channel; called when Pillow found it sound."""
-    pixels = cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+def _read_deep_colour(path: Path, image: Image.Image) -> np.ndarray:
+    """(H, W, 3 or 4) uint8 of a PNG or TIFF with 16 bits a channel; called when Pillow found it sound.
+
+    A fourth channel that isn't said to be alpha, such as infrared, is left out.
+    """
+    tags, pixels = _tags(image), None
+    if tags.get(PLANES_TAG, 1) != IN_PLANES:  # these OpenCV leaves as memory happened to be
+        pixels = cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None:
-        raise ValueError("16-bit colour of an unusual kind")
+        raise ImageError(f"{path}: 16-bit colour of an unusual kind; convert it to PNG")
     if pixels.ndim == 2 or pixels.shape[2] not in {3, 4}:
         return to_eight_bits(pixels if pixels.ndim == 2 else pixels[..., 0])
-    if pixels.shape[2] == 3:
-        return to_eight_bits(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
-    alpha = (pixels[..., 3:] // 257).astype(np.uint8)
-    return np.concatenate((to_eight_bits(cv2.cvtColor(pixels[..., :3], cv2.COLOR_BGR2RGB)), alpha), axis=2)
+    colour = to_eight_bits(cv2.cvtColor(pixels[..., :3], cv2.COLOR_BGR2RGB))
+    if pixels.shape[2] == 3 or (image.format == "TIFF" and not ALPHA.intersection(tags.get(EXTRA_TAG, ())[:1])):
+        return colour
+    return np.concatenate((colour, (pixels[..., 3:] // 257).astype(np.uint8)), axis=2)
 
 
 def to_eight_bits(values: np.ndarray) -> np.ndarray:
@@ -227,7 +268,8 @@ def to_eight_bits(values: np.ndarray) -> np.ndarray:
         if not 255 < high - low < full / 8:
             low, high = 0.0, full
     scale = 255 / (high - low) if high > low else 0.0
-    exact = np.dtype(np.float32 if values.dtype.itemsize <= 2 or values.dtype == np.float32 else np.float64)
+    narrow = values.dtype.itemsize <= 2 or values.dtype == np.float32
+    exact = np.dtype(np.float32 if narrow and high - low < LARGEST_FLOAT32 else np.float64)
     scaled = (values.astype(exact) - low) * scale
     eight_bits: np.ndarray = np.rint(scaled, out=scaled).clip(0, 255, out=scaled).astype(np.uint8)
     return eight_bits

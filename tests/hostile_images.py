@@ -72,36 +72,44 @@ def deep_turned_tiff(pixels: np.ndarray, orientation: int) -> bytes:
     if orientation != 1:
         turn = STORED_FROM_UPRIGHT[orientation]
         channels = [np.asarray(Image.fromarray(channel).transpose(turn)) for channel in channels]
-    stored = np.stack(channels, axis=2).astype("<u2")
+    return raw_tiff(np.stack(channels, axis=2).astype(np.uint16), {ORIENTATION_TAG: orientation})
+
+
+def raw_tiff(stored: np.ndarray, tags: dict[int, int]) -> bytes:
+    """An uncompressed TIFF of whole numbers (H, W, C), with further tags; its channels in planes if tag 284 says so."""
     height, width, count = stored.shape
-    entries = 10
-    bits_at = 8 + 2 + 12 * entries + 4
-    data_at = bits_at + 2 * count
-    head = b"II*\0" + struct.pack("<IH", 8, entries)
-    for tag, kind, number, value in (
-        (256, 4, 1, width),
-        (257, 4, 1, height),
-        (258, 3, count, bits_at),
-        (259, 3, 1, 1),  # uncompressed
-        (262, 3, 1, 2),  # RGB
-        (273, 4, 1, data_at),
-        (274, 3, 1, orientation),
-        (277, 3, 1, count),
-        (278, 4, 1, height),
-        (279, 4, 1, stored.nbytes),
-    ):
-        head += struct.pack("<HHII", tag, kind, number, value)
-    return head + struct.pack("<I", 0) + struct.pack(f"<{count}H", *[16] * count) + stored.tobytes()
+    in_planes = tags.get(284) == 2
+    planes = list(np.moveaxis(stored, 2, 0)) if in_planes else [stored]
+    places = np.cumsum([0, *(plane.nbytes for plane in planes)])
+    lists = {258: (3, [8 * stored.itemsize] * count), 279: (4, [plane.nbytes for plane in planes]), 273: (4, [])}
+    single = {256: width, 257: height, 259: 1, 262: 2 if count > 1 else 1, 277: count, 278: height} | tags
+    entries = {tag: (3 if value < 2**16 else 4, [value]) for tag, value in single.items()} | lists
+    after = 8 + 2 + 12 * len(entries) + 4
+    data_at = after + sum(len(values) * (2 if kind == 3 else 4) for kind, values in entries.values()) + 8 * count
+    entries[273] = 4, [data_at + int(place) for place in places[:-1]]
+    head, beyond = b"II*\0" + struct.pack("<IH", 8, len(entries)), b""
+    for tag, (kind, values) in sorted(entries.items()):
+        packed = struct.pack(f"<{len(values)}{'H' if kind == 3 else 'I'}", *values)
+        head += struct.pack("<HHI", tag, kind, len(values))
+        head += packed.ljust(4, b"\0") if len(packed) <= 4 else struct.pack("<I", after + len(beyond))
+        beyond += packed if len(packed) > 4 else b""
+    content = (head + struct.pack("<I", 0) + beyond).ljust(data_at, b"\0")
+    return content + b"".join(plane.astype(plane.dtype.newbyteorder("<")).tobytes() for plane in planes)
+
+
+def raw_png(width: int, height: int, bits: int, data: bytes, **chunks: bytes) -> bytes:
+    """A grey PNG of bits as they lie in its rows, each of which begins with the number of its filter."""
+    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n"
+    for name, part in {"IHDR": header, **chunks, "IDAT": zlib.compress(data), "IEND": b""}.items():
+        kind = name.encode()
+        content += struct.pack(">I", len(part)) + kind + part + struct.pack(">I", zlib.crc32(kind + part))
+    return content
 
 
 def bomb(width: int = 100_000, height: int = 100_000) -> bytes:
     """A PNG of a few bytes whose header claims this size."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")]
-    content = b"\x89PNG\r\n\x1a\n"
-    for kind, data in chunks:
-        content += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    return content
+    return raw_png(width, height, 8, bytes(1000))
 
 
 def whole_files() -> dict[str, bytes]:
@@ -176,6 +184,12 @@ def broken_files() -> dict[str, bytes]:
     whole = bytearray(encoded(picture, "PNG"))
     whole[len(whole) // 2] ^= 255
     files["flipped_bit.png"] = bytes(whole)
+    plain = bytearray(encoded_with(picture, "PNG"))  # without EXIF, which Pillow decodes it to look for
+    for tenth in range(2, 9):
+        plain[len(plain) * tenth // 10] ^= 4
+        files[f"plain_flipped_{tenth}.png"] = bytes(plain)
+        plain[len(plain) * tenth // 10] ^= 4
+    files["planes.tif"] = raw_tiff(picture.astype(np.uint16) * 257, {284: 2})
     for size in (1, 8, 100, 5000):
         files[f"random_{size}.jpg"] = random.bytes(size)
         for magic in (b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"II*\0", b"RIFF", b"P6 ", b"GIF89a", b"BM"):

@@ -1,11 +1,23 @@
 import contextlib
+import errno
 import os
+import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from hostile_images import bomb, broken_files, deep, deep_turned_tiff, drawn, encoded, whole_files
+from hostile_images import (
+    bomb,
+    broken_files,
+    deep,
+    deep_turned_tiff,
+    drawn,
+    encoded,
+    raw_png,
+    raw_tiff,
+    whole_files,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -85,6 +97,7 @@ def test_more_than_eight_bits_are_scaled_not_blacked_out(path: Path, suffix: str
         (np.array([0, 0.5, 1.0000001]), [0, 127, 255]),
         (np.array([0, 1.5, 3], dtype=np.float32), [0, 128, 255]),
         (np.array([0, 7, 60], dtype=np.float32), [0, 7, 60]),  # whole numbers are bytes
+        (np.array([-3e38, 0, 3e38], dtype=np.float32), [0, 128, 255]),
         (np.array([1000, np.nan, 1050]), [0, 0, 255]),
         (np.array([np.nan, np.inf]), [0, 0]),
         (2**40 + np.array([0, 4, 8]), [0, 128, 255]),
@@ -114,6 +127,39 @@ def test_transparency_by_colour_and_palette_is_seen(path: Path) -> None:
     np.testing.assert_array_equal(read_image(path).pixels, [[128, 240, 240]])
     Image.fromarray(np.array([[7, 9]], dtype=np.uint8)).save(path, "PNG", transparency=7)
     np.testing.assert_array_equal(read_image(path).pixels, [[128, 9]])
+
+
+@pytest.mark.parametrize(
+    ("bits", "row", "key", "expected"),
+    [
+        (2, [0b00_01_10_11], 1, [0, 128, 170, 255]),
+        (4, [0x0F, 0xF7], 15, [0, 128, 128, 119]),
+        (8, [0, 9, 200, 255], 200, [0, 9, 128, 255]),
+        (16, [0, 0, 0, 9, 200, 0, 255, 255], 65535, [0, 0, 199, 128]),
+    ],
+)
+def test_the_transparent_value_of_a_grey_png_is_seen(
+    path: Path, bits: int, row: list[int], key: int, expected: list[int]
+) -> None:
+    content = raw_png(4, 1, bits, bytes([0, *row]), tRNS=key.to_bytes(2, "big"))
+    np.testing.assert_array_equal(read(path, content), [expected])
+
+
+@pytest.mark.parametrize(("tags", "is_alpha"), [({}, False), ({338: 0}, False), ({338: 1}, True), ({338: 2}, True)])
+def test_the_fourth_channel_of_a_deep_tiff_is_alpha_where_it_says_so(
+    path: Path, tags: dict[int, int], is_alpha: bool
+) -> None:
+    infrared = (257 * (255 - GREY.astype(np.uint16)))[..., None]
+    found = read(path, raw_tiff(np.concatenate((257 * PICTURE.astype(np.uint16), infrared), axis=2), tags))
+    over = 128 + (GREY.astype(float) - 128) * (255 - GREY) / 255
+    assert np.abs(found - (over if is_alpha else GREY)).max() <= 2
+
+
+@pytest.mark.parametrize("tags", [{}, {339: 1}, {339: 2}])
+def test_whole_numbers_of_32_bits_are_signed_where_the_file_says_so(path: Path, tags: dict[int, int]) -> None:
+    pixels = np.array([[[0], [2**30], [3 * 2**30], [2**32 - 1]]], np.uint32)
+    expected = [128, 255, 0, 127] if tags.get(339) == 2 else [0, 64, 191, 255]
+    assert np.abs(read(path, raw_tiff(pixels, tags)).astype(int) - expected).max() <= 1
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -199,6 +245,31 @@ def test_what_is_no_file_is_said_and_nothing_hangs(tmp_path: Path) -> None:
     ):
         with pytest.raises(ImageError, match=words):
             read_image(path)
+
+
+def test_links_that_lead_in_a_circle_and_failing_disks_are_not_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    circle = tmp_path / "circle.jpg"
+    circle.symlink_to(circle)
+    with pytest.raises(ImageError, match=r"^\S*circle\.jpg: a link that leads in a circle; remove it$"):
+        read_image(circle)
+    whole = tmp_path / "whole.png"
+    whole.write_bytes(encoded(GREY, "PNG"))
+
+    def failing(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(whole))
+
+    monkeypatch.setattr(images, "_decode", failing)
+    with pytest.raises(ImageError, match=r"^\S*whole\.png: can't be read \(Input/output error\); copy it again$"):
+        read_image(whole)
+
+
+def test_more_text_than_is_read_is_told_as_that(path: Path) -> None:
+    text = b"note\0\0" + zlib.compress(bytes(3_000_000))
+    path.write_bytes(raw_png(2, 1, 8, bytes(3), zTXt=text))
+    with pytest.raises(ImageError, match=r"more text in its metadata than is read; save it without"):
+        read_image(path)
 
 
 def test_bombs_are_refused_before_decoding_and_the_limit_can_be_raised(path: Path) -> None:
