@@ -1,5 +1,6 @@
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -224,3 +225,13 @@ def test_a_log_on_a_full_disk_is_told_once(
 def test_a_misspelled_command_is_told_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["extrac", "photos"]) == UsageError.exit_code
     assert "Did you mean 'extract'?" in capsys.readouterr().err
+
+
+def test_once_all_is_said_an_interrupt_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "main", lambda: 3)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        assert cli.run() == 3
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
