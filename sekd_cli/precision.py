@@ -9,7 +9,7 @@ import torch
 from sekd_cli.errors import UsageError
 
 UNLIMITED = ("ALL", "DEFAULT")  # of oneDNN's names of instruction sets
-WITH_VNNI = ("VNNI", "BF16", "FP16", "AMX")  # in such names: those that include it, for vectors of 512 bits
+WITH_VNNI = ("VNNI", "BF16", "FP16", "AMX", "AVX10")  # in such names: those that include it, for vectors of 512 bits
 PRECISIONS = ("auto", "float32", "bfloat16", "int8")
 
 
@@ -25,7 +25,7 @@ def resolve_precision(name: str, device: torch.device, *, quantisable: bool) -> 
     if name == "auto":
         return "int8" if "int8" in possible else "bfloat16" if has_fast_bfloat16(device) else "float32"
     if name not in possible:
-        needs = "the compact network, an x86 CPU with VNNI, and torch for it"
+        needs = "the compact network and an x86 CPU with VNNI, on Linux"
         raise UsageError(f"--precision {name}: it takes {needs}; give auto")
     return name
 
@@ -82,7 +82,7 @@ def has_matrix_units() -> bool:
 
 def _onednn_limit() -> str:
     """The instruction set beyond which oneDNN is told not to go."""
-    return os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "ALL")).upper()
+    return (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "ALL").upper()
 
 
 def _multiplies_bfloat16_twice_as_fast() -> bool:

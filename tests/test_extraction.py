@@ -12,13 +12,15 @@ from sekd_cli.config import DetectionSettings, ViewSettings
 from sekd_cli.errors import ImageError, UsageError
 from sekd_cli.extraction import TILE_PIXELS, Extractor
 from sekd_cli.images import Photograph, read_image, to_stored
-from sekd_cli.networks import NETWORKS, CompactNetwork, DenseMaps, DenseNetwork
+from sekd_cli.networks import NETWORKS, CompactNetwork, DenseMaps, DenseNetwork, PublishedNetwork
 from sekd_cli.networks.base import as_fractions
 from sekd_cli.networks.weights_file import load_network, packaged_weights
+from sekd_cli.precision import possible_precisions
 from sekd_cli.stored_features import StoredFeatures
 from sekd_cli.tiles import REACH
 
 CPU = torch.device("cpu")
+PRECISIONS = possible_precisions(CPU, quantisable=True)
 
 
 class Peaks(DenseNetwork):
@@ -183,9 +185,10 @@ def test_the_network_is_told_the_statistics_of_the_unpadded_image() -> None:
     torch.testing.assert_close(told[0], torch.tensor([[pixels.mean() / 255, pixels.std() / 255]]).float())
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("size", [(64, 64), (32, 128), (50, 59)])
-def test_small_images_of_a_batch_have_what_each_has_alone(size: tuple[int, int]) -> None:
-    one = Extractor(load_network(packaged_weights()), DetectionSettings(), device=CPU, precision="auto")
+def test_small_images_of_a_batch_have_what_each_has_alone(size: tuple[int, int], precision: str) -> None:
+    one = Extractor(load_network(packaged_weights()), DetectionSettings(), device=CPU, precision=precision)
     pixels = np.random.default_rng(0).integers(0, 256, (40, *size), np.uint8)
     images = [one.prepare(photograph_of(cv2.GaussianBlur(noise, (0, 0), 1.5))) for noise in pixels]
     for start in range(0, len(images), 8):
@@ -488,13 +491,14 @@ def test_options_that_make_no_sense_are_refused(make: Callable[[], Extractor], w
         make()
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("size", [(400, 60), (60, 400), (1200, 65), (160, 20)])
-def test_what_freed_memory_holds_changes_nothing(size: tuple[int, int]) -> None:
+def test_what_freed_memory_holds_changes_nothing(size: tuple[int, int], precision: str) -> None:
     extractor = Extractor(
         load_network(packaged_weights()),
         DetectionSettings(),
         device=CPU,
-        precision="auto",
+        precision=precision,
         views=ViewSettings(rotations=True),
     )
     prepared = extractor.prepare(photograph_of(np.random.default_rng(0).integers(0, 256, size, np.uint8)))
@@ -507,7 +511,7 @@ def test_what_freed_memory_holds_changes_nothing(size: tuple[int, int]) -> None:
         np.testing.assert_array_equal(again.descriptors, first.descriptors)
 
 
-@pytest.mark.parametrize("precision", ["float32", "auto"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_callers_autocast_changes_nothing(precision: str, dtype: torch.dtype) -> None:
     network = load_network(packaged_weights())
@@ -518,3 +522,26 @@ def test_a_callers_autocast_changes_nothing(precision: str, dtype: torch.dtype) 
         cast = extractor.extract([prepared])[0]
     np.testing.assert_array_equal(cast.keypoints, plain.keypoints)
     np.testing.assert_array_equal(cast.descriptors, plain.descriptors)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_callers_default_type_changes_nothing(precision: str) -> None:
+    network, found = load_network(packaged_weights()), []
+    for default in (torch.float32, torch.float64, torch.bfloat16):
+        torch.set_default_dtype(default)
+        try:
+            extractor = Extractor(network, DetectionSettings(), device=CPU, precision=precision)
+            found.append(extractor.extract([extractor.prepare(photograph_of(drawn()))])[0])
+        finally:
+            torch.set_default_dtype(torch.float32)
+    for other in found[1:]:
+        np.testing.assert_array_equal(other.keypoints, found[0].keypoints)
+        np.testing.assert_array_equal(other.descriptors, found[0].descriptors)
+
+
+def test_the_published_network_is_never_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sekd_cli.precision.has_fast_bytes", lambda device: True)
+    network = PublishedNetwork()
+    assert Extractor(network, DetectionSettings(), device=CPU, precision="auto").precision != "int8"
+    with pytest.raises(UsageError, match="--precision int8"):
+        Extractor(network, DetectionSettings(), device=CPU, precision="int8")

@@ -1,6 +1,7 @@
 """What each precision changes: nothing but the last digits of the maps, and so keypoints by hundredths of a pixel."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -64,7 +65,9 @@ def test_auto_is_what_the_cpu_is_fastest_in(
         ("AVX512_CORE", False, False),
         ("AVX2_VNNI", False, True),
         ("AVX2_VNNI_2", False, True),
+        ("AVX10_1_512", True, False),
         ("AVX2", False, False),
+        ("", True, True),
     ],
 )
 def test_products_of_bytes_that_onednn_may_not_use_are_none(
@@ -77,9 +80,21 @@ def test_products_of_bytes_that_onednn_may_not_use_are_none(
         assert has_fast_bytes(CPU) is has
 
 
+@pytest.mark.parametrize("lacking", ["", "binary", "accum_scale"])
+def test_a_torch_without_convolutions_of_bytes_is_noticed(lacking: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"qaccum", "accum_scale", "accum_zero_point", "output_scale", "output_dtype", "binary_attr", "unary_attr"}
+    schema = SimpleNamespace(arguments=[SimpleNamespace(name=name) for name in names - {lacking}])
+    overloads = {"default", "binary"} - {lacking}
+    convolution = SimpleNamespace(overloads=lambda: overloads, binary=SimpleNamespace(_schema=schema))
+    monkeypatch.setattr(torch.ops, "onednn", SimpleNamespace(qconv2d_pointwise=convolution))
+    assert precision._can_convolve_bytes.__wrapped__() is not bool(lacking)
+    monkeypatch.setattr(torch.ops, "onednn", SimpleNamespace())
+    assert not precision._can_convolve_bytes.__wrapped__()
+
+
 @pytest.mark.parametrize(("device", "quantisable"), [(CPU, False), (torch.device("cuda"), True)])
 def test_bytes_are_refused_where_there_are_none(device: torch.device, quantisable: bool) -> None:
-    with pytest.raises(UsageError, match=r"--precision int8: it takes the compact network, an x86 CPU with VNNI"):
+    with pytest.raises(UsageError, match=r"--precision int8: it takes the compact network and an x86 CPU with VNNI"):
         resolve_precision("int8", device, quantisable=quantisable)
 
 

@@ -248,3 +248,12 @@ def test_weights_say_how_deep_their_network_is(tmp_path: Path, shallow: bool) ->
     save_network(tmp_path / "w.safetensors", network, {})
     loaded = load_network(tmp_path / "w.safetensors")
     assert loaded.state_dict().keys() == network.state_dict().keys()
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(broken: float, tmp_path: Path) -> None:
+    network = CompactNetwork()
+    network.level8[0][0].weight.data[3, 2, 1, 0] = broken
+    save_network(tmp_path / "mine.safetensors", network, {})
+    with pytest.raises(InputFileError, match=r"mine\.safetensors: level8\.0\.0\.weight holds what is no number"):
+        load_network(tmp_path / "mine.safetensors")

@@ -40,7 +40,7 @@ class Float32Convolution(nn.Conv2d):
     @classmethod
     def of(cls, convolution: nn.Conv2d) -> Self:
         """One that does what a 3x3 convolution does."""
-        made = cls(convolution.in_channels, convolution.out_channels, 3, padding=1)
+        made = cls(convolution.in_channels, convolution.out_channels, 3, padding=1, dtype=torch.float32)
         made.load_state_dict(convolution.state_dict())
         return made
 

@@ -1,4 +1,4 @@
-"""Which values a network's maps hold, seen on pictures drawn for it: no photograph has to come with the weights.
+"""What a network's maps hold, seen on pictures drawn for it: no photograph has to come with the weights.
 
 Dead leaves, discs of all sizes that lie on each other, have the edges, the contrasts and the spectrum of photographs;
 what the maps of a trained network hold of them is much what they hold of photographs (docs/EXPERIMENTS.md, 112).
@@ -35,25 +35,26 @@ def dead_leaves(seed: int) -> np.ndarray:
 
 
 @torch.inference_mode()
-def ranges_of(network: CompactNetwork) -> dict[str, tuple[float, float]]:
-    """Between which values nearly all lie that each part of a network, by its name, gives of such pictures."""
-    ranges: dict[str, tuple[float, float]] = {}
-    handles = [
-        part.register_forward_hook(partial(_note, ranges, name))
-        for name, part in network.named_modules()
-        if name and not isinstance(part, nn.ReLU)
-    ]
+def maps_of(network: CompactNetwork) -> dict[str, Tensor]:
+    """What each part of a network, by its name, gives of such pictures."""
+    maps: dict[str, Tensor] = {}
+    handles = [part.register_forward_hook(partial(_keep, maps, name)) for name, part in network.named_modules()]
     pictures = torch.from_numpy(np.stack([dead_leaves(seed) for seed in range(PICTURES)]))[:, None]
     try:
         network(pictures.contiguous(memory_format=torch.channels_last))
     finally:
         for handle in handles:
             handle.remove()
-    return ranges
+    return maps
 
 
-def _note(ranges: dict[str, tuple[float, float]], name: str, _part: nn.Module, _given: object, found: Tensor) -> None:
-    values = found.numpy().ravel()
-    beyond = round((1 - SHARE) * values.size)
-    low, high = np.partition(values, (beyond, values.size - 1 - beyond))[[beyond, values.size - 1 - beyond]]
-    ranges[name] = float(low), float(high)
+def _keep(maps: dict[str, Tensor], name: str, _part: nn.Module, _given: object, found: Tensor) -> None:
+    maps[name] = found
+
+
+def range_of(values: Tensor) -> tuple[float, float]:
+    """The least and the largest of a map's values (of any shape), but for what is beyond `SHARE` at either end."""
+    flat = values.numpy().ravel()
+    beyond = round((1 - SHARE) * flat.size)
+    low, high = np.partition(flat, (beyond, flat.size - 1 - beyond))[[beyond, flat.size - 1 - beyond]]
+    return float(low), float(high)

@@ -13,7 +13,7 @@ from sekd_cli.precision import has_matrix_units
 
 
 def inference_network(network: DenseNetwork, precision: str, device: torch.device) -> DenseNetwork:
-    """A copy of a network that computes in `precision` (float32 or bfloat16) on a device, in evaluation mode.
+    """A copy of a network that computes in `precision` (one of `possible_precisions`) on a device, in evaluation mode.
 
     In bfloat16 the weights themselves are rounded, so that no cast is left in the way, but for a `Float32Convolution`
     (on matrix units `FusedInTwoParts` stands for it) and for norms, whose few values cost nothing.

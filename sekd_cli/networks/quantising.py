@@ -1,19 +1,21 @@
 """The compact network in whole numbers of eight bits, which CPUs with VNNI multiply four at a time.
 
 All values of a map lie on one `Grid`, from the least to the largest that it holds (see `calibration`), the weights of
-each output channel on one of their own. A sum is written over the map that is added to. Scores come out in float32:
-rounded ones tie, and lose the peak.
+each output channel on one of their own. Of what a ReLU leaves 0 is the least, and bytes end there: none is asked for. A
+sum is written over the map that is added to, of which a pair needs no more, `onto2` takes the low-level map, and the
+others a packed copy. Scores come out in float32: rounded ones tie, and lose the peak.
 """
 
 import copy
+from functools import cache
 from typing import NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from sekd_cli.geometry import upsample
-from sekd_cli.networks.calibration import ranges_of
-from sekd_cli.networks.compact import MINIMUM_DEVIATION, CompactNetwork, EnlargeOnto
+from sekd_cli.networks.calibration import maps_of, range_of
+from sekd_cli.networks.compact import MINIMUM_DEVIATION, CompactNetwork
 from sekd_cli.networks.packing import (
     BorderRepeated,
     NormaliseCells,
@@ -43,9 +45,7 @@ class Grid(NamedTuple):
         return cls(step, round(-low / step))
 
 
-def _convolve(
-    maps: Tensor, weights: list[Tensor], grids: list[tuple[float, int]], geometry: list[int], then: str
-) -> Tensor:
+def _convolve(maps: Tensor, weights: list[Tensor], grids: list[tuple[float, int]], geometry: list[int]) -> Tensor:
     """`weights`: themselves, their steps and zeros, the bias. `grids`: of the maps and of what is given, or real."""
     target, kind = (1.0, 0), torch.float32
     if len(grids) > 1:
@@ -65,7 +65,7 @@ def _convolve(
         output_scale=target[0],
         output_zero_point=target[1],
         output_dtype=kind,
-        attr=then,
+        attr="none",
         scalars=[],
         algorithm="",
     )
@@ -73,7 +73,7 @@ def _convolve(
 
 
 def _convolve_onto(
-    both: list[Tensor], weights: list[Tensor], grids: list[tuple[float, int]], geometry: list[int], then: str
+    both: list[Tensor], weights: list[Tensor], grids: list[tuple[float, int]], geometry: list[int]
 ) -> Tensor:
     """`both`: maps and what is added. `grids`: theirs and that of what is given. The rest as in `_convolve`."""
     found: Tensor = torch.ops.onednn.qconv2d_pointwise(
@@ -96,7 +96,7 @@ def _convolve_onto(
         accum_zero_point=grids[1][1],
         binary_attr="sum",
         alpha=1.0,
-        unary_attr=then,
+        unary_attr="none",
         unary_scalars=[],
         unary_algorithm="",
     )
@@ -104,16 +104,15 @@ def _convolve_onto(
 
 
 class QuantisedConvolution(nn.Module):
-    """A convolution and, if `active`, the ReLU of it: from maps on one grid to maps on another, or to real numbers."""
+    """A convolution, of maps on one grid, to maps on another or to real numbers."""
 
     weight: Tensor
     steps: Tensor
     zeros: Tensor
 
-    def __init__(self, convolution: nn.Conv2d, source: Grid, target: Grid | None, *, active: bool) -> None:
+    def __init__(self, convolution: nn.Conv2d, source: Grid, target: Grid | None) -> None:
         super().__init__()
         self.source, self.target = source, target
-        self.then = "relu" if active else "none"
         stride, padding = list(convolution.stride), list(cast(tuple[int, ...], convolution.padding))
         self.geometry = [*stride, *padding]
         assert convolution.bias is not None, "fold the norms first"
@@ -132,13 +131,13 @@ class QuantisedConvolution(nn.Module):
     def forward(self, maps: Tensor, source: Grid | None = None) -> Tensor:
         """(B, C, H, W) uint8 -> (B, C', H / stride, W / stride) uint8 or float32. source: another grid of the maps."""
         grids = [source or self.source] if self.target is None else [source or self.source, self.target]
-        return recordable(_convolve)(maps, self._weights(), grids, self.geometry, self.then)
+        return recordable(_convolve)(maps, self._weights(), grids, self.geometry)
 
     def onto(self, maps: Tensor, other: Tensor, others: Grid) -> Tensor:
-        """The convolution plus another map, on the grid `others`, and, if `active`, the ReLU of the sum."""
+        """The convolution plus another map, on the grid `others`, written over that."""
         assert self.target is not None, "only bytes are added to bytes"
         grids = [self.source, others, self.target]
-        return recordable(_convolve_onto)([maps, other], self._weights(), grids, self.geometry, self.then)
+        return recordable(_convolve_onto)([maps, other], self._weights(), grids, self.geometry)
 
     def _weights(self) -> list[Tensor]:
         return [self.weight, self.steps, self.zeros, self.bias]
@@ -206,20 +205,22 @@ class QuantisedEnlargeOnto(nn.Module):
 
 def quantise(network: CompactNetwork) -> CompactNetwork:
     """A copy, in bytes, of a network whose norms are folded and whose fine levels are packed."""
-    grids = {name: Grid.spanning(*values) for name, values in ranges_of(network).items()}
+    maps = maps_of(network)
     made = copy.deepcopy(network)
+
+    @cache
+    def grid(name: str) -> Grid:
+        return Grid.spanning(*range_of(maps[name]))
 
     def convolution(name: str, source: str, *, real: bool = False) -> QuantisedConvolution:
         part = network.get_submodule(name)
-        alone = isinstance(part, nn.Conv2d)
-        itself = cast(nn.Conv2d, part) if alone else convolution_of(part)
-        return QuantisedConvolution(itself, grids[source], None if real else grids[name], active=not alone)
+        itself = part if isinstance(part, nn.Conv2d) else convolution_of(part)
+        return QuantisedConvolution(itself, grid(source), None if real else grid(name))
 
     def pair(name: str, source: str) -> QuantisedPair:
         second = convolution_of(network.get_submodule(f"{name}.body.1"))
         return QuantisedPair(
-            convolution(f"{name}.body.0", source),
-            QuantisedConvolution(second, grids[f"{name}.body.0"], grids[name], active=True),
+            convolution(f"{name}.body.0", source), QuantisedConvolution(second, grid(f"{name}.body.0"), grid(name))
         )
 
     def level(name: str, source: str) -> nn.Sequential:
@@ -227,33 +228,32 @@ def quantise(network: CompactNetwork) -> CompactNetwork:
 
     def enlarged(context: str, source: str, onto: str, finer: str) -> None:
         alone = cast(nn.Conv2d, network.get_submodule(context))
-        whole = packed_convolution(lambda maps: upsample(alone(maps), 2), alone.in_channels, 1, 2, padding=0)
-        active = cast(EnlargeOnto, network.get_submodule(onto)).active
-        both = QuantisedConvolution(whole, grids[source], grids[onto], active=active)
-        setattr(made, onto, QuantisedEnlargeOnto(both, grids[finer]))
+        whole = packed_convolution(lambda values: upsample(alone(values), 2), alone.in_channels, 1, 2, padding=0)
+        both = QuantisedConvolution(whole, grid(source), grid(onto))
+        setattr(made, onto, QuantisedEnlargeOnto(both, grid(finer)))
         setattr(made, context, nn.Identity())
 
     first = convolution("level2.0", "normalise")
     made.normalise = QuantisedFirst(cast(NormaliseCells, network.normalise).factor, first)
     made.level2 = nn.Sequential(convolution("level2.1", "level2.0"))
-    made.level4 = nn.Sequential(convolution("level4.0", "level2"), convolution("level4.1", "level4.0"))
-    made.level8, made.level16, made.level32 = (
-        level(name, source) for name, source in (("level8", "level4"), ("level16", "level8"), ("level32", "level16"))
-    )
-    enlarged("context16", "level32", "onto16", "level16")
-    enlarged("context8", "onto16", "onto8", "level8")
+    made.level4 = nn.Sequential(convolution("level4.0", "level2.1"), convolution("level4.1", "level4.0"))
+    made.level8 = level("level8", "level4.1")
+    made.level16 = level("level16", "level8.1")
+    made.level32 = level("level32", "level16.1")
+    enlarged("context16", "level32.1", "onto16", "level16.1")
+    enlarged("context8", "onto16", "onto8", "level8.1")
     if network.context_detail is not None:
-        enlarged("context_detail", "onto8", "onto4", "level4")
+        enlarged("context_detail", "onto8", "onto4", "level4.1")
         made.blend = nn.Sequential(pair("blend.0", "onto4"))
     made.semantic = nn.Sequential(
         convolution("semantic.0", "onto8"), convolution("semantic.1", "semantic.0", real=True)
     )
     made.detail = convolution("detail", "blend", real=True)  # type: ignore[assignment]
     made.context2 = convolution("context2", "blend")  # type: ignore[assignment]
-    enlarged("context4", "level8", "joined4", "context2")
+    enlarged("context4", "level8.1", "joined4", "context2")
     enlarge = cast(BorderRepeated, network.onto2).convolution
     made.onto2 = QuantisedBorderRepeated(
-        QuantisedConvolution(enlarge, grids["joined4"], grids["onto2"], active=True), grids["level2"]
+        QuantisedConvolution(enlarge, grid("joined4"), grid("onto2")), grid("level2.1")
     )
     made.surroundings = nn.Sequential(convolution("surroundings", "onto2"))
     made.detector = convolution("detector", "surroundings", real=True)

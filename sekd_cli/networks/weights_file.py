@@ -121,3 +121,5 @@ def _check_tensors(path: Path, network: DenseNetwork, tensors: dict[str, Tensor]
         problems.append("other shapes for " + ", ".join(f"{n} {tuple(tensors[n].shape)}" for n in wrong))
     if problems:
         raise InputFileError(f"{path}: not the {network.name} network: {'; '.join(problems)}")
+    if broken := sorted(name for name, tensor in tensors.items() if not tensor.isfinite().all()):
+        raise InputFileError(f"{path}: {broken[0]} holds what is no number; train again, or from an earlier checkpoint")
