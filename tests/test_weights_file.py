@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from full_disk import files_of_at_most
 from torch import Tensor
 
 from sekd_cli.errors import InputFileError
@@ -248,3 +249,13 @@ def test_weights_say_how_deep_their_network_is(tmp_path: Path, shallow: bool) ->
     save_network(tmp_path / "w.safetensors", network, {})
     loaded = load_network(tmp_path / "w.safetensors")
     assert loaded.state_dict().keys() == network.state_dict().keys()
+
+
+def test_weights_that_a_disk_has_no_room_for_leave_the_old_ones_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "mine.safetensors"
+    save_network(path, CompactNetwork(), {})
+    before = path.read_bytes()
+    with files_of_at_most(1 << 16), pytest.raises(OSError, match="too large"):
+        save_network(path, CompactNetwork(), {})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
