@@ -1,8 +1,10 @@
+import errno
 import logging
 import os
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -235,3 +237,45 @@ def test_once_all_is_said_an_interrupt_changes_nothing(monkeypatch: pytest.Monke
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("name", ["extract", "match", "train"])
+def test_those_that_go_on_say_so_when_interrupted(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = click.Command(name, callback=failing(KeyboardInterrupt()))
+    monkeypatch.setattr(cli.importlib, "import_module", lambda _: type("module", (), {name: command}))
+    assert cli.main([name]) == 130
+    assert "run the same command to go on" in capsys.readouterr().err
+
+
+def test_a_log_in_a_new_folder_and_where_it_happened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "new" / "log.txt"
+    assert cli.main(["info", "gone.h5", "--log-file", str(log)]) == InputFileError.exit_code
+    assert "Traceback" in log.read_text()
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["evaluate", "export"])
+def test_commands_of_a_command_take_the_common_options(name: str) -> None:
+    group = cli.cli.get_command(click.Context(cli.cli), name)
+    assert isinstance(group, click.Group)
+    for command in group.commands.values():
+        assert {flag for parameter in command.params for flag in parameter.opts} >= {"--quiet", "--log-file"}
+
+
+def test_what_can_not_be_written_is_named(
+    with_command: Callable[..., Callable[..., int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", "there/file.h5")
+    assert with_command(failing(full))() == OutputError.exit_code
+    assert capsys.readouterr().err == "error: there/file.h5: No space left on device\n"
+
+
+def test_the_libraries_keep_their_warnings_to_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENCV_LOG_LEVEL", "")  # so that what main sets is undone
+    monkeypatch.delenv("OPENCV_LOG_LEVEL")
+    with warnings.catch_warnings():
+        cli.main(["--version"])
+        assert any(kept[0] == "ignore" and kept[3] and kept[3].pattern == r"PIL\." for kept in warnings.filters)
+    assert os.environ["OPENCV_LOG_LEVEL"] == "SILENT"

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from sekd_cli import cli
+from sekd_cli.file_info import file_info
 from sekd_cli.networks import CompactNetwork, DenseNetwork, PublishedNetwork
 from sekd_cli.networks.averaging import average_networks
-from sekd_cli.networks.weights_file import load_network, save_network
+from sekd_cli.networks.weights_file import load_network, save_network, weights_digest
 
 IMAGE = torch.rand(1, 1, 64, 96, generator=torch.Generator().manual_seed(0))
 USAGE, BAD_INPUT, BAD_OUTPUT = 2, 4, 5  # exit codes
@@ -86,3 +87,13 @@ def test_a_link_stays_one_and_no_pipe_is_replaced(two: list[Path], capfd: pytest
     assert cli.main(["average", *map(str, two), "-o", str(pipe), "--overwrite"]) == BAD_OUTPUT
     assert "no ordinary file" in capfd.readouterr().err
     assert pipe.is_fifo()
+
+
+def test_without_shares_all_count_alike_and_the_file_says_what_it_is_made_of(two: list[Path]) -> None:
+    output = two[0].with_name("mean.safetensors")
+    assert cli.main(["average", *map(str, two), "-o", str(output)]) == 0
+    mean, *parts = (load_network(path).state_dict() for path in (output, *two))
+    for name, value in mean.items():
+        torch.testing.assert_close(value, (parts[0][name] + parts[1][name]) / 2, check_dtype=False)
+    made_of = file_info(output)["training"]["mean_of"]
+    assert made_of == f"0.5 of {weights_digest(two[0])}, 0.5 of {weights_digest(two[1])}"

@@ -1,6 +1,7 @@
 """`sekd info`: figures counted by hand, for files whole and half, ours and other tools'."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from drawn_features import ATTRIBUTES, drawn_features, write_views
+from safetensors.torch import save_file
 
 from sekd_cli import cli
 from sekd_cli.errors import InputFileError
 from sekd_cli.feature_file import FeatureWriter, file_attributes
 from sekd_cli.file_info import distribution
-from sekd_cli.networks import PublishedNetwork
+from sekd_cli.networks import CompactNetwork, DenseNetwork, PublishedNetwork
 from sekd_cli.networks.weights_file import save_network
 
 BAD_INPUT = 4  # exit code
@@ -199,3 +201,53 @@ def test_a_distribution_by_hand() -> None:
     found = distribution([0, 0, 0, 1600])
     assert found is not None
     assert found["histogram"] == [3, *[0] * 14, 1]
+
+
+def test_a_match_with_the_first_keypoint_counts_and_every_model_is_told(facts: Any) -> None:
+    with h5py.File("m.h5", "w") as file:
+        for second, model in (("b.jpg", "fundamental"), ("c.jpg", "essential")):
+            file[f"a.jpg/{second}/matches0"], file[f"a.jpg/{second}/{model}"] = np.array([0, 1, -1]), np.eye(3)
+    found = facts("m.h5")
+    assert found["matches"] == 4
+    assert found["pairs_verified"] == {"fundamental": 1, "essential": 1}
+
+
+@pytest.mark.parametrize("kind", [CompactNetwork, PublishedNetwork])
+def test_what_a_network_extracts_with_is_told(kind: type[DenseNetwork], facts: Any) -> None:
+    save_network(Path("mine.safetensors"), kind(), {})
+    found = facts("mine.safetensors")
+    assert found["nms_radius"] == kind.default_nms_radius
+    assert found["scales"] == list(kind.default_scales)
+
+
+@pytest.mark.parametrize("text", ["no JSON", "[1, 2]"])
+def test_metadata_of_others_are_no_training(text: str, facts: Any) -> None:
+    save_file(CompactNetwork().state_dict(), "mine.safetensors", {"network": "compact", "training": text})
+    assert facts("mine.safetensors")["training"] == {}
+
+
+def test_lines_for_people_of_a_whole_file(capsys: pytest.CaptureFixture[str]) -> None:
+    attributes = {**ATTRIBUTES, "settings": json.dumps({"rotations": True, "subpixel": False})}
+    with FeatureWriter(Path("feats.h5"), attributes) as writer:
+        for number in range(5):
+            writer.write(f"{number}.jpg", drawn_features(1, common=0, own=0))
+        for number in range(5, 9):
+            writer.write(f"{number}.jpg", drawn_features(1, common=16 * (1 + (number > 6)), own=0))
+    assert cli.main(["info", "feats.h5"]) == 0
+    text = capsys.readouterr().out
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "incomplete 0" in lines
+    assert "without keypoints 5: 0.jpg, 1.jpg, 2.jpg, 3.jpg, 4.jpg" in lines
+    assert "settings rotations yes" in lines
+    assert "subpixel no" in lines
+    assert f"size {Path('feats.h5').stat().st_size / 1000:.3g} kB" in lines
+    [bars] = [line.strip() for line in text.splitlines() if "█" in line or "▇" in line]
+    assert len(bars) == 16
+    assert bars.count(" ") == 13
+
+
+def test_a_file_whose_name_is_no_text_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path(os.fsdecode(b"m\xff.h5"))
+    write_views(path, ["a.jpg"])
+    assert cli.main(["info", str(path)]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == r"m\xff.h5"

@@ -265,3 +265,53 @@ def test_what_holds_nothing_complete_is_not_merged(capfd: pytest.CaptureFixture[
     assert cli.main(["merge", "kaggle.h5", "-o", "all.h5"]) == USAGE
     assert "not in hloc's layout" in capfd.readouterr().err
     assert not WHOLE.exists()
+
+
+def test_the_last_of_many_shards_is_compared_too() -> None:
+    shards = [write_shard(1, 3), write_shard(2, 3), write_shard(3, 3, max_keypoints=100)]
+    with pytest.raises(InputFileError, match=r"feats\.1\.h5 and feats\.3\.h5 were made differently"):
+        merge(shards, WHOLE)
+
+
+def test_shards_of_another_schema_are_refused() -> None:
+    first, second = write_shard(1, 2), write_shard(2, 2)
+    with h5py.File(second, "r+") as file:
+        file.attrs["sekd_schema"] = 99
+    with pytest.raises(InputFileError, match="sekd_schema"):
+        merge([first, second], WHOLE)
+
+
+def test_an_input_is_spared_by_whatever_path(capfd: pytest.CaptureFixture[str]) -> None:
+    shards = [str(write_shard(number, 2)) for number in (1, 2)]
+    Path("link.h5").symlink_to(shards[0])
+    assert cli.main(["merge", *shards, "-o", "link.h5", "--overwrite"]) == USAGE
+    assert "is an input too" in capfd.readouterr().err
+
+
+def test_a_missing_input_is_told_where_there_is_an_output(capfd: pytest.CaptureFixture[str]) -> None:
+    WHOLE.write_bytes(b"old")
+    assert cli.main(["merge", "gone.h5", "-o", "all.h5", "--overwrite"]) == BAD_INPUT
+    assert "gone.h5: no such file" in capfd.readouterr().err
+
+
+def test_an_image_with_more_in_one_file_than_in_the_other_differs() -> None:
+    for name, parts in (("one", ["keypoints", "descriptors"]), ("two", ["keypoints", "descriptors", "scores"])):
+        with h5py.File(f"{name}.h5", "w") as file:
+            for part in parts:
+                file[f"a.jpg/{part}"] = np.zeros((8, 8))
+    with pytest.raises(InputFileError, match=r"a\.jpg differs in one\.h5 and two\.h5"):
+        merge([Path("one.h5"), Path("two.h5")], WHOLE)
+
+
+def test_an_image_far_above_another_is_refused() -> None:
+    image, folder = write_views(Path("1.h5"), ["x.jpg"]), write_views(Path("2.h5"), ["x.jpg/deep/y.jpg"])
+    for both in ([image, folder], [folder, image]):
+        with pytest.raises(InputFileError, match="one is an image where the other has a folder"):
+            merge(both, WHOLE)
+
+
+def test_merged_pairs_are_called_pairs(capfd: pytest.CaptureFixture[str]) -> None:
+    with h5py.File("m.h5", "w") as file:
+        file["a.jpg/b.jpg/matches0"] = [0]
+    assert cli.main(["merge", "m.h5", "-o", "all.h5"]) == 0
+    assert capfd.readouterr().err == "1 pairs of 1 files\n"

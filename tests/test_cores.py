@@ -49,8 +49,15 @@ def test_where_there_are_no_control_groups(tmp_path: Path) -> None:
     assert quota_of_cores(tmp_path / "none", tmp_path) == math.inf
 
 
-@pytest.mark.parametrize(("quota", "expected"), [(math.inf, 3), (8.0, 3), (2.0, 2), (1.5, 2), (0.1, 1)])
+@pytest.mark.parametrize(("quota", "expected"), [(math.inf, 3), (8.0, 3), (2.0, 2), (1.5, 2), (2.3, 3), (0.1, 1)])
 def test_the_fewest_of_affinity_and_quota(monkeypatch: pytest.MonkeyPatch, quota: float, expected: int) -> None:
     monkeypatch.setattr(cores.os, "sched_getaffinity", lambda _: {0, 1, 5}, raising=False)
     monkeypatch.setattr(cores, "quota_of_cores", lambda: quota)
     assert available_cores() == expected
+
+
+def test_all_cores_where_there_is_no_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(cores.os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(cores.os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(cores, "quota_of_cores", lambda: math.inf)
+    assert available_cores() == 6

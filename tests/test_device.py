@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sekd_cli import Sekd
+from sekd_cli import Sekd, device
 from sekd_cli.cores import available_cores
-from sekd_cli.device import keep_freed_memory, resolve_device
+from sekd_cli.device import keep_freed_memory, resolve_device, wanted_threads
 from sekd_cli.errors import DeviceError, UsageError
 
 
@@ -81,3 +81,27 @@ def test_where_there_is_no_such_library_nothing_happens(monkeypatch: pytest.Monk
 def test_a_number_beyond_all_devices_is_said(name: str) -> None:
     with pytest.raises(DeviceError, match=name):
         resolve_device(name)
+
+
+def test_cuda_on_a_machine_without_gpus_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(DeviceError, match="--device cuda: this machine has 0 CUDA GPUs"):
+        resolve_device("cuda")
+
+
+def test_auto_takes_apples_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert resolve_device("auto") == torch.device("mps")
+
+
+@pytest.mark.parametrize(("told", "environment", "expected"), [(3, "5", 3), (None, "5", 5), (None, None, 7)])
+def test_threads_are_those_told_or_openmps_or_all_cores(
+    told: int | None, environment: str | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "available_cores", lambda: 7)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if environment is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", environment)
+    assert wanted_threads(told) == expected

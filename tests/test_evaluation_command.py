@@ -12,6 +12,7 @@ from drawn import drawn_photograph
 from evaluation_sets import Orbit, half_from_whole
 
 from sekd_cli.cli import main
+from sekd_cli.evaluation.plots import Panel, draw
 from sekd_cli.evaluation.tables import Table, mark, number, percent, plain, text
 
 
@@ -240,3 +241,19 @@ def test_options_of_sekd_need_sekd(planar: Path, capsys: pytest.CaptureFixture[s
         code, _, err = run(capsys, "homography", planar, "-m", "orb", *option)
         assert code == 2
         assert "add --method sekd" in err
+
+
+def test_a_column_that_a_later_row_alone_has_is_written_and_what_json_lacks_is_none_anywhere() -> None:
+    rows = [{"m": "x|y", "c": 1.0}, {"m": "z", "c": float("nan"), "more": 2}]
+    table = Table(title="T", columns=(text("m", "m"), number("c", "c")), rows=rows)
+    assert table.markdown().splitlines() == ["| m | c |", "| --- | ---: |", "| x\\|y | 1 |", "| z | - |"]
+    assert table.csv() == "m,c,more\nx|y,1.0,\nz,nan,2\n"
+    assert plain({"a": (float("inf"), float("-inf"), float("nan"))}) == {"a": [None, None, None]}
+
+
+def test_a_plot_replaces_an_older_one_and_takes_labels_as_they_are(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "curves.SVG"
+    path.touch()
+    draw([Panel(title="T", bars={"$x$": 1.0, "$\\frac$": 2.0})], path)
+    assert path.read_bytes().startswith(b"<?xml")

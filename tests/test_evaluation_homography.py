@@ -1,5 +1,6 @@
 """Metrics of homographies, by hand, and the benchmark on sequences whose features are known."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from evaluation_sets import HOMOGRAPHIES, SIZE, Exact, half_from_whole, write_grey, write_sequences
 
 from sekd_cli.errors import InputFileError
+from sekd_cli.evaluation import homography_benchmark
 from sekd_cli.evaluation.estimators import ESTIMATORS, estimate_homography
 from sekd_cli.evaluation.homography import (
     THRESHOLDS,
@@ -336,3 +338,61 @@ def test_a_sequence_that_is_here_has_the_folders_name(tmp_path: Path, monkeypatc
     write_sequences(tmp_path, count=4)
     monkeypatch.chdir(tmp_path / "v_drawn")
     assert [sequence.name for sequence in read_sequences(Path())] == ["v_drawn"]
+
+
+def test_each_run_of_an_estimator_has_its_own_seed_and_the_protocols_threshold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[float, int]] = []
+
+    def estimate(*_: object, threshold: float, seed: int) -> None:
+        asked.append((threshold, seed))
+
+    monkeypatch.setattr(homography_benchmark, "estimate_homography", estimate)
+    exact = Exact(write_sequences(tmp_path, count=4))
+    protocol = HomographyProtocol(max_size=0, threshold=2.0, seeds=3)
+    evaluate_sequences(read_sequences(tmp_path), [exact], protocol, nothing)
+    assert set(asked) == {(2.0, 0), (2.0, 1), (2.0, 2)}
+
+
+def test_the_protocol_is_the_papers() -> None:
+    assert HomographyProtocol() == HomographyProtocol(max_size=640, threshold=3.0, seeds=5)
+
+
+def test_a_pair_that_repeats_nothing_leaves_the_localisation_to_the_others() -> None:
+    some = replace(pair("v_a", [1.0], [1.0]), localisation=0.5)
+    assert summarise([some, pair("v_b", [1.0], [1.0])])["localisation"] == 0.5
+
+
+def test_accuracies_and_areas_at_a_threshold_are_medians_over_seeds() -> None:
+    figures = summarise([pair("v_a", [0.5, 20, 20], [0.5, 20, 20])])
+    assert figures["ha_ransac@1"] == figures["auc_magsac@5"] == 0
+
+
+def test_errors_at_a_threshold_are_within_it_for_the_accuracy_and_beyond_it_for_the_area() -> None:
+    assert fractions_below([3.0], [3.0]) == [1]
+    assert area_under_curve([3.0], [3.0]) == [0]
+
+
+def test_ten_images_are_in_the_order_of_their_numbers_and_suffixes_in_capitals_are_images(tmp_path: Path) -> None:
+    for index in (1, 2, 10):
+        write_grey(tmp_path / f"{index}.png", 8, 8).rename(tmp_path / f"{index}.PNG")
+        if index > 1:
+            np.savetxt(tmp_path / f"H_1_{index}", half_from_whole() * index)
+    [sequence] = read_sequences(tmp_path)
+    assert [path.name for path in sequence.images] == ["1.PNG", "2.PNG", "10.PNG"]
+
+
+def test_sequences_are_in_the_order_of_their_names(tmp_path: Path) -> None:
+    write_sequences(tmp_path, count=4)
+    assert [sequence.name for sequence in read_sequences(tmp_path)] == ["i_drawn", "v_drawn"]
+
+
+def test_a_pair_has_the_name_of_its_second_image_and_medians_over_seeds(tmp_path: Path) -> None:
+    exact = Exact(write_sequences(tmp_path, count=4))
+    results = evaluate_sequences(read_sequences(tmp_path), [exact], HomographyProtocol(max_size=0, seeds=1), nothing)
+    assert [row["pair"] for row in pair_table(results).rows][:2] == ["i_drawn 1-2.png", "i_drawn 1-3.png"]
+    [row] = pair_table({"m": [pair("v_a", [0.0, 1.0, 5.0], [2.0, 2.0, 8.0])]}).rows
+    assert (row["error_ransac"], row["error_magsac"]) == (1.0, 2.0)
+    assert row["mma@3"] == pytest.approx(0.3)
+    assert row["localisation"] is None

@@ -8,6 +8,7 @@ import pytest
 from evaluation_sets import Exact, Orbit, write_grey
 
 from sekd_cli.errors import InputFileError
+from sekd_cli.evaluation import pose_benchmark
 from sekd_cli.evaluation.cameras import Camera
 from sekd_cli.evaluation.colmap_model import read_colmap_model
 from sekd_cli.evaluation.estimators import estimate_pose
@@ -333,3 +334,92 @@ def test_scenes_that_are_links_keep_their_own_names(tmp_path: Path) -> None:
         (tmp_path / "linked").mkdir(exist_ok=True)
         (tmp_path / "linked" / name).symlink_to(tmp_path / "store" / name / "dense")
     assert [scene.name for scene in find_scenes(tmp_path / "linked", EVERYTHING)] == ["one", "two"]
+
+
+def test_each_run_of_a_pose_has_its_own_seed_and_the_protocols_threshold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[float, int]] = []
+
+    def estimate(*_: object, threshold: float, seed: int) -> None:
+        asked.append((threshold, seed))
+
+    monkeypatch.setattr(pose_benchmark, "estimate_pose", estimate)
+    exact = Exact(Orbit(10).write_pairs(tmp_path))
+    assert PoseProtocol().threshold == 1.0, "the paper's"
+    protocol = PoseProtocol(threshold=2.0, seeds=3)
+    evaluate_scenes(find_scenes(tmp_path, EVERYTHING), [exact], protocol, nothing)
+    assert set(asked) == {(2.0, 0), (2.0, 1), (2.0, 2)}
+
+
+def test_areas_are_medians_over_seeds_and_matches_means() -> None:
+    one = PoseResult(scene="x", name0="a", name1="b", keypoints=10, matches=5, errors=np.array([0.0, 30, 30]))
+    figures = summarise([one, one])
+    assert figures["auc@5"] == 0
+    assert (figures["median_error"], figures["matches"]) == (30, 5)
+
+
+def test_every_pair_has_the_cameras_of_its_own_images(tmp_path: Path) -> None:
+    Orbit(10).write_strecha(tmp_path / "strecha")
+    file = tmp_path / "strecha" / "cameras" / "01.png.camera"
+    file.write_text(file.read_text().replace("600.0", "700.0", 1))
+    Orbit(10).write_pairs(tmp_path / "pairs")
+    lines = (tmp_path / "pairs" / "pairs.txt").read_text().splitlines()
+    fields = lines[2].split()
+    fields[13] = "700.0"  # the focal length of the second
+    (tmp_path / "pairs" / "pairs.txt").write_text("\n".join([*lines[:2], " ".join(fields), *lines[3:]]))
+    for scene in find_scenes(tmp_path, EVERYTHING):
+        first = scene.pairs[0]
+        assert (first.name0, first.name1) == ("00.png", "01.png")
+        assert (first.camera0.matrix[0, 0], first.camera1.matrix[0, 0]) == (600, 700)
+
+
+def test_thinned_pairs_are_spread_over_all(tmp_path: Path) -> None:
+    Orbit(10).write_strecha(tmp_path)
+    [scene] = find_scenes(tmp_path, PairSelection(max_angle=180, max_pairs=3))
+    assert pairs_of(scene) == {("00", "01"), ("01", "02"), ("03", "04")}
+
+
+@pytest.mark.parametrize("distortion", ["0 0.1 0", "0 0 0.1"])
+def test_a_distorted_camera_is_refused_whichever_number_says_so(tmp_path: Path, distortion: str) -> None:
+    Orbit(10).write_strecha(tmp_path)
+    file = tmp_path / "cameras" / "02.png.camera"
+    rows = file.read_text().splitlines()
+    file.write_text("\n".join([*rows[:3], distortion, *rows[4:]]))
+    with pytest.raises(InputFileError, match="distorted"):
+        find_scenes(tmp_path, EVERYTHING)
+
+
+def test_a_model_may_lie_in_sparse_0_and_scenes_are_in_the_order_of_their_names(tmp_path: Path) -> None:
+    for name in ("b", "a", "c"):
+        Orbit(10).write_colmap(tmp_path / name)
+        (tmp_path / name / "sparse").rename(tmp_path / name / "model")
+        (tmp_path / name / "sparse").mkdir()
+        (tmp_path / name / "model").rename(tmp_path / name / "sparse" / "0")
+    assert [scene.name for scene in find_scenes(tmp_path, EVERYTHING)] == ["a", "b", "c"]
+
+
+def test_images_of_a_model_are_in_the_order_of_their_names(tmp_path: Path) -> None:
+    Orbit(10).write_colmap(tmp_path)
+    lines = (tmp_path / "sparse" / "images.txt").read_text().splitlines()
+    (tmp_path / "sparse" / "images.txt").write_text("\n".join([*lines[7:9], *lines[1:7], *lines[9:]]) + "\n")
+    [scene] = find_scenes(tmp_path, PairSelection(neighbours=1, max_angle=180))
+    assert [one.name0[:2] + one.name1[:2] for one in scene.pairs] == ["0001", "0102", "0203", "0304"]
+
+
+def test_a_mark_of_utf8_is_no_name(tmp_path: Path) -> None:
+    Orbit(10).write_pairs(tmp_path)
+    file = tmp_path / "pairs.txt"
+    lines = file.read_text().splitlines()[2:]
+    file.write_bytes(b"\xef\xbb\xbf" + "\n".join(lines).encode())
+    assert len(find_scenes(tmp_path, EVERYTHING)[0].pairs) == 4
+
+
+def test_views_that_share_exactly_the_least_overlap_are_a_pair(tmp_path: Path) -> None:
+    Orbit(10).write_colmap(tmp_path)
+    lines = (tmp_path / "sparse" / "images.txt").read_text().splitlines()
+    for index, points in enumerate((range(20), range(18, 40))):  # 2 of 20
+        lines[2 + 2 * index] = " ".join(f"1 1 {identity}" for identity in points)
+    (tmp_path / "sparse" / "images.txt").write_text("\n".join(lines))
+    [scene] = find_scenes(tmp_path, PairSelection(neighbours=0, max_angle=180))
+    assert pairs_of(scene) == {("00", "01")}

@@ -92,3 +92,13 @@ def test_figures_are_medians_over_seeds_summed_or_averaged_over_scenes() -> None
     assert row["maa@1"] == row["maa@10"] == 0.5
     assert table.cells()[0][1] == "6/8"
     assert [panel.bars["m"] for panel in sfm.panels(table)] == [25, 3, 0.5, 0.5]
+
+
+def test_pairs_farther_off_than_ten_degrees_failed() -> None:
+    rows = sfm.pair_table({"m": {"x": [result(4, 10, 5.0, 11.0)]}}).rows
+    assert [row["failed"] for row in rows] == [False, True]
+
+
+def test_four_distortion_parameters_are_opencvs() -> None:
+    assert sfm.colmap_camera(Camera(matrix=Orbit.matrix, distortion=(0.1,) * 4))[0] == "OPENCV"
+    assert sfm.colmap_camera(Camera(matrix=Orbit.matrix, distortion=(0.1,) * 8))[0] == "FULL_OPENCV"

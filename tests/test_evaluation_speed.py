@@ -69,3 +69,56 @@ def test_tries_that_did_not_fill_the_budget_are_told_apart() -> None:
     assert few.discarded_seconds == 0
     assert len(many.compute(pixels)) == 100
     assert many.discarded_seconds > 0
+
+
+class Timed(ComputedMethod):
+    """Says how long its network took and what it threw away, and notes what it is given."""
+
+    label = "timed"
+
+    def __init__(self) -> None:
+        self.sizes: list[tuple[int, ...]] = []
+        self.threads = 0
+        self.matched: list[bool] = []
+
+    def compute(self, grey: np.ndarray) -> LocalFeatures:
+        self.sizes.append(grey.shape)
+        self.threads = torch.get_num_threads()
+        self.network_seconds, self.discarded_seconds = 0.01, 0.03
+        empty = np.zeros((0, 2), dtype=np.float32)
+        return LocalFeatures(keypoints=empty, scores=empty[:, 0], descriptors=empty)
+
+    def match(self, first: LocalFeatures, second: LocalFeatures) -> np.ndarray:
+        self.matched.append(first is second)
+        return np.zeros((0, 2), dtype=np.int64)
+
+
+def test_what_is_thrown_away_counts_for_no_step_and_the_rest_is_after_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr("sekd_cli.evaluation.speed.perf_counter", lambda: float(next(clock)))  # a second between two
+    [row] = measure([draw_image(tmp_path)], [Timed()], SpeedProtocol(rounds=1), lambda _: None)
+    assert row["extract_ms"] == pytest.approx(970)
+    assert row["network_ms"] == pytest.approx(10)
+    assert row["post-processing_ms"] == pytest.approx(960)
+    assert row["read_ms"] == row["match_ms"] == pytest.approx(1000)
+
+
+def test_images_are_shrunk_matched_with_each_other_and_both_libraries_have_the_threads_asked_for(
+    tmp_path: Path,
+) -> None:
+    method, path = Timed(), draw_image(tmp_path)
+    before = torch.get_num_threads(), cv2.getNumThreads()
+    try:
+        torch.set_num_threads(1)
+        cv2.setNumThreads(3)
+        measure([path, path], [method], SpeedProtocol(max_size=160, rounds=1, threads=2), lambda _: None)
+        assert (torch.get_num_threads(), cv2.getNumThreads()) == (1, 3)
+    finally:
+        torch.set_num_threads(before[0])
+        cv2.setNumThreads(before[1])
+    assert set(method.sizes) == {(120, 160)}
+    assert method.threads == 2
+    assert method.matched
+    assert not any(method.matched)

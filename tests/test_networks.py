@@ -178,3 +178,9 @@ def test_bytes_are_looked_up_where_they_would_be_computed(dtype: torch.dtype, pa
     assert found.dtype == dtype
     assert found.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(found, expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-6, atol=1e-6)
+
+
+def test_the_published_network_extracts_as_its_authors_did() -> None:
+    assert PublishedNetwork.default_nms_radius == 4
+    assert PublishedNetwork.default_threshold == 0.4
+    assert PublishedNetwork.default_scales == (1.0,)

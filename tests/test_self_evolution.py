@@ -6,6 +6,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +17,12 @@ from drawn import draw_photographs
 from sekd_cli.commands.train import train
 from sekd_cli.commands.train_report import photographs_at
 from sekd_cli.errors import InputFileError, OutputError, SekdError, UsageError
+from sekd_cli.file_info import file_info
 from sekd_cli.images import find_images
 from sekd_cli.networks import CompactNetwork
 from sekd_cli.networks.weights_file import load_network, save_network
-from sekd_cli.training.dataset import PairDataset
+from sekd_cli.training import labelling, losses, self_evolution
+from sekd_cli.training.dataset import PairBatch, PairDataset
 from sekd_cli.training.losses import losses_of
 from sekd_cli.training.optimisation import MOST_SKIPPED, Learner
 from sekd_cli.training.photographs import Photographs, cache_photographs
@@ -489,3 +492,132 @@ def test_a_start_that_is_too_deep_is_refused(tmp_path: Path) -> None:
     save_network(start, CompactNetwork(), {})
     with pytest.raises(UsageError, match="deeper than the network"):
         Learner(replace(COMPACT, start=str(start), shallow=True), torch.device("cpu"))
+
+
+def labelled_batch(photographs: Photographs) -> PairBatch:
+    """The first batch of all photographs, each with labels at one place."""
+    labels = np.full((6, 4, 3), 60, np.float32)
+    return PairDataset(photographs, np.arange(6), labels, COMPACT, (3,))[0]
+
+
+def test_every_setting_reaches_its_loss(photographs: Photographs, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, Any] = {}
+
+    def noting(name: str) -> Any:
+        function = getattr(losses, name)
+
+        def noted(*positional: Any, **named: Any) -> Any:
+            told[name] = (positional, named)
+            return function(*positional, **named)
+
+        return noted
+
+    names = ("dual_softmax_loss", "draw_targets", "focal_loss", "own_keypoints", "matching_losses")
+    for name in (*names, "hardest_in_batch_loss"):
+        monkeypatch.setattr(losses, name, noting(name))
+    settings = replace(
+        COMPACT,
+        own_keypoints=20,
+        octaves=2,
+        similarity_scale=17.0,
+        safe_radius=4.0,
+        matching_scale=33.0,
+        target_sigma=0.9,
+        focal_gamma=1.5,
+        label_nms_radius=5,
+        triplet_ratio=0.7,
+    )
+    batch = labelled_batch(photographs)
+    network = Learner(settings, torch.device("cpu")).network
+    losses_of(network, None, batch, "both", settings)
+    _, named = told["dual_softmax_loss"]
+    assert (named["scale"], named["safe_radius"]) == (17.0, 4.0)
+    assert named["own"] is not None
+    assert told["draw_targets"][0][-1] == 0.9
+    assert (told["focal_loss"][0][-1], told["focal_loss"][1]) == (1.5, {"balance": False})
+    octaves, _, count, radius = told["own_keypoints"][0]
+    assert (len(octaves), count, radius) == (2, 20, 5)
+    assert told["matching_losses"][0][-1] == 33.0
+    paper = replace(settings, detector_target="pixel", descriptor_loss="hardest-in-batch")
+    losses_of(network, None, batch, "both", paper)
+    assert told["hardest_in_batch_loss"][0][-1] == 0.7
+    assert told["draw_targets"][0][-1] == 0
+    assert told["focal_loss"][1] == {"balance": True}
+
+
+@pytest.mark.parametrize(("part", "weight"), [("descriptor", "frozen_detector"), ("detector", "frozen_descriptor")])
+def test_an_update_of_one_part_holds_the_other(part: str, weight: str, photographs: Photographs) -> None:
+    once = replace(COMPACT, frozen_detector_weight=1.0, frozen_descriptor_weight=1.0)
+    twice = replace(once, **{f"{weight}_weight": 2.0})
+    batch = labelled_batch(photographs)
+    network = Learner(once, torch.device("cpu")).network.eval()
+    frozen = Learner(replace(once, seed=5), torch.device("cpu")).frozen_copy()
+    held = [losses_of(network, frozen, batch, part, settings)["held"].item() for settings in (once, twice)]
+    assert held[0] > 0
+    assert held[1] == pytest.approx(2 * held[0])
+
+
+def test_the_last_update_alone_has_the_last_steps() -> None:
+    settings = replace(COMPACT, rounds=3, steps_per_update=5, last_steps=9)
+    assert [phase.steps for phase in phases_of(settings) if phase.action == "update"] == [5, 5, 9]
+    alternating = replace(PRESETS["paper"], rounds=2, steps_per_update=5, last_steps=9)
+    assert [phase.steps for phase in phases_of(alternating) if phase.action == "update"] == [5, 5, 9]
+
+
+def test_the_best_weights_are_those_of_the_best_validation_of_the_running_mean(
+    photographs: Photographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter((0.5, 0.9, 0.3))
+    seen: list[object] = []
+    labelled: list[object] = []
+
+    def validate(network: object, photographs: object, held_out: object) -> dict[str, float]:
+        seen.append(network)
+        return {"score": next(scores)}
+
+    def label(kind: str, network: object, *positional: Any, **named: Any) -> int:
+        labelled.append(network)
+        return labelling.label_photographs(kind, network, *positional, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(self_evolution, "validate", validate)
+    monkeypatch.setattr(self_evolution, "label_photographs", label)
+    short = replace(COMPACT, rounds=3, steps_per_update=1, last_steps=1)
+    evolution, _ = evolve(tmp_path / "run", photographs, short)
+    assert all(network is evolution.learner.average for network in (*seen, *labelled))
+    assert evolution.learner.network.training
+    assert file_info(tmp_path / "run" / "best.safetensors")["training"]["note"] == "after round 1"
+    assert evolution.best == 0.9
+    facts = file_info(tmp_path / "run" / "model.safetensors")["training"]
+    assert facts["note"] == "finished"
+    assert (facts["steps"], facts["pairs"], facts["photographs"]) == (3, 6, 5)
+
+
+def test_rounds_take_other_photographs_and_none_that_is_held_out(photographs: Photographs, tmp_path: Path) -> None:
+    settings = replace(COMPACT, rounds=8, validation_share=0.34)
+    evolution = SelfEvolution(tmp_path, photographs, settings, Reporter(), device=torch.device("cpu"), workers=0)
+    assert not set(evolution.training) & set(evolution.held_out)
+    assert len(evolution.training) + len(evolution.held_out) == 6
+    chosen = [tuple(evolution._chosen(phase)) for phase in phases_of(settings) if phase.action == "label"]
+    assert len(set(chosen)) > 3
+
+
+def test_seconds_count_once_however_often_they_are_saved(
+    photographs: Photographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(self_evolution.time, "monotonic", lambda: now[0])
+    evolution = SelfEvolution(tmp_path, photographs, COMPACT, Reporter(), device=torch.device("cpu"), workers=0)
+    for moment in (160.0, 220.0, 280.0):
+        now[0] = moment
+        evolution._save("now")
+    assert evolution.seconds == 180
+    assert file_info(tmp_path / "model.safetensors")["training"]["minutes"] == 3
+
+
+def test_a_skipped_step_is_told(photographs: Photographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(network: torch.nn.Module, *_: object) -> dict[str, torch.Tensor]:
+        return {"descriptor": next(network.parameters()).sum() * float("nan")}
+
+    monkeypatch.setattr(self_evolution, "losses_of", lost)
+    _, told = evolve(tmp_path / "run", photographs, replace(COMPACT, rounds=1))
+    assert [figures["skipped"] for figures in told.losses] == [1.0, 1.0]

@@ -3,28 +3,31 @@
 import errno
 import math
 import os
-import resource
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from drawn import draw_photographs, drawn_photograph
+from full_disk import files_of_at_most
+from torch import Tensor, nn
 
 from sekd_cli.errors import InputFileError, NothingToDoError, OutputError, UsageError
-from sekd_cli.geometry import inside, warp_points
+from sekd_cli.geometry import distances, inside, pixel_grid, sample_map, translation, warp_points
 from sekd_cli.images import find_images
 from sekd_cli.networks import CompactNetwork, DenseMaps
+from sekd_cli.training import labelling
 from sekd_cli.training.affine_adaptation import References, adapted_scores, look_at_references
 from sekd_cli.training.checkpoint import load_checkpoint, save_checkpoint
 from sekd_cli.training.dataset import PairDataset, PlanDataset, generator_of, look, render, surround
-from sekd_cli.training.labelling import grey_of, label_photograph, label_photographs
-from sekd_cli.training.occlusion import hidden_at
+from sekd_cli.training.labelling import grey_of, label_photograph, label_photographs, pad_to_stride
+from sekd_cli.training.occlusion import draw_hidden, hidden_at
 from sekd_cli.training.photographs import Photographs, cache_photographs
-from sekd_cli.training.photometric import LUMA, Light, blur_where_shrunk, change_light, convolve, draw_light
-from sekd_cli.training.reliability import corner_strength, map_reliability
+from sekd_cli.training.photometric import LUMA, Light
+from sekd_cli.training.reliability import corner_strength, map_reliability, reliability
 from sekd_cli.training.settings import TrainingSettings
 from sekd_cli.training.validation import HeldOutPairs
 from sekd_cli.training.views import footprints, random_pairs
@@ -214,55 +217,6 @@ def test_the_parts_of_a_batch_for_two_ranks_are_the_whole(photographs: Photograp
         assert torch.equal(torch.cat(halves, dim=1).flatten(0, 1), getattr(whole, name)), name
 
 
-def light(count: int, **changes: torch.Tensor) -> Light:
-    nothing = Light(
-        uneven=torch.zeros(count, 1, 4, 4),
-        kernel=torch.zeros(count, 9, 9),
-        tone=torch.tensor([1.0, 1.0, 1.0, 0.0]).repeat(count, 1),
-        block_step=torch.zeros(count),
-        noise=torch.zeros(count),
-        noise_seed=torch.zeros(count, dtype=torch.int64),
-    )
-    return nothing._replace(**changes)
-
-
-def test_each_change_of_light_is_what_its_numbers_say() -> None:
-    image = torch.rand(2, 1, 16, 24, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(change_light(image, light(2)), image)
-    toned = change_light(image, light(2, tone=torch.tensor([[1.5, 2.0, 0.8, 0.1], [1.0, 1.0, 1.0, 0.0]])))
-    by_hand = ((image[0] * 1.5).clamp(max=1) ** 2 - 0.5) * 0.8 + 0.6
-    torch.testing.assert_close(toned[0], by_hand.clamp(0, 1))
-    torch.testing.assert_close(toned[1], image[1])
-    brighter = change_light(image / 4, light(2, uneven=torch.full((2, 1, 4, 4), np.log(2.0))))
-    torch.testing.assert_close(brighter, image / 2)
-    noisy = change_light(image * 0 + 0.5, light(2, noise=torch.tensor([0.0, 0.1]), noise_seed=torch.tensor([1, 2])))
-    assert torch.equal(noisy[0], image[0] * 0 + 0.5)
-    assert float(noisy[1].std()) == pytest.approx(0.1, rel=0.2)
-    even = change_light(image * 0 + 0.5, light(2, block_step=torch.full((2,), 0.01)))
-    assert float((even - 0.5).abs().max()) < 0.01  # an even block keeps its mean
-    assert (change_light(image, light(2, block_step=torch.full((2,), 0.05))) - image).abs().mean() > 0.01
-
-
-def test_compression_takes_images_of_any_size() -> None:
-    image = torch.rand(2, 1, 20, 12, generator=torch.Generator().manual_seed(0))  # as labelled
-    coded = change_light(image, light(2, block_step=torch.full((2,), 0.05)))
-    assert coded.shape == image.shape
-    whole = change_light(image[..., :16, :8], light(2, block_step=torch.full((2,), 0.05)))
-    assert coded[..., :16, :8].allclose(whole, atol=1e-6)
-    assert (coded[..., 16:, 8:] - image[..., 16:, 8:]).abs().mean() < 0.2
-
-
-def test_what_is_shrunk_is_blurred_first_and_nothing_else() -> None:
-    stripes = (torch.arange(64) % 2).float().expand(3, 1, 64, 64).clone()
-    blurred = stripes.clone()
-    across, along = torch.diag(torch.tensor([3.0, 1.0])), torch.diag(torch.tensor([1.0, 3.0]))
-    blur_where_shrunk(blurred, torch.stack((torch.eye(2) / 2, across, along)))
-    assert torch.equal(blurred[0], stripes[0])
-    assert blurred[1, :, 8:-8, 8:-8].std() < 0.01  # away from the border, which repeats
-    assert abs(float(blurred[1].mean()) - 0.5) < 0.01
-    torch.testing.assert_close(blurred[2], stripes[2])  # the same from row to row
-
-
 def test_a_pixel_of_a_view_covers_what_its_corners_do() -> None:
     maps = torch.tensor([[[4.0, 0.5, 3], [0, 1, 5], [0, 0, 1]], [[1, 0.2, 0], [0.1, 1, 9], [0.01, -0.002, 1]]])
     middle = torch.tensor([[50.0, 31.5]]).expand(2, -1)
@@ -305,14 +259,6 @@ def test_graded_views_are_mostly_milder_and_stay_within_the_ranges() -> None:
     assert float(zooms[1].median()) < 0.6 * float(zooms[0].median())
 
 
-def test_a_blur_on_a_gpu_is_that_on_a_cpu() -> None:
-    image = torch.rand(5, 1, 32, 40, generator=torch.Generator().manual_seed(0))
-    kernels = draw_light(40, generator_of(0)).kernel
-    kernel = kernels[kernels.any(dim=2).any(dim=1)][:5]
-    torch.testing.assert_close(convolve(image, kernel), change_light(image, light(5, kernel=kernel)))
-    assert kernel.sum((1, 2)).tolist() == pytest.approx([1] * 5, abs=1e-5)
-
-
 def test_both_views_of_a_plain_pair_are_neither_blurred_nor_compressed_nor_noisy(photographs: Photographs) -> None:
     def light_of(share: float) -> Light:
         labels = np.full((5, 1, 3), np.nan, np.float32)
@@ -329,15 +275,6 @@ def test_both_views_of_a_plain_pair_are_neither_blurred_nor_compressed_nor_noisy
     changed = (half.noise + half.block_step + half.kernel.sum(dim=(1, 2))) != 0
     assert not (changed.reshape(2, 32) & ~kept.reshape(2, 32).all(dim=0)).any()  # a pair is plain, not one view of it
     torch.testing.assert_close(half.tone, usual.tone)
-
-
-def test_light_changes_pixels_but_never_leaves_the_range() -> None:
-    images = torch.rand(8, 1, 64, 64, generator=torch.Generator().manual_seed(0))
-    changed = change_light(images, draw_light(8, generator_of(3)))
-    assert changed.shape == images.shape
-    assert changed.min() >= 0
-    assert changed.max() <= 1
-    assert (changed - images).abs().mean() > 0.01
 
 
 def test_a_unique_map_is_reliable_and_an_even_one_is_not() -> None:
@@ -485,12 +422,192 @@ def test_a_checkpoint_comes_back_and_code_in_one_is_not_run(tmp_path: Path) -> N
 def test_a_checkpoint_on_a_full_disk_is_told_and_the_old_one_stays(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     save_checkpoint(path, {"step": 3})
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
-    try:
-        with pytest.raises(OutputError, match="larger than this file system or process may write"):
-            save_checkpoint(path, {"step": 4, "tensor": torch.zeros(1 << 16)})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with (
+        files_of_at_most(1 << 16),
+        pytest.raises(OutputError, match="larger than this file system or process may write"),
+    ):
+        save_checkpoint(path, {"step": 4, "tensor": torch.zeros(1 << 16)})
     assert load_checkpoint(path)["step"] == 3
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_hides_covers_a_part_of_a_view_and_nothing_beyond_it() -> None:
+    hidden = draw_hidden(400, 1.0, 64, 96, generator_of(0)).float().mean(dim=(1, 2))
+    assert 0.1 < hidden.mean() < 0.4
+    one = torch.zeros(1, 4, 6, dtype=torch.bool)
+    one[0, 2, 4] = one[0, 0, 0] = one[0, 3, 5] = True
+    places = torch.tensor([[[3.6, 2.2], [4.6, 2.2], [-3.0, -3.0], [9.0, 9.0], [0.4, 0.3]]])
+    assert hidden_at(one, places).tolist() == [[True, False, False, False, True]]
+
+
+def dataset(photographs: Photographs, labels: np.ndarray, **changes: Any) -> PairDataset:
+    return PairDataset(photographs, np.arange(5), labels, replace(SMALL, **changes), (3,))
+
+
+def test_points_are_in_both_views_and_labels_are_the_first_of_them(photographs: Photographs) -> None:
+    labels = np.random.default_rng(0).uniform(20, 150, (5, 60, 3)).astype(np.float32)
+    pairs = dataset(photographs, labels, batch_size=6)
+    total = 0
+    for step in range(3):
+        plan = pairs.plan(step)
+        assert plan.points.shape == (12, 30, 2)
+        first, second = plan.points.chunk(2)
+        matched = plan.matched
+        assert inside(first, 64, 96)[matched].all()
+        assert inside(second, 64, 96)[matched].all()
+        known = distances(first, plan.keypoints[:6]).amin(dim=2) < 1e-3
+        total += int((known & matched).sum())
+        alone = dataset(photographs, labels, batch_size=6, random_points=0).plan(step)
+        known = distances(alone.points[:6], alone.keypoints[:6]).amin(dim=2) < 1e-3
+        assert known[alone.matched].all(), "the paper: labels only"
+    assert total > 50
+
+
+def test_beyond_the_edges_lies_another_photograph_or_none_and_light_is_as_the_settings_say(
+    photographs: Photographs,
+) -> None:
+    labels = np.full((5, 1, 3), 50, np.float32)
+    pairs = dataset(photographs, labels, batch_size=40, exposed_share=1.0, hidden_share=0.5)
+    plan, other = pairs.plan(0), pairs.plan(1)
+    same = [torch.equal(one, two) for one, two in zip(plan.photographs, plan.others, strict=True)]
+    assert sum(same) < 20
+    assert (plan.light.tone[:, 0] != 1).all()
+    assert not torch.equal(plan.hidden, other.hidden)
+    assert len(dataset(photographs, labels, other_surroundings=False).plan(0).others) == 0
+
+
+def test_two_pixels_along_the_edge_of_a_photograph_are_not_seen(photographs: Photographs) -> None:
+    whole = photographs[0][None]
+    size = torch.tensor([[192.0, 160.0]])
+    seen = look(whole, size, torch.full((1, 1, 3), 1 / 765), torch.eye(3)[None, None], height=160, width=192)[1][0, 0]
+    expected = torch.zeros(160, 192, dtype=torch.bool)
+    expected[2:-2, 2:-2] = True
+    assert torch.equal(seen, expected)
+
+
+def moved_references(features: Tensor, right: int, down: int, stride: int = 1) -> References:
+    """One reference, which looks so many positions farther to the right and down."""
+    looked = features.roll((-down, -right), dims=(2, 3))
+    references = references_of(torch.cat((features, looked)), stride)
+    there = translation(torch.tensor([float(right * stride)]), torch.tensor([float(down * stride)]))
+    return replace(references, image_from_reference=there)
+
+
+@pytest.mark.parametrize("stride", [1, 4])
+def test_reliability_looks_for_each_position_where_the_reference_has_it(stride: int) -> None:
+    unique = torch.randn(1, 64, 16, 20, generator=torch.Generator().manual_seed(0))
+    references = moved_references(unique, 5, 3, stride)
+    found = map_reliability(references.maps.low_level_map, references, SMALL)
+    assert found[8:12, 9:16].min() > 20
+    assert found[:, :4].max() == found[:2].max() == 0, "nothing of what no reference sees"
+
+
+def test_what_comes_again_within_the_window_is_not_reliable() -> None:
+    tile = torch.randn(1, 64, 16, 4, generator=torch.Generator().manual_seed(0))
+    again = tile.repeat(2, 1, 1, 5)  # every four positions: two steps of a window of 5
+    assert map_reliability(again, references_of(again), SMALL)[4:12, 6:14].max() < 0.1
+
+
+def test_both_levels_have_their_weight_and_further_references_none() -> None:
+    generator = torch.Generator().manual_seed(0)
+    unique = torch.randn(1, 64, 12, 12, generator=generator).repeat(4, 1, 1, 1)
+    unique[3] = torch.randn(64, 12, 12, generator=generator)  # a third reference shows something else
+    maps = DenseMaps(torch.zeros(4, 12, 12), (unique,), torch.ones(4, 8, 12, 12))
+    references = References(maps=maps, image_from_reference=torch.eye(3).repeat(3, 1, 1))
+    settings = replace(SMALL, low_level_weight=0.25, reliability_references=2)
+    descriptors, low_level = (map_reliability(part[:3], references, settings) for part in (unique, maps.low_level_map))
+    torch.testing.assert_close(reliability(references, settings), 0.75 * descriptors + 0.25 * low_level)
+    swapped = replace(references, maps=maps._replace(descriptor_maps=(maps.low_level_map,), low_level_map=unique))
+    torch.testing.assert_close(reliability(swapped, settings), 0.25 * descriptors + 0.75 * low_level)
+
+
+class Echo(nn.Module):
+    """A network whose logits are its image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, image: Tensor) -> DenseMaps:
+        return DenseMaps(image[:, 0], (image,), image)
+
+
+def test_references_show_the_image_where_they_say_in_other_light(monkeypatch: pytest.MonkeyPatch) -> None:
+    y, x = torch.meshgrid(torch.arange(80.0), torch.arange(96.0), indexing="ij")
+    image = (0.5 + 0.3 * torch.sin(x / 9) * torch.cos(y / 7))[None]
+    lit = look_at_references(Echo(), image, 3, generator_of(1)).maps.score_logits  # type: ignore[arg-type]
+    monkeypatch.setattr("sekd_cli.training.affine_adaptation.change_light", lambda images, drawn: images)
+    references = look_at_references(Echo(), image, 3, generator_of(1))  # type: ignore[arg-type]
+    logits = references.maps.score_logits
+    assert (lit[1:] - logits[1:]).abs().mean() > 0.02
+    torch.testing.assert_close(lit[0], image[0])
+    grid = pixel_grid(80, 96).expand(3, -1, -1)
+    xy = warp_points(grid, torch.linalg.inv(references.image_from_reference))
+    seen = inside(xy, 80, 96)
+    assert seen.float().mean() > 0.3
+    found = sample_map(logits[1:, None], xy)[:, 0]
+    assert (found - image.flatten(1))[seen].abs().max() < 0.02
+    returned = adapted_scores(references, border=0)
+    assert (returned - image[0].sigmoid()).abs().mean() < 0.005
+
+
+def test_what_lies_at_a_references_edge_does_not_count() -> None:
+    logits = torch.full((2, 12, 12), -2.0)
+    logits[1] = 2.0
+    maps = DenseMaps(logits, (logits[:, None],), logits[:, None])
+    scores = adapted_scores(References(maps=maps, image_from_reference=torch.eye(3)[None]), border=3)
+    low, high = float(torch.tensor(-2.0).sigmoid()), float(torch.tensor(2.0).sigmoid())
+    assert scores[2, 6] == pytest.approx(low)
+    assert scores[3, 6] == pytest.approx((low + high) / 2)
+
+
+def test_padding_is_to_the_right_and_below() -> None:
+    image = torch.rand(1, 5, 6)
+    padded = pad_to_stride(image, 4)
+    assert padded.shape == (1, 8, 8)
+    assert torch.equal(padded[:, :5, :6], image)
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "score", "threshold"),
+    [
+        ("adaptation", 5, 0.8, 0.2),
+        ("reliability", 7, 0.5, 0.6 / 1.6),
+        ("adaptation-reliability", 7, 0.4, 0.1),
+    ],
+)
+def test_each_kind_of_label_has_its_references_score_and_threshold(
+    kind: str, count: int, score: float, threshold: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    borders: list[float] = []
+
+    def look(network: object, image: Tensor, references: int, generator: object) -> References:
+        asked.append(references)
+        return references_of(torch.zeros(2, 1, *image.shape[-2:]))
+
+    def adapted(references: References, border: float) -> Tensor:
+        borders.append(border)
+        return torch.full((64, 96), 0.8)
+
+    monkeypatch.setattr(labelling, "look_at_references", look)
+    monkeypatch.setattr(labelling, "adapted_scores", adapted)
+    monkeypatch.setattr(labelling, "reliability", lambda references, settings: torch.full((64, 96), 1.0))
+    settings = replace(
+        SMALL,
+        adaptation_references=5,
+        reliability_references=7,
+        adaptation_threshold=0.2,
+        reliability_threshold=0.6,
+        label_border=9,
+    )
+    logits, found = labelling._network_logits(torch.zeros(1, 64, 96), kind, CompactNetwork(), settings, generator_of(0))
+    assert (asked, set(borders) - {9}) == ([count], set())
+    assert float(logits.sigmoid().mean()) == pytest.approx(score)
+    assert found == pytest.approx(threshold)
+
+
+def test_a_checkpoint_of_another_format_is_told(tmp_path: Path) -> None:
+    torch.save({"format": 1}, tmp_path / "checkpoint.pt")
+    with pytest.raises(InputFileError, match="another version of sekd"):
+        load_checkpoint(tmp_path / "checkpoint.pt")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from sekd_cli.training.descriptor_update import dual_softmax_loss, hardest_in_batch_loss
 from sekd_cli.training.detector_update import draw_targets, focal_loss
 from sekd_cli.training.parallax import Correspondence
-from sekd_cli.training.repeatability import detector_repeatability
+from sekd_cli.training.repeatability import detector_repeatability, frozen_descriptor_loss, frozen_detector_loss
 
 
 def unit(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -192,3 +192,11 @@ def test_no_matched_point_costs_nothing() -> None:
     first, second = unit(2, 4, 8), unit(2, 4, 8, seed=9)
     assert float(dual(first, second, far_apart(2, 4), nothing)) == 0
     assert float(hardest_in_batch_loss(first, second, nothing, 0.85)) == 0
+
+
+def test_what_holds_a_part_still_by_hand() -> None:
+    logits, frozen = torch.tensor([[[0.0]]]), torch.tensor([[[100.0]]])
+    assert float(frozen_detector_loss(logits, frozen)) == pytest.approx(0.25)
+    maps = (torch.tensor([3.0, 0.0])[None, :, None, None], torch.tensor([1.0, 0.0])[None, :, None, None])
+    held = (torch.tensor([0.0, 7.0])[None, :, None, None], torch.tensor([9.0, 0.0])[None, :, None, None])
+    assert float(frozen_descriptor_loss(maps, held)) == pytest.approx((1 + 0) / 2)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sekd_cli.features import OCTAVE_COST
+from sekd_cli.geometry import translation
 from sekd_cli.networks import DenseMaps
 from sekd_cli.training.descriptor_update import rival_odds
 from sekd_cli.training.parallax import Correspondence
@@ -263,3 +264,18 @@ def test_a_left_out_keypoint_that_is_anothers_only_choice_leaves_a_loss() -> Non
     for loss in losses:
         (slope,) = torch.autograd.grad(loss, descriptors, retain_graph=True)
         assert slope.isfinite().all()
+
+
+def test_ranking_counts_keypoints_that_are_there_and_in_the_other_view_alone() -> None:
+    xy = [[(2.0, 2.0), (60.0, 5.0), (7.0, 7.0)]] * 2  # the second beyond a view of 16x16
+    logits = torch.tensor([[0.0, 5.0, 6.0]] * 2)
+    some = own(xy, torch.eye(3).expand(2, 3, 3), logits)
+    some.present[:, 2] = False
+    assert float(ranking_loss(some, SAME_VIEW, 16, 16)) == pytest.approx(math.log(2))
+
+
+def test_ranking_follows_points_of_the_second_view_back_to_the_first() -> None:
+    moved = Correspondence.planar(translation(torch.tensor([10.0]), torch.tensor([0.0])))
+    xy = [[(2.0, 2.0), (9.0, 2.0)], [(12.0, 2.0), (4.0, 2.0)]]  # only the first of each is in both
+    some = own(xy, torch.eye(2).expand(2, 2, 2), torch.tensor([[0.0, 50.0], [0.0, 50.0]]))
+    assert float(ranking_loss(some, moved, 16, 16)) == pytest.approx(math.log(2))

@@ -76,7 +76,13 @@ def test_a_labelling_cut_short_is_told_and_noted(run: RunFolder, caplog: pytest.
 
 
 def test_what_a_run_is_made_of_is_not_changed_when_it_goes_on(run: RunFolder) -> None:
-    for change in (["--minutes", "3"], ["--seed", "0"], ["--set", "rounds=2"], ["--config", "paper"]):
+    for change in (
+        ["--minutes", "3"],
+        ["--rounds", "3"],
+        ["--seed", "0"],
+        ["--set", "rounds=2"],
+        ["--config", "paper"],
+    ):
         for asked in ("--resume", "--report"):
             with pytest.raises(UsageError, match=f"leave out {change[0]}$"):
                 CliRunner().invoke(train, [asked, str(run.path), *change], catch_exceptions=False)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from full_disk import files_of_at_most
 from torch import Tensor
 
 from sekd_cli.errors import InputFileError
@@ -257,3 +258,13 @@ def test_weights_that_are_no_numbers_are_refused(broken: float, tmp_path: Path) 
     save_network(tmp_path / "mine.safetensors", network, {})
     with pytest.raises(InputFileError, match=r"mine\.safetensors: level8\.0\.0\.weight holds what is no number"):
         load_network(tmp_path / "mine.safetensors")
+
+
+def test_weights_that_a_disk_has_no_room_for_leave_the_old_ones_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "mine.safetensors"
+    save_network(path, CompactNetwork(), {})
+    before = path.read_bytes()
+    with files_of_at_most(1 << 16), pytest.raises(OSError, match="too large"):
+        save_network(path, CompactNetwork(), {})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,5 +1,6 @@
 """Processes that do tasks for this one."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -32,6 +33,10 @@ def own_process(task: str) -> tuple[str, int]:
     if task == "fail":
         raise ValueError(task)
     return task, os.getpid()
+
+
+def each(tasks: Sequence[str]) -> list[str]:
+    return [own_process(task)[0] for task in tasks]
 
 
 def gone(process: int) -> bool:
@@ -84,9 +89,6 @@ def test_one_that_hangs_is_killed_when_patience_ends() -> None:
 
 
 def test_an_item_that_hangs_costs_the_others_of_its_batch_nothing_but_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    def each(tasks: Sequence[str]) -> list[str]:
-        return [own_process(task)[0] for task in tasks]
-
     monkeypatch.setattr(module, "PATIENCE", 0.5)
     with workers(1, each) as running, Crew(running, each, each, threads=0) as crew:
         for batch in (["a", "hang", "b"], ["c"]):
@@ -158,3 +160,39 @@ def test_none_where_a_process_cannot_fork(monkeypatch: pytest.MonkeyPatch) -> No
         assert worker("") == 0
     monkeypatch.setattr(module, "CAN_FORK", False)
     assert workers_of_a_worker("") == 0
+
+
+def test_the_other_of_two_items_is_done_where_one_kills() -> None:
+    with workers(1, each) as running, Crew(running, each, each, threads=0) as crew:
+        crew.begin(["die", "a"])
+        told = list(crew.done(0))
+    assert [items for items, _ in told] == [["die"], ["a"]]
+    assert isinstance(told[0][1], WorkerDiedError)
+    assert told[1][1] == ["a"]
+
+
+def test_a_thread_stands_in_where_there_may_be_no_more_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: object) -> None:
+        raise OSError(errno.EAGAIN, "no more processes")
+
+    with workers(1, each) as running, Crew(running, each, lambda tasks: ["here"] * len(tasks), threads=0) as crew:
+        monkeypatch.setattr(module, "Worker", full)
+        crew.begin(["die"])
+        [(_, died)] = crew.done(0)
+        assert isinstance(died, WorkerDiedError)
+        assert crew._free.qsize() == 1, "or the next would wait for ever"
+        crew.begin(["a"])
+        assert list(crew.done(0)) == [(["a"], ["here"])]
+    with workers(2, each) as none:
+        assert none == []
+
+
+def test_this_process_computes_on_one_thread_beside_workers() -> None:
+    before = torch.get_num_threads(), cv2.getNumThreads()
+    try:
+        torch.set_num_threads(3)
+        with workers(1, own_process):
+            assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before[0])
+        cv2.setNumThreads(before[1])

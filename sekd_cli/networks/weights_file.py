@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import warnings
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -44,12 +45,19 @@ def weights_digest(path: Path) -> str:
 
 
 def save_network(path: Path, network: DenseNetwork, metadata: dict[str, Any]) -> None:
-    """Write a network so that `load_network` needs nothing else; `metadata` is stored as JSON beside its name."""
+    """Write a network so that `load_network` needs nothing else; `metadata` is stored as JSON beside its name.
+
+    If it can't be written, an older file stays as it was, and nothing of the new one is left.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     temporary = path.with_name(path.name + ".part")
-    # not save_file, whose files only their owner may read
-    temporary.write_bytes(safetensors.torch.save(tensors, {"network": network.name, "training": json.dumps(metadata)}))
-    temporary.replace(path)
+    content = safetensors.torch.save(tensors, {"network": network.name, "training": json.dumps(metadata)})
+    try:  # as `new_file` does, which is above this layer
+        temporary.write_bytes(content)  # not save_file, whose files only their owner may read
+        temporary.replace(path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def load_network(path: Path) -> DenseNetwork:
