@@ -23,6 +23,7 @@ from sekd_cli.networks.quantising import (
     quantise,
 )
 from sekd_cli.networks.tracing import traced
+from sekd_cli.networks.weights_file import load_network, packaged_weights
 from sekd_cli.precision import has_fast_bytes, has_matrix_units
 
 CPU = torch.device("cpu")
@@ -208,6 +209,20 @@ def test_maps_of_bytes_depend_neither_on_the_batch_nor_on_the_recording(photogra
         assert torch.equal(alone.score_logits[0], together.score_logits[index])
         for one, all_of_them in zip(alone.descriptor_maps, together.descriptor_maps, strict=True):
             assert torch.equal(one[0], all_of_them[index])
+
+
+@needs_vnni
+@torch.inference_mode()
+def test_maps_of_the_released_network_depend_on_no_number_of_threads(photograph: Tensor, one_thread: None) -> None:
+    del one_thread
+    network = inference_network(load_network(packaged_weights()), "int8", CPU)
+    image = (255 * photograph).byte().contiguous(memory_format=torch.channels_last)
+    statistics = image_statistics(photograph)
+    alone = network(image, statistics)
+    torch.set_num_threads(2)
+    both = network(image, statistics)
+    assert torch.equal(alone.score_logits, both.score_logits)
+    assert all(map(torch.equal, alone.descriptor_maps, both.descriptor_maps))
 
 
 @needs_vnni
