@@ -2,9 +2,9 @@
 
 Needs sekd[onnx]; where openvino is installed it is among them, and with --compile, which wants a C++ compiler, torch's.
 Prints for each the CPU time of one 640x480 photograph, network only, one thread, median of rounds in which all take
-turns, and how many of float32's 1,000 best keypoints are the same to a pixel. Its int8 is ONNX Runtime's static
+turns, and how many of float32's 1,000 best keypoints are the same to a pixel. ONNX Runtime's int8 is its static
 quantization, calibrated on the example photographs (one of which is then measured), but for the detector's layer, which
-stays float32.
+stays float32; "int8 (sekd)", where the CPU has VNNI, is what `sekd extract` runs.
 """
 
 import argparse
