@@ -27,9 +27,9 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor
 
 from sekd_cli.config import DetectionSettings
+from sekd_cli.detection import detect
 from sekd_cli.device import keep_freed_memory
 from sekd_cli.export.onnx import export_onnx
-from sekd_cli.features import detect
 from sekd_cli.networks import CompactNetwork, DenseNetwork
 from sekd_cli.networks.folding import fold_batch_norms
 from sekd_cli.networks.fusing import fuse

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from sekd_cli.config import DetectionSettings, ViewSettings
+from sekd_cli.detection import detect_at_once, detect_places, keypoints_at
 from sekd_cli.errors import ImageError, UsageError
-from sekd_cli.features import detect_at_once, detect_places, keypoints_at
 from sekd_cli.geometry import rescale_points
 from sekd_cli.images import Photograph, to_stored
 from sekd_cli.networks import DenseMaps, DenseNetwork

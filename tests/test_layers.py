@@ -19,6 +19,7 @@ LAYERS = [
     {"config"},
     {"geometry"},
     {"networks", "precision"},
+    {"detection"},
     {"features"},
     {MIDDLE},
     {"training", "evaluation", "export", "api"},

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sekd_cli.features import OCTAVE_COST
+from sekd_cli.detection import OCTAVE_COST
 from sekd_cli.geometry import translation
 from sekd_cli.networks import DenseMaps
 from sekd_cli.training.descriptor_update import rival_odds

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sekd_cli.config import DetectionSettings
+from sekd_cli.detection import detect
 from sekd_cli.errors import InputFileError, OutputError
-from sekd_cli.features import detect
 from sekd_cli.geometry import inside, pixel_grid
 from sekd_cli.hdf5_file import write_reason
 from sekd_cli.networks import DenseNetwork

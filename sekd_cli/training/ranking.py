@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sekd_cli.features import local_maxima, octave_score, refine, sample_descriptors
+from sekd_cli.detection import local_maxima, octave_score, refine
+from sekd_cli.features import sample_descriptors
 from sekd_cli.geometry import distances, inside, rescale_points
 from sekd_cli.networks import DenseMaps
 from sekd_cli.training.octaves import seen_at
