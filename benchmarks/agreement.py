@@ -18,7 +18,7 @@ import numpy as np
 from sekd_cli import Features, Sekd
 from sekd_cli.config import VerificationSettings
 from sekd_cli.images import find_images
-from sekd_cli.precision import PRECISIONS
+from sekd_cli.networks.precision import PRECISIONS
 from sekd_cli.verification import verify
 
 FEWEST, LEAST = 22, 0.3  # matches of a pair that must agree, and their share

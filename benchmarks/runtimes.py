@@ -4,7 +4,7 @@ Needs sekd[onnx]; where openvino is installed it is among them, and with --compi
 Prints for each the CPU time of one 640x480 photograph, network only, one thread, median of rounds in which all take
 turns, and how many of float32's 1,000 best keypoints are the same to a pixel. ONNX Runtime's int8 is its static
 quantization, calibrated on the example photographs (one of which is then measured), but for the detector's layer, which
-stays float32; "int8 (sekd)", where the CPU has VNNI, is what `sekd extract` runs.
+stays float32; "int8 (sekd)", where the CPU has AVX2, is what `sekd extract` runs.
 """
 
 import argparse
@@ -35,8 +35,8 @@ from sekd_cli.networks.folding import fold_batch_norms
 from sekd_cli.networks.fusing import fuse
 from sekd_cli.networks.inference import inference_network
 from sekd_cli.networks.packing import pack_fine_levels
+from sekd_cli.networks.precision import possible_precisions
 from sekd_cli.networks.weights_file import load_network, packaged_weights
-from sekd_cli.precision import has_fast_bytes
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 CPU = torch.device("cpu")
@@ -138,7 +138,7 @@ def ways(folder: Path, *, compiled: bool) -> dict[str, Way]:
     own = inference_network(network, "bfloat16", CPU)
     packed = plain_bfloat16(pack_fine_levels(folded))
     further: dict[str, Way] = {"bfloat16, torch.compile": compiled_way(own, image)} if compiled else {}
-    if has_fast_bytes(CPU):
+    if "int8" in possible_precisions(CPU, quantisable=True):
         further |= {"int8 (sekd)": torch_way(inference_network(network, "int8", CPU), image)}
     if importlib.util.find_spec("openvino"):
         further |= {f"OpenVINO, {kind}": openvino_way(model, image, kind) for kind in ("f32", "bf16")}

@@ -33,8 +33,8 @@ from sekd_cli.evaluation.methods import ComputedMethod
 from sekd_cli.evaluation.own import WHOLE, Sekd
 from sekd_cli.evaluation.speed import draw_image
 from sekd_cli.networks import NETWORKS, DenseNetwork
+from sekd_cli.networks.precision import possible_precisions
 from sekd_cli.networks.weights_file import load_network, packaged_weights
-from sekd_cli.precision import possible_precisions
 
 KEYPOINTS = 2048
 CPU = torch.device("cpu")

@@ -39,8 +39,8 @@ from sekd_cli.config import DetectionSettings, VerificationSettings
 from sekd_cli.features import Features
 from sekd_cli.networks import DenseMaps, DenseNetwork
 from sekd_cli.networks.inference import inference_network
+from sekd_cli.networks.precision import PRECISIONS, possible_precisions
 from sekd_cli.networks.weights_file import load_network
-from sekd_cli.precision import PRECISIONS, possible_precisions
 from sekd_cli.training import validation
 from sekd_cli.training.photographs import Photographs
 from sekd_cli.training.run_folder import RunFolder

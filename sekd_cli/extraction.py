@@ -25,9 +25,9 @@ from sekd_cli.geometry import rescale_points
 from sekd_cli.images import Photograph, to_stored
 from sekd_cli.networks import DenseMaps, DenseNetwork
 from sekd_cli.networks.inference import inference_network
+from sekd_cli.networks.precision import resolve_precision
 from sekd_cli.networks.tracing import DenseFunction, traced
 from sekd_cli.patches import Patch, View, joined_views
-from sekd_cli.precision import resolve_precision
 from sekd_cli.pyramid import Level, LevelFeatures, PreparedImage, best_of_levels, join_levels, level_sizes, prepare
 from sekd_cli.stored_features import StoredFeatures
 from sekd_cli.tiles import REACH, SMALLEST_TILE, Window, whole, windows

@@ -426,7 +426,7 @@ def test_a_file_names_the_precision_that_auto_was_and_another_does_not_go_on_wit
     extract: Extract, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for has in ("has_fast_bytes", "has_fast_bfloat16"):
-        monkeypatch.setattr(f"sekd_cli.precision.{has}", lambda device: False)
+        monkeypatch.setattr(f"sekd_cli.networks.precision.{has}", lambda device: False)
     assert extract("photos/a.jpg", "--root", "photos") == 0
     with FeatureReader(Path("feats.h5")) as reader:
         assert json.loads(str(reader.attributes["settings"]))["precision"] == "float32"

@@ -14,8 +14,8 @@ from sekd_cli.extraction import TILE_PIXELS, Extractor
 from sekd_cli.images import Photograph, read_image, to_stored
 from sekd_cli.networks import NETWORKS, CompactNetwork, DenseMaps, DenseNetwork, PublishedNetwork
 from sekd_cli.networks.base import as_fractions
+from sekd_cli.networks.precision import possible_precisions
 from sekd_cli.networks.weights_file import load_network, packaged_weights
-from sekd_cli.precision import possible_precisions
 from sekd_cli.stored_features import StoredFeatures
 from sekd_cli.tiles import REACH
 
@@ -540,7 +540,7 @@ def test_a_callers_default_type_changes_nothing(precision: str) -> None:
 
 
 def test_the_published_network_is_never_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sekd_cli.precision.has_fast_bytes", lambda device: True)
+    monkeypatch.setattr("sekd_cli.networks.precision.has_fast_bytes", lambda device: True)
     network = PublishedNetwork()
     assert Extractor(network, DetectionSettings(), device=CPU, precision="auto").precision != "int8"
     with pytest.raises(UsageError, match="--precision int8"):

@@ -11,8 +11,8 @@ from sekd_cli.networks.folding import fold_batch_norms
 from sekd_cli.networks.fusing import FusedConvolution, FusedEnlargeOnto, FusedInTwoParts, can_fuse, fuse
 from sekd_cli.networks.inference import inference_network
 from sekd_cli.networks.packing import pack_fine_levels
+from sekd_cli.networks.precision import has_matrix_units
 from sekd_cli.networks.tracing import traced
-from sekd_cli.precision import has_matrix_units
 
 CPU = torch.device("cpu")
 PRECISIONS = [

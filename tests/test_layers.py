@@ -18,7 +18,7 @@ LAYERS = [
     {"errors"},
     {"config"},
     {"geometry"},
-    {"networks", "precision"},
+    {"networks"},
     {"detection"},
     {"features"},
     {MIDDLE},

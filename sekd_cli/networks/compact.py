@@ -193,6 +193,7 @@ class CompactNetwork(DenseNetwork):
         level16 = self.level16(level8)  # (B, 96, H/16, W/16)
         level32 = self.level32(level16)  # (B, 96, H/32, W/32)
 
+        context4 = self.context4(level8)  # read before a sum may be written over it
         context16 = self.onto16(self.context16(level32), level16)
         mixed = self.onto8(self.context8(context16), level8)
         semantic = self.semantic(mixed)  # (B, 48, H/8, W/8)
@@ -200,7 +201,7 @@ class CompactNetwork(DenseNetwork):
         fine = self.blend(fine)  # (B, 32, H/4, W/4)
         detail = self.detail(fine)  # (B, 16, H/4, W/4)
 
-        context2 = self.joined4(self.context4(level8), self.context2(fine))  # (B, 8, H/4, W/4)
+        context2 = self.joined4(context4, self.context2(fine))  # (B, 8, H/4, W/4)
         surroundings = self.surroundings(self.onto2(context2, level2))  # (B, 8, H/2, W/2)
         return DenseMaps(self.detector(surroundings), (semantic, detail), level2)
 

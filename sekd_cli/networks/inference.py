@@ -8,8 +8,8 @@ from sekd_cli.networks.compact import CompactNetwork
 from sekd_cli.networks.folding import fold_batch_norms
 from sekd_cli.networks.fusing import can_fuse, fuse
 from sekd_cli.networks.packing import pack_fine_levels
+from sekd_cli.networks.precision import has_matrix_units, has_vnni
 from sekd_cli.networks.quantising import quantise
-from sekd_cli.precision import has_matrix_units
 
 
 def inference_network(network: DenseNetwork, precision: str, device: torch.device) -> DenseNetwork:
@@ -21,7 +21,7 @@ def inference_network(network: DenseNetwork, precision: str, device: torch.devic
     ready = fold_batch_norms(network)
     if precision == "int8":
         assert isinstance(ready, CompactNetwork)
-        return quantise(pack_fine_levels(ready))
+        return quantise(pack_fine_levels(ready) if has_vnni() else ready)
     if precision == "bfloat16" and device.type == "cpu" and isinstance(ready, CompactNetwork) and has_matrix_units():
         ready = pack_fine_levels(ready)
     ready = ready.to(device)

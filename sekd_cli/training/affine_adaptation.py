@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sekd_cli.geometry import inside, pixel_grid, sample_map, warp_image, warp_points
 from sekd_cli.networks import DenseMaps, DenseNetwork
-from sekd_cli.precision import mixed_precision
+from sekd_cli.networks.precision import mixed_precision
 from sekd_cli.training.photometric import change_light, draw_light
 from sekd_cli.training.views import random_affinities
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from sekd_cli.features import sample_descriptors
 from sekd_cli.networks import DenseMaps, DenseNetwork
-from sekd_cli.precision import mixed_precision
+from sekd_cli.networks.precision import mixed_precision
 from sekd_cli.training.dataset import PairBatch
 from sekd_cli.training.descriptor_update import dual_softmax_loss, hardest_in_batch_loss
 from sekd_cli.training.detector_update import draw_targets, focal_loss

@@ -10,7 +10,7 @@ from sekd_cli.drawing import INLIER, OUTLIER, Legend, View, draw_keypoints, draw
 from sekd_cli.evaluation.homography import transfer_errors
 from sekd_cli.features import features_of
 from sekd_cli.networks import DenseNetwork
-from sekd_cli.precision import mixed_precision
+from sekd_cli.networks.precision import mixed_precision
 from sekd_cli.training.photographs import Photographs
 from sekd_cli.training.validation import DETECTION, VALIDATION_VIEWS, HeldOutPairs, matched_points
 

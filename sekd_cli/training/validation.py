@@ -13,7 +13,7 @@ from sekd_cli.evaluation.homography import THRESHOLDS, corner_error, fractions_b
 from sekd_cli.features import Features, best_of_octaves, features_of
 from sekd_cli.matching import match_descriptors
 from sekd_cli.networks import DenseMaps, DenseNetwork
-from sekd_cli.precision import mixed_precision
+from sekd_cli.networks.precision import mixed_precision
 from sekd_cli.training.dataset import PairDataset
 from sekd_cli.training.octaves import as_seen, seen_at
 from sekd_cli.training.photographs import Photographs

@@ -7,9 +7,11 @@ from pathlib import Path
 import torch
 
 from sekd_cli.errors import UsageError
+from sekd_cli.networks.byte_convolutions import can_convolve_bytes
 
 UNLIMITED = ("ALL", "DEFAULT")  # of oneDNN's names of instruction sets
 WITH_VNNI = ("VNNI", "BF16", "FP16", "AMX", "AVX10")  # in such names: those that include it, for vectors of 512 bits
+OF_CAPABILITIES = {"AVX2": frozenset({"avx2"}), "AVX512": frozenset({"avx2", "avx512f"})}
 PRECISIONS = ("auto", "float32", "bfloat16", "int8")
 
 
@@ -23,42 +25,47 @@ def resolve_precision(name: str, device: torch.device, *, quantisable: bool) -> 
         raise UsageError(f"--precision {name}: give {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}")
     possible = possible_precisions(device, quantisable=quantisable)
     if name == "auto":
-        return "int8" if "int8" in possible else "bfloat16" if has_fast_bfloat16(device) else "float32"
+        if quantisable and has_fast_bytes(device):
+            return "int8"
+        return "bfloat16" if has_fast_bfloat16(device) else "float32"
     if name not in possible:
-        needs = "the compact network and an x86 CPU with VNNI, on Linux"
+        needs = "the compact network and an x86 CPU with AVX2"
         raise UsageError(f"--precision {name}: it takes {needs}; give auto")
     return name
 
 
 def possible_precisions(device: torch.device, *, quantisable: bool) -> tuple[str, ...]:
     """Those of PRECISIONS that a network can compute in on a device; some may be slow there."""
-    in_bytes = quantisable and has_fast_bytes(device)
+    in_bytes = quantisable and _has_bytes(device)
     return tuple(name for name in PRECISIONS if name != "auto" and (in_bytes or name != "int8"))
 
 
 def has_fast_bytes(device: torch.device) -> bool:
-    """Whether the device multiplies bytes, and adds up their products, without losing any: what Intel calls VNNI.
+    """Whether convolutions of bytes were found to be faster than float32's: with VNNI, and where AVX2 is all there is.
+
+    They weren't timed with vectors of 512 bits that lack VNNI.
+    """
+    narrow = "avx512f" not in _cpu_words() or _onednn_limit().startswith("AVX2")
+    return _has_bytes(device) and (has_vnni() or narrow)
+
+
+def _has_bytes(device: torch.device) -> bool:
+    """Whether a device has convolutions of bytes at all."""
+    limit = _onednn_limit()
+    wide_enough = limit in UNLIMITED or limit.startswith(("AVX2", "AVX5", "AVX10"))
+    return device.type == "cpu" and "avx2" in _cpu_words() and wide_enough and can_convolve_bytes()
+
+
+def has_vnni() -> bool:
+    """Whether the CPU adds up products of bytes without losing any, and multiplies four at a time: VNNI.
 
     Without it oneDNN adds up two products in 16 bits, which they may exceed.
     """
-    if device.type != "cpu" or not _can_convolve_bytes():
-        return False
     wide, narrow = "avx512_vnni" in _cpu_words(), "avx_vnni" in _cpu_words()
     limit = _onednn_limit()
     if limit in UNLIMITED:
         return wide or narrow
     return narrow if limit.startswith("AVX2_VNNI") else wide and any(word in limit for word in WITH_VNNI)
-
-
-@cache
-def _can_convolve_bytes() -> bool:
-    """Whether this torch has convolutions of bytes, and asks for them as `networks.quantising` does."""
-    found = getattr(torch.ops.onednn, "qconv2d_pointwise", None)
-    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if not available or found is None or "binary" not in found.overloads():
-        return False
-    asked = {"qaccum", "accum_scale", "accum_zero_point", "output_scale", "output_dtype", "binary_attr", "unary_attr"}
-    return asked <= {argument.name for argument in found.binary._schema.arguments}
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
@@ -94,11 +101,11 @@ def _multiplies_bfloat16_twice_as_fast() -> bool:
 
 @cache
 def _cpu_words() -> frozenset[str]:
-    """Vendor and instruction sets of the CPU, as Linux names them; none elsewhere, where torch uses none of these."""
+    """Vendor and instruction sets of the CPU, as Linux names them; elsewhere how wide vectors are, by torch."""
     try:
         return frozenset(Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split())
     except OSError:
-        return frozenset()
+        return OF_CAPABILITIES.get(torch.backends.cpu.get_cpu_capability(), frozenset())
 
 
 def mixed_precision(device: torch.device) -> torch.autocast:
