@@ -24,9 +24,8 @@ from sekd_cli.errors import ImageError, UsageError
 from sekd_cli.geometry import rescale_points
 from sekd_cli.images import Photograph, to_stored
 from sekd_cli.networks import DenseMaps, DenseNetwork
-from sekd_cli.networks.inference import inference_network
+from sekd_cli.networks.inference import dense_function
 from sekd_cli.networks.precision import resolve_precision
-from sekd_cli.networks.tracing import DenseFunction, traced
 from sekd_cli.patches import Patch, View, joined_views
 from sekd_cli.pyramid import Level, LevelFeatures, PreparedImage, best_of_levels, join_levels, level_sizes, prepare
 from sekd_cli.stored_features import StoredFeatures
@@ -67,8 +66,7 @@ class Extractor:
         self._turns = range(4 if self.views.rotations else 1)
         self._waits_for_launches = device.type != "cpu"
         with self._own_precision():
-            ready = inference_network(network, self.precision, device)
-            self._network: DenseFunction = traced(ready) if device.type == "cpu" and ready.traceable else ready
+            self._network = dense_function(network, self.precision, device)
 
     def prepare(self, photograph: Photograph, mask: np.ndarray | None = None) -> PreparedImage:
         """See `prepare`; at this extractor's sizes."""
@@ -208,9 +206,7 @@ class Extractor:
         batch = torch.from_numpy(padded).to(self.device)[:, None].contiguous(memory_format=torch.channels_last)
         of_each = torch.tensor(statistics, dtype=torch.float32, device=self.device)
         if self.device.type == "cpu" and padded[0].size <= MOST_PIXELS_ALONE:
-            found = [self._network(batch[i : i + 1], of_each[i : i + 1]) for i in range(len(batch))]
-            logits, maps, low_level = zip(*found, strict=True)
-            return DenseMaps(torch.cat(logits), tuple(map(torch.cat, zip(*maps, strict=True))), torch.cat(low_level))
+            return DenseMaps.joined([self._network(batch[i : i + 1], of_each[i : i + 1]) for i in range(len(batch))])
         return self._network(batch, of_each)
 
     def _pad(self, pixels: np.ndarray) -> np.ndarray:

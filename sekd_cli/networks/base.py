@@ -1,7 +1,7 @@
 """What every network here is: grey image batch -> score map and descriptor map."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import ClassVar, NamedTuple, Self
 
 import torch
@@ -16,6 +16,12 @@ class DenseMaps(NamedTuple):
     score_logits: Tensor  # (B, H, W); the keypoint probability is their sigmoid
     descriptor_maps: tuple[Tensor, ...]  # each (B, D_i, H / stride_i, W / stride_i), coarse to fine, not normalised
     low_level_map: Tensor  # (B, C, H / low_level_stride, W / low_level_stride), for reliability in training
+
+    @classmethod
+    def joined(cls, batches: Sequence[Self]) -> Self:
+        """Those of several batches of images of one size, but for the low-level map, which extraction needs not."""
+        logits, maps, low_level = zip(*batches, strict=True)
+        return cls(torch.cat(logits), tuple(map(torch.cat, zip(*maps, strict=True))), low_level[0].new_empty(0))
 
     @property
     def score_map(self) -> Tensor:

@@ -1,5 +1,7 @@
 """Networks made ready for inference: norms folded away, memory in the order of the kernels, weights in a precision."""
 
+from functools import partial
+
 import torch
 from torch import nn
 
@@ -8,8 +10,20 @@ from sekd_cli.networks.compact import CompactNetwork
 from sekd_cli.networks.folding import fold_batch_norms
 from sekd_cli.networks.fusing import can_fuse, fuse
 from sekd_cli.networks.packing import pack_fine_levels
-from sekd_cli.networks.precision import has_matrix_units, has_vnni
+from sekd_cli.networks.precision import has_matrix_units, has_vnni, resolve_precision
 from sekd_cli.networks.quantising import quantise
+from sekd_cli.networks.sparse_images import BytesWhereTheySuit
+from sekd_cli.networks.tracing import DenseFunction, traced
+
+
+def dense_function(network: DenseNetwork, precision: str, device: torch.device) -> DenseFunction:
+    """What a network says of images (B, 1, H, W) of bytes and their statistics (B, 2), as fast as a device can."""
+    ready = inference_network(network, precision, device)
+    function = traced(ready) if device.type == "cpu" and ready.traceable else ready
+    if precision != "int8":
+        return function
+    otherwise = resolve_precision("auto", device, quantisable=False)
+    return BytesWhereTheySuit(function, partial(dense_function, network, otherwise, device))
 
 
 def inference_network(network: DenseNetwork, precision: str, device: torch.device) -> DenseNetwork:
