@@ -8,7 +8,7 @@ from test_folding import unsettled
 from torch import Tensor, nn
 
 from sekd_cli.geometry import upsample
-from sekd_cli.networks import CompactNetwork, quantised_layers
+from sekd_cli.networks import CompactNetwork, quantised_layers, quantising
 from sekd_cli.networks.compact import MINIMUM_DEVIATION, image_statistics
 from sekd_cli.networks.folding import fold_batch_norms
 from sekd_cli.networks.inference import inference_network
@@ -160,7 +160,8 @@ def test_sums_of_the_largest_bytes_and_weights_are_whole(channels: int, sign: in
     torch.manual_seed(0)
     plain = nn.Conv2d(channels, 8, 3, padding=1)
     nn.init.constant_(plain.weight, sign)
-    plain.weight.data[1:3] *= torch.rand(2, channels, 3, 3) < 0.5  # beside nothing
+    plain.weight.data[1, 1::2] = 0  # which two are added up first shows here, and here
+    plain.weight.data[2, 1::4] = plain.weight.data[2, 2::4] = 0
     plain.weight.data[3:] *= torch.rand(5, channels, 3, 3) - 0.25
     nn.init.zeros_(plain.bias)
     made = RealConvolution(plain, Grid(1.0, 0))
@@ -269,6 +270,29 @@ def test_the_network_in_bytes_says_nearly_what_the_plain_one_says(
         assert one.dtype == torch.float32
         assert (one - other).square().mean().sqrt() < 0.06 * other.std()
     assert made.dtype == torch.float32
+
+
+@needs_bytes
+@torch.inference_mode()
+def test_what_weights_lose_of_the_mean_is_mended_throughout(
+    photograph: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = fold_batch_norms(load_network(packaged_weights()))
+    exact = network(photograph).descriptor_maps
+    mended = quantise(network)(photograph).descriptor_maps
+    monkeypatch.setattr(quantising._Quantiser, "_mean", lambda self, name: torch.zeros(self.maps[name].shape[1]))
+    plain = quantise(network)(photograph).descriptor_maps
+    for one, other, truth in zip(mended, plain, exact, strict=True):
+        assert (one - truth).norm() < 0.95 * (other - truth).norm()
+
+
+@needs_bytes
+@pytest.mark.parametrize("vnni", [False, True])
+def test_fine_levels_are_packed_where_products_cost_little(vnni: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sekd_cli.networks.inference.has_vnni", lambda: vnni)
+    first = inference_network(CompactNetwork(), "int8", CPU).normalise
+    assert isinstance(first, QuantisedFirst)
+    assert first.factor == (4 if vnni else 1)
 
 
 @needs_bytes
