@@ -37,8 +37,13 @@ edge 640 px) and fountain-P11 of Strecha et al. (1024 px). All figures but pixel
 percent. Rows are the weights in `weights/` and the features that OpenCV ships, each with the same budget of keypoints,
 mutual nearest neighbours and the same estimators; figures of robust estimators are medians over seeds.
 TEXT
-    printf '\nOn %s, with ' "$(uname -m)"
-    python -c 'import cv2, torch; print(f"OpenCV {cv2.__version__} and torch {torch.__version__}.")'
+    printf '\nOn %s with ' "$(uname -m)"
+    python - <<'PYTHON'
+import cv2, torch
+from sekd_cli.networks.precision import resolve_precision
+precision = resolve_precision("auto", torch.device("cpu"), quantisable=True)
+print(f"{torch.backends.cpu.get_cpu_capability()} ({precision}), with OpenCV {cv2.__version__} and torch {torch.__version__}.")
+PYTHON
 
     picture homography "Homographies, 500 keypoints" homography "$data/homography" "${features[@]}"
     cat <<'TEXT'
