@@ -1,4 +1,4 @@
-"""The compact network in whole numbers of eight bits, which CPUs multiply two to four times as many at a time of.
+"""The compact network in whole numbers of eight bits, of which a CPU multiplies two to four times as many at once.
 
 Where CPUs have VNNI, products cost so little that the packed network is the faster one. Grids span what `calibration`
 sees in maps. What a sum is written over is needed no more: a pair's input, the finer map; what is packed is a copy.

@@ -6,7 +6,6 @@ of photographs one in thirty is such an image (docs/EXPERIMENTS.md, 115).
 
 import math
 from collections.abc import Callable
-from functools import cached_property
 
 import cv2
 import numpy as np
@@ -34,17 +33,19 @@ class BytesWhereTheySuit:
 
     def __init__(self, in_bytes: DenseFunction, make_otherwise: Callable[[], DenseFunction]) -> None:
         self._in_bytes, self._make_otherwise = in_bytes, make_otherwise
+        self._made: DenseFunction | None = None  # no lock: a process forked meanwhile would wait for it for ever
 
-    @cached_property
     def _otherwise(self) -> DenseFunction:
-        return self._make_otherwise()
+        if self._made is None:
+            self._made = self._make_otherwise()
+        return self._made
 
     def __call__(self, image: Tensor, statistics: Tensor) -> DenseMaps:
         """What the network says of images (B, 1, H, W) of bytes and their statistics (B, 2), on the CPU."""
         sparse = [is_sparse(one[0].numpy(), *of_one) for one, of_one in zip(image, statistics.tolist(), strict=True)]
         if not any(sparse):
             return self._in_bytes(image, statistics)
-        suited = (self._otherwise if one else self._in_bytes for one in sparse)
+        suited = (self._otherwise() if one else self._in_bytes for one in sparse)
         return DenseMaps.joined(
             [function(image[i : i + 1], statistics[i : i + 1]) for i, function in enumerate(suited)]
         )
