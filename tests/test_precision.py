@@ -18,6 +18,7 @@ from sekd_cli.networks.precision import (
     has_matrix_units,
     has_vnni,
     possible_precisions,
+    reads_weights_alike,
     resolve_precision,
 )
 from sekd_cli.networks.tracing import traced
@@ -126,6 +127,22 @@ def test_where_linux_isnt_torch_tells_of_the_cpu(
     assert ("int8" in possible_precisions(CPU, quantisable=True)) is capability.startswith("AVX")
     assert not has_vnni()
     assert not has_matrix_units()
+    assert not reads_weights_alike() or capability.startswith(("DEFAULT", "new"))
+
+
+@pytest.mark.parametrize(
+    ("words", "alike"),
+    [
+        ("avx2 avx512f avx512_vnni amx_bf16", True),
+        ("avx2 avx512f avx512_vnni", False),
+        ("avx2 avx_vnni", False),
+        ("avx2", True),
+    ],
+)
+def test_which_kernels_read_weights_in_one_order(words: str, alike: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    monkeypatch.setattr(precision, "_cpu_words", lambda: frozenset(words.split()))
+    assert reads_weights_alike() is alike
 
 
 @pytest.mark.parametrize(("device", "quantisable"), [(CPU, False), (torch.device("cuda"), True)])
@@ -153,7 +170,7 @@ def maps_at(name: str, chosen: str, photograph: Tensor) -> DenseMaps:
 def test_a_lower_precision_says_nearly_the_same(
     name: str, chosen: str, matrix_units: bool, photograph: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("inference", "fusing", "quantised_layers"):
+    for module in ("inference", "fusing", "precision"):
         monkeypatch.setattr(f"sekd_cli.networks.{module}.has_matrix_units", lambda: matrix_units)
     exact, rounded = maps_at(name, "float32", photograph), maps_at(name, chosen, photograph)
     assert rounded.score_logits.dtype == torch.float32

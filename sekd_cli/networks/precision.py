@@ -11,7 +11,8 @@ from sekd_cli.networks.byte_convolutions import can_convolve_bytes
 
 UNLIMITED = ("ALL", "DEFAULT")  # of oneDNN's names of instruction sets
 WITH_VNNI = ("VNNI", "BF16", "FP16", "AMX", "AVX10")  # in such names: those that include it, for vectors of 512 bits
-OF_CAPABILITIES = {"AVX2": frozenset({"avx2"}), "AVX512": frozenset({"avx2", "avx512f"})}
+NOT_ALL = "and what isn't told"  # stands among instruction sets where there may be more
+OF_CAPABILITIES = {"AVX2": frozenset({"avx2", NOT_ALL}), "AVX512": frozenset({"avx2", "avx512f", NOT_ALL})}
 PRECISIONS = ("auto", "float32", "bfloat16", "int8")
 
 
@@ -66,6 +67,14 @@ def has_vnni() -> bool:
     if limit in UNLIMITED:
         return wide or narrow
     return narrow if limit.startswith("AVX2_VNNI") else wide and any(word in limit for word in WITH_VNNI)
+
+
+def reads_weights_alike() -> bool:
+    """Whether kernels for bytes read weights in one order, whatever the size of the maps, as others don't.
+
+    Found of matrix units, and where AVX2 is all there is.
+    """
+    return has_matrix_units() or not _cpu_words() & {NOT_ALL, "avx512f", "avx_vnni"}
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

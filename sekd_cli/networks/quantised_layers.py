@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sekd_cli.networks.byte_convolutions import convolve, convolve_onto
 from sekd_cli.networks.compact import MINIMUM_DEVIATION
 from sekd_cli.networks.packing import pack, unpack
-from sekd_cli.networks.precision import has_matrix_units, has_vnni
+from sekd_cli.networks.precision import has_vnni, reads_weights_alike
 from sekd_cli.networks.tracing import recordable
 
 BYTES = 255  # steps from the least byte to the largest
@@ -46,6 +46,14 @@ def _largest_weights(weight: Tensor) -> Tensor:
     return torch.maximum(positive, -negative).amax((1, 2, 3))
 
 
+def _laid_out(weight: Tensor, steps: Tensor, source: Grid, geometry: list[int]) -> Tensor:
+    """Weights as kernels read them; where that depends on the size of the maps, they see to it at each call."""
+    if not reads_weights_alike():
+        return weight.to_mkldnn()
+    stride, padding, groups = geometry[:2], geometry[2:4], geometry[4]
+    return cast(Tensor, torch.ops.onednn.qconv_prepack(weight, steps, *source, stride, padding, [1, 1], groups, None))
+
+
 class _Quantised(nn.Module):
     """A convolution's weights in whole numbers, for maps on a grid.
 
@@ -71,10 +79,7 @@ class _Quantised(nn.Module):
             bias += (real - steps[:, None, None, None] * whole).sum((2, 3)) @ mean
         self.bias = nn.Parameter(bias, requires_grad=False)
         weight = whole.char()
-        if has_matrix_units():  # as those kernels read it; others read it by the size of the maps, so at each call
-            weight = torch.ops.onednn.qconv_prepack(weight, steps, *source, stride, padding, [1, 1], 1, None)
-        else:
-            weight = weight.to_mkldnn()
+        weight = _laid_out(weight, steps, source, self.geometry)
         self.register_buffer("weight", weight, persistent=False)
         self.register_buffer("steps", steps, persistent=False)
         self.register_buffer("zeros", torch.zeros(len(steps), dtype=torch.long), persistent=False)
@@ -190,10 +195,9 @@ class QuantisedSmoothOnto(nn.Module):
         self.grids, self.geometry = [source, finer, target], [1, 1, 0, 0, channels]
         line = torch.tensor(SMOOTHING, dtype=torch.int8)
         weight = torch.outer(line, line).expand(channels, 1, 3, 3).contiguous()
-        self.register_buffer("weight", weight.to_mkldnn(), persistent=False)
-        self.register_buffer(
-            "steps", torch.full((channels,), sum(SMOOTHING) ** -2, dtype=torch.float32), persistent=False
-        )
+        steps = torch.full((channels,), sum(SMOOTHING) ** -2, dtype=torch.float32)
+        self.register_buffer("weight", _laid_out(weight, steps, source, self.geometry), persistent=False)
+        self.register_buffer("steps", steps, persistent=False)
         self.register_buffer("zeros", torch.zeros(channels, dtype=torch.long), persistent=False)
         self.register_buffer("bias", torch.zeros(channels, dtype=torch.float32), persistent=False)
 
