@@ -93,6 +93,6 @@ def can_convolve_bytes() -> bool:
         alone = convolve(maps, weights, [(1.0, 0)], pixel)
         with_bias = [*weights, torch.zeros(channels, dtype=torch.float32)]
         both = convolve_onto([maps, maps.clone()], with_bias, [(1.0, 0), (1.0, 0), (sums / 100, 0)], pixel)
-    except (AttributeError, NotImplementedError, RuntimeError, TypeError):
+    except (AttributeError, RuntimeError):  # there is no such operator, it takes other arguments, or not this CPU
         return False
     return bool((alone == sums).all() and (both == 100).all())

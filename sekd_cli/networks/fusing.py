@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from sekd_cli.geometry import upsample
 from sekd_cli.networks.base import Float32Convolution
-from sekd_cli.networks.compact import CompactNetwork, Interleave, ResidualPair
-from sekd_cli.networks.packing import BorderRepeated, Unpack, convolution_of
+from sekd_cli.networks.compact import CompactNetwork, ResidualPair
+from sekd_cli.networks.packing import BorderRepeated, convolution_of
 from sekd_cli.networks.precision import has_matrix_units
 from sekd_cli.networks.tracing import recordable
 
@@ -159,8 +159,6 @@ def fuse(network: CompactNetwork) -> CompactNetwork:
     detector, channels = network.detector, network.detail.in_channels
     for name, child in network.named_children():
         setattr(network, name, _fused(child))
-    if isinstance(network.interleave, Interleave):
-        network.interleave = Unpack(2)  # the same, by two numbers at a time
     if network.dtype == torch.bfloat16 and has_matrix_units():
         network.detector = FusedInTwoParts(detector)
         network.onto4 = FusedEnlargeOnto(channels, network.dtype)

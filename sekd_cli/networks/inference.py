@@ -9,7 +9,7 @@ from sekd_cli.networks.base import DenseNetwork, Float32Convolution
 from sekd_cli.networks.compact import CompactNetwork
 from sekd_cli.networks.folding import fold_batch_norms
 from sekd_cli.networks.fusing import can_fuse, fuse
-from sekd_cli.networks.packing import pack_fine_levels
+from sekd_cli.networks.packing import Unpack, pack_fine_levels
 from sekd_cli.networks.precision import has_matrix_units, has_vnni, resolve_precision
 from sekd_cli.networks.quantising import quantise
 from sekd_cli.networks.sparse_images import BytesWhereTheySuit
@@ -33,6 +33,8 @@ def inference_network(network: DenseNetwork, precision: str, device: torch.devic
     (on matrix units `FusedInTwoParts` stands for it) and for norms, whose few values cost nothing.
     """
     ready = fold_batch_norms(network)
+    if device.type == "cpu" and isinstance(ready, CompactNetwork):
+        ready.interleave = Unpack(2)  # what `Interleave` does, by two numbers at a time, which can't be learned through
     if precision == "int8":
         assert isinstance(ready, CompactNetwork)
         return quantise(pack_fine_levels(ready) if has_vnni() else ready)

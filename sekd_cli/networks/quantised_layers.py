@@ -55,37 +55,43 @@ def _laid_out(weight: Tensor, steps: Tensor, source: Grid, geometry: list[int]) 
 
 
 class _Quantised(nn.Module):
-    """A convolution's weights in whole numbers, for maps on a grid.
-
-    mean: of each channel of such maps (C,). What rounded weights make of it is taken off the bias: maps after a ReLU
-    are far from 0 on average, and so would be the error.
-    """
+    """A convolution in whole numbers of maps on a grid: weights (O, I, kh, kw) int8, their steps (O,), and a bias."""
 
     weight: Tensor
     steps: Tensor
     zeros: Tensor
 
-    def __init__(self, convolution: nn.Conv2d, source: Grid, mean: Tensor | None = None) -> None:
+    def __init__(self, weight: Tensor, steps: Tensor, bias: Tensor, source: Grid, geometry: list[int]) -> None:
         super().__init__()
-        self.source = source
-        stride, padding = list(convolution.stride), list(cast(tuple[int, ...], convolution.padding))
-        self.geometry = [*stride, *padding, 1]
-        assert convolution.bias is not None, "fold the norms first"
-        real = convolution.weight.detach()
-        steps = _largest_weights(real).clamp(min=torch.finfo(real.dtype).tiny) / WEIGHT_STEPS
-        whole = (real / steps[:, None, None, None]).round()
-        bias = convolution.bias.detach().clone()
-        if mean is not None:
-            bias += (real - steps[:, None, None, None] * whole).sum((2, 3)) @ mean
+        self.source, self.geometry = source, geometry
         self.bias = nn.Parameter(bias, requires_grad=False)
-        weight = whole.char()
-        weight = _laid_out(weight, steps, source, self.geometry)
-        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("weight", _laid_out(weight, steps, source, geometry), persistent=False)
         self.register_buffer("steps", steps, persistent=False)
         self.register_buffer("zeros", torch.zeros(len(steps), dtype=torch.long), persistent=False)
 
+    def _weights(self) -> list[Tensor]:
+        return [self.weight, self.steps, self.zeros, self.bias]
 
-class QuantisedConvolution(_Quantised):
+
+class _Rounded(_Quantised):
+    """A convolution whose weights are rounded.
+
+    mean: of each channel of its maps (C,). What rounded weights make of it is taken off the bias: maps after a ReLU are
+    far from 0 on average, and so would be the error.
+    """
+
+    def __init__(self, convolution: nn.Conv2d, source: Grid, mean: Tensor | None = None) -> None:
+        assert convolution.bias is not None, "fold the norms first"
+        real, bias = convolution.weight.detach(), convolution.bias.detach().clone()
+        steps = _largest_weights(real).clamp(min=torch.finfo(real.dtype).tiny) / WEIGHT_STEPS
+        whole = (real / steps[:, None, None, None]).round()
+        if mean is not None:
+            bias += (real - steps[:, None, None, None] * whole).sum((2, 3)) @ mean
+        geometry = [*convolution.stride, *cast(tuple[int, ...], convolution.padding), 1]
+        super().__init__(whole.char(), steps, bias, source, geometry)
+
+
+class QuantisedConvolution(_Rounded):
     """A convolution of maps on one grid to maps on another."""
 
     def __init__(self, convolution: nn.Conv2d, source: Grid, target: Grid, mean: Tensor | None = None) -> None:
@@ -102,11 +108,8 @@ class QuantisedConvolution(_Quantised):
         grids = [self.source, others, self.target]
         return recordable(convolve_onto)([maps, other], self._weights(), grids, self.geometry)
 
-    def _weights(self) -> list[Tensor]:
-        return [self.weight, self.steps, self.zeros, self.bias]
 
-
-class RealConvolution(_Quantised):
+class RealConvolution(_Rounded):
     """A convolution of maps on a grid to real numbers.
 
     Of whole sums, which are exact: what kernels make of steps and bias depends, by its last digit, on threads.
@@ -182,29 +185,19 @@ class QuantisedEnlargeOnto(nn.Module):
         return unpack(self.convolution.onto(_bordered(maps), pack(finer, 2), self.finer), 2)
 
 
-class QuantisedSmoothOnto(nn.Module):
+class QuantisedSmoothOnto(_Quantised):
     """An `EnlargeOnto`: every pixel four times, smoothed, in whole numbers without loss."""
 
-    weight: Tensor
-    steps: Tensor
-    zeros: Tensor
-    bias: Tensor
-
     def __init__(self, channels: int, source: Grid, finer: Grid, target: Grid) -> None:
-        super().__init__()
-        self.grids, self.geometry = [source, finer, target], [1, 1, 0, 0, channels]
         line = torch.tensor(SMOOTHING, dtype=torch.int8)
         weight = torch.outer(line, line).expand(channels, 1, 3, 3).contiguous()
         steps = torch.full((channels,), sum(SMOOTHING) ** -2, dtype=torch.float32)
-        self.register_buffer("weight", _laid_out(weight, steps, source, self.geometry), persistent=False)
-        self.register_buffer("steps", steps, persistent=False)
-        self.register_buffer("zeros", torch.zeros(channels, dtype=torch.long), persistent=False)
-        self.register_buffer("bias", torch.zeros(channels, dtype=torch.float32), persistent=False)
+        super().__init__(weight, steps, torch.zeros_like(steps), source, [1, 1, 0, 0, channels])
+        self.grids = [source, finer, target]
 
     def forward(self, maps: Tensor, finer: Tensor) -> Tensor:
         """(B, C, h, w), (B, C, 2h, 2w) -> (B, C, 2h, 2w), written over `finer`."""
-        weights = [self.weight, self.steps, self.zeros, self.bias]
-        return recordable(convolve_onto)([_twice(maps), finer], weights, self.grids, self.geometry)
+        return recordable(convolve_onto)([_twice(maps), finer], self._weights(), self.grids, self.geometry)
 
 
 def _twice(maps: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sekd_cli.geometry import upsample
 from sekd_cli.networks.calibration import maps_of, range_of
 from sekd_cli.networks.compact import CompactNetwork
-from sekd_cli.networks.packing import BorderRepeated, NormaliseCells, Unpack, convolution_of, packed_convolution
+from sekd_cli.networks.packing import BorderRepeated, NormaliseCells, convolution_of, packed_convolution
 from sekd_cli.networks.quantised_layers import (
     Grid,
     QuantisedBorderRepeated,
@@ -31,6 +31,7 @@ class _Quantiser:
 
     def __init__(self, network: CompactNetwork) -> None:
         self.network, self.maps = network, maps_of(network)
+        self.factor = network.normalise.factor if isinstance(network.normalise, NormaliseCells) else 1  # 1: not packed
         self.grid, self.mean = cache(self._grid), cache(self._mean)
 
     def _grid(self, name: str) -> Grid:
@@ -73,7 +74,7 @@ class _Quantiser:
 
     def enlarged(self, made: CompactNetwork, context: str, source: str, onto: str, finer: str) -> None:
         """Put a convolution by one, and its enlargement onto a finer map, into a network."""
-        if not _is_packed(self.network):
+        if self.factor == 1:
             setattr(made, context, self.convolution(context, source))
             setattr(made, onto, self.smoothed(context, finer, onto))
             return
@@ -83,15 +84,10 @@ class _Quantiser:
         setattr(made, onto, QuantisedEnlargeOnto(self.quantised(cells, source, onto), self.grid(finer)))
 
 
-def _is_packed(network: CompactNetwork) -> bool:
-    return isinstance(network.normalise, NormaliseCells)
-
-
 def quantise(network: CompactNetwork) -> CompactNetwork:
     """A copy, in bytes, of a network whose norms are folded; its fine levels may be packed."""
     made, of = copy.deepcopy(network), _Quantiser(network)
-    factor = network.normalise.factor if isinstance(network.normalise, NormaliseCells) else 1
-    made.normalise = QuantisedFirst(factor, of.convolution("level2.0", "normalise"))
+    made.normalise = QuantisedFirst(of.factor, of.convolution("level2.0", "normalise"))
     made.level2 = nn.Sequential(of.convolution("level2.1", "level2.0"))
     made.level4 = nn.Sequential(of.convolution("level4.0", "level2.1"), of.convolution("level4.1", "level4.0"))
     made.level8 = of.level("level8", "level4.1")
@@ -111,7 +107,6 @@ def quantise(network: CompactNetwork) -> CompactNetwork:
         made.onto2 = QuantisedBorderRepeated(enlarge, of.grid("level2.1"))
     else:
         made.onto2 = of.smoothed("joined4", "level2.1", "onto2")
-        made.interleave = Unpack(2)
     made.surroundings = nn.Sequential(of.convolution("surroundings", "onto2"))
     made.detector = of.reals("detector", "surroundings")
     return made
