@@ -89,7 +89,7 @@ class Sekd:
         that grid; where it is zero or false there are no keypoints. Raises ImageError.
         """
         if isinstance(image, str | Path):
-            photograph = read_image(Path(image), max_pixels=self._max_pixels)
+            photograph = read_image(Path(image), max_pixels=self._max_pixels, enough=self._extractor.enough)
         else:
             photograph = _photograph(image)
         allowed = None if mask is None else _mask_of(photograph, mask)

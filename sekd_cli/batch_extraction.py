@@ -59,7 +59,7 @@ class BatchExtractor:
         except OSError:
             source = Source(0, 0)  # reading says what is wrong
         try:
-            photograph = read_image(job.entry.path, max_pixels=self._max_pixels)
+            photograph = read_image(job.entry.path, max_pixels=self._max_pixels, enough=self._extractor.enough)
             mask = None if job.mask is None else read_mask(job.mask, photograph)
             return _Loaded(job, source, self._extractor.prepare(photograph, mask))
         except ImageError as error:

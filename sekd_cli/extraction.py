@@ -27,7 +27,16 @@ from sekd_cli.networks import DenseMaps, DenseNetwork
 from sekd_cli.networks.inference import dense_function
 from sekd_cli.networks.precision import resolve_precision
 from sekd_cli.patches import Patch, View, joined_views
-from sekd_cli.pyramid import Level, LevelFeatures, PreparedImage, best_of_levels, join_levels, level_sizes, prepare
+from sekd_cli.pyramid import (
+    Level,
+    LevelFeatures,
+    PreparedImage,
+    best_of_levels,
+    join_levels,
+    largest_size,
+    level_sizes,
+    prepare,
+)
 from sekd_cli.stored_features import StoredFeatures
 from sekd_cli.tiles import REACH, SMALLEST_TILE, Window, whole, windows
 
@@ -71,6 +80,10 @@ class Extractor:
     def prepare(self, photograph: Photograph, mask: np.ndarray | None = None) -> PreparedImage:
         """See `prepare`; at this extractor's sizes."""
         return prepare(photograph, self.views, mask)
+
+    def enough(self, width: int, height: int) -> tuple[int, int]:
+        """For `read_image`: how many pixels of so many along each edge the network will see at most."""
+        return largest_size(width, height, self.views)
 
     def padded_sizes(self, image: PreparedImage) -> tuple[tuple[int, int], ...]:
         """Height, width with which each level of an image goes through the network: only equal ones share a batch."""

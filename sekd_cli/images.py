@@ -6,6 +6,7 @@ R + 0.587 G + 0.114 B, rounded; a JPEG's is stored in it and taken from there. W
 on mid-grey, which neither black nor white content vanishes on.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ LARGEST_FRACTION = 64.0  # of an image of fractions: brighter than white, or dep
 LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 BACKGROUND = 128  # grey under transparent pixels
 STRIP_PIXELS = 2**24  # converted at a time, so that a huge image is never there twice in colour
+JPEGS = {"JPEG", "MPO"}  # formats
 ORIENTATION_TAG, BITS_TAG = 0x0112, 0x0102  # of EXIF and TIFF: how it lies, bits of each channel
 PLANES_TAG, EXTRA_TAG, NUMBERS_TAG = 0x011C, 0x0152, 0x0153  # of TIFF: how channels lie, what the fourth is, their kind
 IN_PLANES, ALPHA, UNSIGNED = 2, {1, 2}, 1  # values of these
@@ -57,20 +59,35 @@ ORIENTATIONS = {
 class Photograph:
     """An image as the network sees it, upright, and how it lies in its file."""
 
-    pixels: np.ndarray  # (H, W) uint8 grey, or (H, W, 3) uint8 RGB; upright
+    pixels: np.ndarray  # (H, W) uint8 grey, or (H, W, 3) uint8 RGB; upright; fewer than in the file if fewer will do
     orientation: int  # EXIF, 1 to 8
     stored_size: tuple[int, int]  # width, height in the file
 
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """Width, height of the file's pixels turned upright."""
+        transpose, _, _ = ORIENTATIONS[self.orientation]
+        return self.stored_size[::-1] if transpose else self.stored_size
 
-def read_image(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS, colour: bool = False) -> Photograph:
+
+def read_image(
+    path: Path,
+    *,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    colour: bool = False,
+    enough: Callable[[int, int], tuple[int, int]] | None = None,
+) -> Photograph:
     """Read one photograph, grey unless `colour`. max_pixels: largest width x height to decode; 0 for no limit.
 
+    enough: of a width and height in the file those that will do; a grey JPEG is then decoded no larger than it must.
     Raises ImageError, one line that names the file and the remedy, whatever is wrong with it.
     """
     with opened(path, max_pixels) as image:
+        cell = 1 if colour or enough is None else _cell_decoded(image, enough)
         pixels, orientation = _decode(image, path, colour=colour)
     height, width = pixels.shape[:2]
-    return Photograph(pixels=turn_upright(pixels, orientation), orientation=orientation, stored_size=(width, height))
+    stored_size = (cell * width, cell * height)
+    return Photograph(pixels=turn_upright(pixels, orientation), orientation=orientation, stored_size=stored_size)
 
 
 def read_image_size(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[int, int]:
@@ -133,12 +150,27 @@ def _orientation(image: Image.Image) -> int:
     return orientation if orientation in ORIENTATIONS else 1
 
 
+def _cell_decoded(image: Image.Image, enough: Callable[[int, int], tuple[int, int]]) -> int:
+    """Edge of the cells (1, 2, 4 or 8 pixels) that a JPEG's decoder gives one grey pixel for: what will do, and faster.
+
+    Cells fill the image, so that places stay exact; cameras' sizes can be halved.
+    """
+    width, height = image.size
+    if image.format in JPEGS and image.mode in {"L", "RGB"}:
+        least = enough(width, height)
+        for cell in (8, 4, 2):
+            if width % cell == height % cell == 0 and width >= cell * least[0] and height >= cell * least[1]:
+                image.draft("L", (width // cell, height // cell))
+                break
+    return width // image.width
+
+
 def _decode(image: Image.Image, path: Path, *, colour: bool) -> tuple[np.ndarray, int]:
     """All pixels in the grid of the file, (H, W) or (H, W, 3) uint8, and the EXIF orientation."""
     deep_colour = _has_deep_colour(image)  # asked first, as the next: reading EXIF may decode, and forget it
     see_through = _transparent_grey(image)
     orientation = _orientation(image)
-    if image.format in {"JPEG", "MPO"} and image.mode == "RGB" and not colour:
+    if image.format in JPEGS and image.mode == "RGB" and not colour:
         image.draft("L", None)  # its own luma, as OpenCV reads it: a third of the time and of the memory
     image.load()
     if deep_colour:

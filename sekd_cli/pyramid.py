@@ -1,12 +1,13 @@
 """A photograph at the sizes at which the network sees it, and the keypoints of all sizes joined."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sekd_cli.config import ViewSettings
@@ -45,16 +46,15 @@ class PreparedImage:
 def prepare(photograph: Photograph, settings: ViewSettings, mask: np.ndarray | None = None) -> PreparedImage:
     """A photograph at every size that the network shall see. Safe in any thread.
 
-    mask: (H, W) bool like the photograph, false where no keypoint may be.
+    mask: (H, W) bool like the photograph as it is in its file, false where no keypoint may be.
     """
     pixels = photograph.pixels
     grey = np.ascontiguousarray(pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))
-    height, width = grey.shape
-    sizes = level_sizes(width, height, settings)
+    sizes = level_sizes(*photograph.upright_size, settings)
     return PreparedImage(
-        levels=tuple(_level(grey, mask, size, sizes[0]) for size in sizes),
+        levels=tuple(_level(one, mask, sizes[0]) for one in _at_sizes(grey, sizes)),
         full_mask=mask,
-        upright_size=(width, height),
+        upright_size=photograph.upright_size,
         orientation=photograph.orientation,
         stored_size=photograph.stored_size,
     )
@@ -79,14 +79,48 @@ def level_sizes(width: int, height: int, settings: ViewSettings) -> list[tuple[i
     return sorted(sizes, reverse=True)
 
 
-def _level(grey: np.ndarray, mask: np.ndarray | None, size: tuple[int, int], largest: tuple[int, int]) -> Level:
+def largest_size(width: int, height: int, settings: ViewSettings) -> tuple[int, int]:
+    """Width, height of the largest level: more pixels of an image aren't needed."""
+    return level_sizes(width, height, settings)[0]
+
+
+def _at_sizes(grey: np.ndarray, sizes: Sequence[tuple[int, int]]) -> Iterator[np.ndarray]:
+    """A grey image (h, w) at sizes (width, height), largest first."""
+    largest = _resized(grey, sizes[0])
+    yield largest
+    for size in sizes[1:]:
+        yield _resized(largest if _halves(largest, size) else grey, size)
+
+
+def _resized(grey: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A grey image (h, w) at a size (width, height).
+
+    Halves are means, as those that networks learn from. Between them a cubic filter keeps more of what is fine, where
+    matches are placed, than means of areas do (docs/EXPERIMENTS.md, 116).
+    """
+    while _halves(grey, size):
+        half = tuple(max(edge // 2, least) for edge, least in zip(grey.shape[::-1], size, strict=True))
+        grey = np.asarray(cv2.resize(grey, half, interpolation=cv2.INTER_AREA))
     height, width = grey.shape
-    if size != (width, height):
-        how = cv2.INTER_AREA if size[0] < width or size[1] < height else cv2.INTER_LINEAR
-        grey = np.asarray(cv2.resize(grey, size, interpolation=how))
-        if mask is not None:
-            rows, columns = (nearest(new, old) for new, old in zip(size[::-1], (height, width), strict=True))
-            mask = mask[rows[:, None], columns]
+    if size == (width, height):
+        return grey
+    if size[0] >= width and size[1] >= height:
+        return np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_LINEAR))
+    pixels = torch.from_numpy(grey)[None, None]
+    return F.interpolate(pixels, size[::-1], mode="bicubic", antialias=True)[0, 0].numpy()
+
+
+def _halves(grey: np.ndarray, size: tuple[int, int]) -> bool:
+    """Whether a size is half of an image's or less, but for rounding."""
+    shape = grey.shape[::-1]
+    return size != shape and all(2 * edge <= whole + 1 for edge, whole in zip(size, shape, strict=True))
+
+
+def _level(grey: np.ndarray, mask: np.ndarray | None, largest: tuple[int, int]) -> Level:
+    size = grey.shape[::-1]
+    if mask is not None and mask.shape != grey.shape:
+        rows, columns = (nearest(new, old) for new, old in zip(grey.shape, mask.shape, strict=True))
+        mask = mask[rows[:, None], columns]
     mean, deviation = cv2.meanStdDev(grey)
     statistics = (float(mean[0, 0]) / 255, float(deviation[0, 0]) / 255)
     octaves = 0.5 * math.log2(math.prod(largest) / math.prod(size))

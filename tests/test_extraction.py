@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from drawn import drawn_photograph
 from hostile_images import drawn, encoded
 
 from sekd_cli.config import DetectionSettings, ViewSettings
@@ -142,6 +143,34 @@ def test_all_orientations_of_a_photograph_have_the_same_keypoints(tmp_path: Path
         pictures.append(upright)
         np.testing.assert_allclose(upright, pictures[0], atol=0.01)
     assert len(pictures[0]) > 30
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_jpeg_decoded_smaller_has_its_keypoints_where_the_whole_one_has_them(
+    tmp_path: Path, orientation: int
+) -> None:
+    path = tmp_path / "large.jpg"
+    picture = cv2.resize(drawn_photograph(1, 480, 640), (1280, 960), interpolation=cv2.INTER_CUBIC)
+    path.write_bytes(encoded(picture, "JPEG", orientation=orientation))
+    one = Extractor(
+        load_network(packaged_weights()),
+        DetectionSettings(max_keypoints=200),
+        device=CPU,
+        views=ViewSettings(max_size=430),
+    )
+    mask = np.ones((960, 1280), bool)
+    mask[:, 900:] = False
+    smaller, whole = read_image(path, enough=one.enough), read_image(path)
+    assert smaller.pixels.shape == (480, 640)
+    for allowed in (None, mask):
+        quick, slow = (extract(one, photograph, allowed) for photograph in (smaller, whole))
+        assert quick.image_size == slow.image_size == smaller.stored_size
+        assert len(quick) == len(slow) == 200
+        apart = quick.keypoints[:, None] - slow.keypoints
+        nearest = np.linalg.norm(apart, axis=2).argmin(axis=1)
+        apart = apart[np.arange(len(quick)), nearest]
+        assert (np.linalg.norm(apart, axis=1) < 1.5).mean() > 0.8, "half a pixel of what the network sees"
+        assert np.abs(np.median(apart, axis=0)).max() < 0.15
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -109,6 +109,40 @@ def test_the_scale_of_other_number_types(values: np.ndarray, expected: list[int]
     np.testing.assert_array_equal(to_eight_bits(values), expected)
 
 
+@pytest.mark.parametrize("mode", [None, "L"])
+@pytest.mark.parametrize(("least", "cell"), [(160, 1), (80, 2), (41, 2), (40, 4), (20, 8), (3, 8)])
+def test_a_jpeg_is_decoded_no_larger_than_it_must(path: Path, mode: str | None, least: int, cell: int) -> None:
+    smooth = cv2.GaussianBlur(cv2.resize(PICTURE, (160, 120)), (0, 0), 4)
+    path.write_bytes(encoded(smooth, "JPEG", mode=mode, orientation=6))
+    photograph = read_image(path, enough=lambda width, height: (width * least // 160, height * least // 160))
+    assert photograph.pixels.shape == (120 // cell, 160 // cell)
+    assert photograph.stored_size == (120, 160)
+    assert photograph.upright_size == (160, 120)
+    means = cv2.resize(
+        cv2.cvtColor(smooth, cv2.COLOR_RGB2GRAY), (160 // cell, 120 // cell), interpolation=cv2.INTER_AREA
+    )
+    assert np.abs(photograph.pixels.astype(int) - means).max() <= 8
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "size", "colour"),
+    [
+        ("JPEG", None, (161, 120), False),  # cells would reach beyond the image
+        ("JPEG", None, (160, 121), False),
+        ("JPEG", "CMYK", (160, 120), False),
+        ("JPEG", None, (160, 120), True),
+        ("PNG", None, (160, 120), False),
+    ],
+)
+def test_what_can_not_be_decoded_smaller_is_whole(
+    path: Path, kind: str, mode: str | None, size: tuple[int, int], colour: bool
+) -> None:
+    path.write_bytes(encoded(cv2.resize(PICTURE, size), kind, mode=mode))
+    photograph = read_image(path, colour=colour, enough=lambda width, height: (width // 10, height // 10))
+    np.testing.assert_array_equal(photograph.pixels, read_image(path, colour=colour).pixels)
+    assert photograph.stored_size == size
+
+
 def test_transparent_pixels_are_mid_grey(path: Path) -> None:
     pixels = np.zeros((1, 3, 4), dtype=np.uint8)
     pixels[0, :, :3] = 200

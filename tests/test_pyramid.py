@@ -113,6 +113,54 @@ def test_what_is_shrunk_is_averaged_not_skipped() -> None:
     assert small.max() <= 128
 
 
+def centre(grey: np.ndarray) -> np.ndarray:
+    """Where the light of an image lies, (x, y) of its extent, from 0 to 1 between its outer edges."""
+    light = grey.astype(np.float64)
+    return np.array(
+        [
+            (light.sum(axis=axis) * (np.arange(light.shape[1 - axis]) + 0.5)).sum()
+            / light.sum()
+            / light.shape[1 - axis]
+            for axis in (0, 1)
+        ]
+    )
+
+
+@pytest.mark.parametrize("longest", [1000, 700, 640, 500, 375, 333, 250, 199, 120])
+@pytest.mark.parametrize("size", [(1000, 600), (999, 601)])
+def test_what_is_shrunk_keeps_its_place_at_every_size(size: tuple[int, int], longest: int) -> None:
+    pixels = np.zeros(size[::-1], np.uint8)
+    cv2.circle(pixels, (300, 420), 60, (255,), -1)
+    shrunk = prepare(
+        Photograph(pixels=pixels, orientation=1, stored_size=size),
+        ViewSettings(max_size=longest, scales=(1.0, 0.7, 0.5, 0.25)),
+    )
+    assert len(shrunk.levels) == 4
+    for one in shrunk.levels:
+        off = (centre(one.grey) - centre(pixels)) * size
+        assert np.abs(off).max() * one.grey.shape[1] / size[0] < 0.05, f"{off} pixels at {one.grey.shape}"
+
+
+def test_halves_are_means_and_more_is_kept_of_what_is_fine_than_means_keep() -> None:
+    across = np.arange(800)
+    waves = np.tile(127.5 + 100 * np.sin(across * 2 * np.pi / 4.4), (600, 1)).round().astype(np.uint8)
+    whole = Photograph(pixels=waves, orientation=1, stored_size=(800, 600))
+    half = prepare(whole, ViewSettings(max_size=400)).levels[0].grey
+    np.testing.assert_allclose(half, waves.reshape(300, 2, 400, 2).mean(axis=(1, 3)), atol=0.51)
+    shrunk = prepare(whole, ViewSettings(max_size=500)).levels[0].grey
+    means = cv2.resize(waves, (500, 375), interpolation=cv2.INTER_AREA)
+    assert shrunk[:, 20:-20].std() > 1.05 * means[:, 20:-20].std()
+
+
+def test_the_half_of_a_photograph_that_is_shrunk_is_the_mean_of_what_was_shrunk() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (700, 1000), dtype=np.uint8)
+    levels = prepare(
+        Photograph(pixels=noise, orientation=1, stored_size=(1000, 700)), ViewSettings(max_size=640, scales=(1.0, 0.5))
+    ).levels
+    means = levels[0].grey.reshape(224, 2, 320, 2).mean(axis=(1, 3))
+    np.testing.assert_allclose(levels[1].grey, means, atol=0.51)
+
+
 @pytest.mark.parametrize(("new", "old"), [(1, 7), (3, 7), (7, 7), (320, 640), (213, 641), (300, 100)])
 def test_the_nearest_pixel_is_the_one_that_opencv_takes(new: int, old: int) -> None:
     axis = np.arange(old, dtype=np.uint16)[None]

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from sekd_cli.config import ViewSettings
 from sekd_cli.errors import ImageError, InputFileError
 from sekd_cli.geometry import resize_matrix
 from sekd_cli.images import Photograph, read_image, turn_back
-from sekd_cli.pyramid import prepare
+from sekd_cli.pyramid import largest_size, prepare
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +45,12 @@ def read_evaluation_image(path: Path, max_size: int) -> EvaluationImage:
 
     Never turned by EXIF, since ground truth speaks of the file's pixel grid. Raises InputFileError.
     """
+    views = ViewSettings(max_size=max_size)
     try:
-        photograph = read_image(path)
+        photograph = read_image(path, enough=partial(largest_size, settings=views))
     except ImageError as error:
         raise InputFileError(f"{error}; the evaluation needs every image") from error
     stored = turn_back(photograph.pixels, photograph.orientation)
     unturned = Photograph(pixels=stored, orientation=1, stored_size=photograph.stored_size)
-    level = prepare(unturned, ViewSettings(max_size=max_size)).levels[0]
+    level = prepare(unturned, views).levels[0]
     return EvaluationImage(path=path, grey=level.grey, original_size=photograph.stored_size)
