@@ -79,11 +79,11 @@ def read_image(
 ) -> Photograph:
     """Read one photograph, grey unless `colour`. max_pixels: largest width x height to decode; 0 for no limit.
 
-    enough: of a width and height in the file those that will do; a grey JPEG is then decoded no larger than it must.
+    enough: of a width and height in the file those that will do; a JPEG is then decoded no larger than it must.
     Raises ImageError, one line that names the file and the remedy, whatever is wrong with it.
     """
     with opened(path, max_pixels) as image:
-        cell = 1 if colour or enough is None else _cell_decoded(image, enough)
+        cell = 1 if enough is None else _cell_decoded(image, enough, colour=colour)
         pixels, orientation = _decode(image, path, colour=colour)
     height, width = pixels.shape[:2]
     stored_size = (cell * width, cell * height)
@@ -150,8 +150,8 @@ def _orientation(image: Image.Image) -> int:
     return orientation if orientation in ORIENTATIONS else 1
 
 
-def _cell_decoded(image: Image.Image, enough: Callable[[int, int], tuple[int, int]]) -> int:
-    """Edge of the cells (1, 2, 4 or 8 pixels) that a JPEG's decoder gives one grey pixel for: what will do, and faster.
+def _cell_decoded(image: Image.Image, enough: Callable[[int, int], tuple[int, int]], *, colour: bool) -> int:
+    """Edge of the cells (1, 2, 4 or 8 pixels) that a JPEG's decoder gives one pixel for: what will do, and faster.
 
     Cells fill the image, so that places stay exact; cameras' sizes can be halved.
     """
@@ -160,7 +160,7 @@ def _cell_decoded(image: Image.Image, enough: Callable[[int, int], tuple[int, in
         least = enough(width, height)
         for cell in (8, 4, 2):
             if width % cell == height % cell == 0 and width >= cell * least[0] and height >= cell * least[1]:
-                image.draft("L", (width // cell, height // cell))
+                image.draft("RGB" if colour else "L", (width // cell, height // cell))
                 break
     return width // image.width
 

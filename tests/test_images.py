@@ -109,18 +109,21 @@ def test_the_scale_of_other_number_types(values: np.ndarray, expected: list[int]
     np.testing.assert_array_equal(to_eight_bits(values), expected)
 
 
-@pytest.mark.parametrize("mode", [None, "L"])
+@pytest.mark.parametrize(("mode", "colour"), [(None, False), ("L", False), (None, True)])
 @pytest.mark.parametrize(("least", "cell"), [(160, 1), (80, 2), (41, 2), (40, 4), (20, 8), (3, 8)])
-def test_a_jpeg_is_decoded_no_larger_than_it_must(path: Path, mode: str | None, least: int, cell: int) -> None:
+def test_a_jpeg_is_decoded_no_larger_than_it_must(
+    path: Path, mode: str | None, colour: bool, least: int, cell: int
+) -> None:
     smooth = cv2.GaussianBlur(cv2.resize(PICTURE, (160, 120)), (0, 0), 4)
     path.write_bytes(encoded(smooth, "JPEG", mode=mode, orientation=6))
-    photograph = read_image(path, enough=lambda width, height: (width * least // 160, height * least // 160))
-    assert photograph.pixels.shape == (120 // cell, 160 // cell)
+    photograph = read_image(
+        path, colour=colour, enough=lambda width, height: (width * least // 160, height * least // 160)
+    )
     assert photograph.stored_size == (120, 160)
     assert photograph.upright_size == (160, 120)
-    means = cv2.resize(
-        cv2.cvtColor(smooth, cv2.COLOR_RGB2GRAY), (160 // cell, 120 // cell), interpolation=cv2.INTER_AREA
-    )
+    expected = smooth if colour else cv2.cvtColor(smooth, cv2.COLOR_RGB2GRAY)
+    means = cv2.resize(expected, (160 // cell, 120 // cell), interpolation=cv2.INTER_AREA)
+    assert photograph.pixels.shape == means.shape
     assert np.abs(photograph.pixels.astype(int) - means).max() <= 8
 
 
@@ -130,7 +133,7 @@ def test_a_jpeg_is_decoded_no_larger_than_it_must(path: Path, mode: str | None, 
         ("JPEG", None, (161, 120), False),  # cells would reach beyond the image
         ("JPEG", None, (160, 121), False),
         ("JPEG", "CMYK", (160, 120), False),
-        ("JPEG", None, (160, 120), True),
+        ("JPEG", "CMYK", (160, 120), True),
         ("PNG", None, (160, 120), False),
     ],
 )

@@ -50,7 +50,7 @@ SAME = {"bfloat16": 0.95, "int8": 0.93}  # share of its keypoints, to a pixel
     ],
 )
 def test_auto_is_what_the_cpu_is_fastest_in(
-    cpu: str, expected: str, in_bytes: bool, monkeypatch: pytest.MonkeyPatch
+    cpu: str, expected: str, in_bytes: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for variable in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
         monkeypatch.delenv(variable, raising=False)
@@ -60,7 +60,10 @@ def test_auto_is_what_the_cpu_is_fastest_in(
     assert resolve_precision("auto", CPU, quantisable=False) == expected
     assert resolve_precision("auto", CPU, quantisable=True) == ("int8" if in_bytes else expected)
     assert resolve_precision("auto", torch.device("mps"), quantisable=True) == "float32"
-    assert all(resolve_precision(name, CPU, quantisable=True) == name for name in ("float32", "bfloat16"))
+    assert resolve_precision("float32", CPU, quantisable=True) == "float32"
+    assert not caplog.records
+    assert resolve_precision("bfloat16", CPU, quantisable=True) == "bfloat16"
+    assert ("ten times as long" in caplog.text) == (expected != "bfloat16"), "who asks for what is slow is told"
     monkeypatch.setattr(precision, "can_convolve_bytes", lambda: False)
     assert resolve_precision("auto", CPU, quantisable=True) == expected
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)

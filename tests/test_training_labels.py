@@ -76,6 +76,16 @@ def test_broken_and_tiny_photographs_are_left_out_and_none_at_all_is_an_error(tm
         cache_photographs(find_images([folder]), tmp_path / "cache2", 640)
 
 
+def test_a_jpeg_of_twice_the_size_is_shrunk_like_any(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    pixels = cv2.GaussianBlur(drawn_photograph(0, 480, 640), (0, 0), 3)
+    cv2.imwrite(str(tmp_path / "in" / "a.jpg"), pixels, [cv2.IMWRITE_JPEG_QUALITY, 98])
+    cv2.imwrite(str(tmp_path / "in" / "b.png"), pixels)
+    jpeg, png = iter(cache_photographs(find_images([tmp_path / "in"]), tmp_path / "cache", 250))
+    assert jpeg.shape == png.shape == (3, 188, 250)
+    assert (jpeg.int() - png.int()).abs().max() <= 8
+
+
 def test_large_photographs_are_shrunk(tmp_path: Path) -> None:
     folder = draw_photographs(tmp_path / "in", 1)
     assert cache_photographs(find_images([folder]), tmp_path / "cache", 120)[0].shape == (3, 100, 120)

@@ -1,5 +1,6 @@
 """Which numbers networks compute in: what a user may ask for, and where bytes and bfloat16 pay."""
 
+import logging
 import os
 from functools import cache
 from pathlib import Path
@@ -8,6 +9,8 @@ import torch
 
 from sekd_cli.errors import UsageError
 from sekd_cli.networks.byte_convolutions import can_convolve_bytes
+
+logger = logging.getLogger(__name__)
 
 UNLIMITED = ("ALL", "DEFAULT")  # of oneDNN's names of instruction sets
 WITH_VNNI = ("VNNI", "BF16", "FP16", "AMX", "AVX10")  # in such names: those that include it, for vectors of 512 bits
@@ -32,6 +35,8 @@ def resolve_precision(name: str, device: torch.device, *, quantisable: bool) -> 
     if name not in possible:
         needs = "the compact network and an x86 CPU with AVX2"
         raise UsageError(f"--precision {name}: it takes {needs}; give auto")
+    if name == "bfloat16" and device.type == "cpu" and not has_fast_bfloat16(device):
+        logger.warning("--precision bfloat16: this CPU takes up to ten times as long for it as for float32; give auto")
     return name
 
 

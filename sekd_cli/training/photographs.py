@@ -5,6 +5,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -101,13 +102,20 @@ def _identity(path: Path) -> tuple[str, int, int]:
 
 def _colour(path: Path, longest_edge: int) -> np.ndarray:
     """(3, H, W) uint8, at most `longest_edge` pixels along either side."""
-    pixels = read_image(path, colour=True).pixels
-    height, width = pixels.shape[:2]
-    scale = min(1.0, longest_edge / max(height, width))
-    size = (round(width * scale), round(height * scale))
+    photograph = read_image(path, colour=True, enough=partial(_shrunk, longest_edge=longest_edge))
+    width, height = photograph.upright_size
+    size = _shrunk(width, height, longest_edge)
     if min(size) < SHORTEST_EDGE:
-        there = f"{width}x{height} pixels" + f", shrunk to {size[0]}x{size[1]}," * (scale < 1)
+        shrunk = f", shrunk to {size[0]}x{size[1]}," * (size != (width, height))
+        there = f"{width}x{height} pixels{shrunk}"
         raise ImageError(f"{path}: {there} are too few; give at least {SHORTEST_EDGE} along each side")
-    if scale < 1:
+    pixels = photograph.pixels
+    if pixels.shape[1::-1] != size:
         pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _shrunk(width: int, height: int, longest_edge: int) -> tuple[int, int]:
+    """Width and height of a photograph whose longer edge is at most so many pixels."""
+    scale = min(1.0, longest_edge / max(height, width))
+    return round(width * scale), round(height * scale)
