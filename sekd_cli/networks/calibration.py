@@ -54,7 +54,6 @@ def _keep(maps: dict[str, Tensor], name: str, _part: nn.Module, _given: object, 
 
 def range_of(values: Tensor) -> tuple[float, float]:
     """The least and the largest of a map's values (of any shape), but for what is beyond `SHARE` at either end."""
-    flat = values.numpy().ravel()
-    beyond = round((1 - SHARE) * flat.size)
-    low, high = np.partition(flat, (beyond, flat.size - 1 - beyond))[[beyond, flat.size - 1 - beyond]]
-    return float(low), float(high)
+    flat = values.flatten()
+    beyond = round((1 - SHARE) * flat.numel()) + 1
+    return flat.topk(beyond, largest=False).values[-1].item(), flat.topk(beyond).values[-1].item()
