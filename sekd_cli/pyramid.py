@@ -89,7 +89,8 @@ def _at_sizes(grey: np.ndarray, sizes: Sequence[tuple[int, int]]) -> Iterator[np
     largest = _resized(grey, sizes[0])
     yield largest
     for size in sizes[1:]:
-        yield _resized(largest if _halves(largest, size) else grey, size)
+        shrunk = largest.size <= grey.size and _halves(largest, size)
+        yield _resized(largest if shrunk else grey, size)
 
 
 def _resized(grey: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -106,7 +107,7 @@ def _resized(grey: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         return grey
     if size[0] >= width and size[1] >= height:
         return np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_LINEAR))
-    pixels = torch.from_numpy(grey)[None, None]
+    pixels = torch.from_numpy(np.require(grey, requirements="W"))[None, None]
     return F.interpolate(pixels, size[::-1], mode="bicubic", antialias=True)[0, 0].numpy()
 
 
