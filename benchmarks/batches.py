@@ -78,11 +78,7 @@ def network_alone(extractor: Extractor, images: list[PreparedImage]) -> None:
 
 
 def measure(
-    extractor: Extractor,
-    photograph: Photograph,
-    size: tuple[int, int],
-    batches: list[int],
-    rounds: int,
+    extractor: Extractor, photograph: Photograph, size: tuple[int, int], batches: list[int], rounds: int
 ) -> list[dict[str, float | str | int]]:
     """A row for each size of the batch."""
     pixels = cv2.resize(photograph.pixels, size, interpolation=cv2.INTER_AREA)
@@ -90,14 +86,14 @@ def measure(
     rows: list[dict[str, float | str | int]] = []
     for batch in batches:
         images = [image] * batch
-        alone = median_ms(lambda images=images: network_alone(extractor, images), rounds, extractor.device)
+        network = median_ms(lambda images=images: network_alone(extractor, images), rounds, extractor.device)
         whole = median_ms(lambda images=images: extractor.extract(images), rounds, extractor.device)
         rows.append(
             {
                 "size": f"{size[0]}x{size[1]}",
                 "precision": extractor.precision,
                 "batch": batch,
-                "network_ms": alone / batch,
+                "network_ms": network / batch,
                 "extract_ms": whole / batch,
                 "images_per_s": 1e3 * batch / whole,
             }

@@ -171,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run() -> int:
     """`main` as a process of its own: once all is said, Ctrl-C no longer interrupts what is left, torch's farewell.
 
-    Python would look through all of torch for what only refers to itself: a third of a second, for memory that goes.
+    Frozen objects aren't collected: of all of torch's that takes a third of a second, and the process ends anyway.
     """
     code = main()
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -97,7 +97,7 @@ def read_image_size(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> tupl
 
 
 def read_mask(path: Path, photograph: Photograph) -> np.ndarray:
-    """Where keypoints may be, (H, W) bool like `photograph.pixels`: false where the mask (stored grid) is black.
+    """Where keypoints may be, (H, W) bool of the photograph's `upright_size`: false where the mask is black.
 
     Raises ImageError if it can't be read or isn't as large as the photograph.
     """
@@ -166,7 +166,7 @@ def _cell_decoded(image: Image.Image, enough: Callable[[int, int], tuple[int, in
 
 
 def _decode(image: Image.Image, path: Path, *, colour: bool) -> tuple[np.ndarray, int]:
-    """All pixels in the grid of the file, (H, W) or (H, W, 3) uint8, and the EXIF orientation."""
+    """All pixels that the decoder gives, as they lie in the file, (H, W) or (H, W, 3) uint8, and EXIF's orientation."""
     deep_colour = _has_deep_colour(image)  # asked first, as the next: reading EXIF may decode, and forget it
     see_through = _transparent_grey(image)
     orientation = _orientation(image)

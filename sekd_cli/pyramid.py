@@ -46,7 +46,7 @@ class PreparedImage:
 def prepare(photograph: Photograph, settings: ViewSettings, mask: np.ndarray | None = None) -> PreparedImage:
     """A photograph at every size that the network shall see. Safe in any thread.
 
-    mask: (H, W) bool like the photograph as it is in its file, false where no keypoint may be.
+    mask: (H, W) bool of the photograph's `upright_size`, false where no keypoint may be.
     """
     pixels = photograph.pixels
     grey = np.ascontiguousarray(pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))
@@ -89,8 +89,8 @@ def _at_sizes(grey: np.ndarray, sizes: Sequence[tuple[int, int]]) -> Iterator[np
     largest = _resized(grey, sizes[0])
     yield largest
     for size in sizes[1:]:
-        shrunk = largest.size <= grey.size and _halves(largest, size)
-        yield _resized(largest if shrunk else grey, size)
+        shrinks = largest.size <= grey.size and _halves(largest, size)
+        yield _resized(largest if shrinks else grey, size)
 
 
 def _resized(grey: np.ndarray, size: tuple[int, int]) -> np.ndarray:
