@@ -15,6 +15,7 @@ import json
 import tempfile
 import time
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,7 +49,7 @@ def shrunk(path: Path, longest: int, way: str) -> Shrunk:
     """A photograph's longer edge brought to so many pixels, and half of it."""
     views = ViewSettings(max_size=longest, scales=(1.0, 0.5))
     start = time.perf_counter()
-    photograph = read_image(path, enough=(lambda *size: largest_size(*size, views)) if way == "sekd" else None)
+    photograph = read_image(path, enough=partial(largest_size, settings=views) if way == "sekd" else None)
     decoded = time.perf_counter()
     if way == "means":
         width, height = largest_size(*photograph.upright_size, views)

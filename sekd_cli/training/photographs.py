@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sekd_cli.config import ViewSettings
 from sekd_cli.errors import ImageError, NothingToDoError
 from sekd_cli.images import ImageEntry, read_image
 from sekd_cli.new_file import new_file
+from sekd_cli.pyramid import largest_size
 
 log = logging.getLogger(__name__)
 
@@ -102,9 +104,10 @@ def _identity(path: Path) -> tuple[str, int, int]:
 
 def _colour(path: Path, longest_edge: int) -> np.ndarray:
     """(3, H, W) uint8, at most `longest_edge` pixels along either side."""
-    photograph = read_image(path, colour=True, enough=partial(_shrunk, longest_edge=longest_edge))
+    enough = partial(largest_size, settings=ViewSettings(max_size=longest_edge))
+    photograph = read_image(path, colour=True, enough=enough)
     width, height = photograph.upright_size
-    size = _shrunk(width, height, longest_edge)
+    size = enough(width, height)
     if min(size) < SHORTEST_EDGE:
         shrunk = f", shrunk to {size[0]}x{size[1]}," * (size != (width, height))
         there = f"{width}x{height} pixels{shrunk}"
@@ -113,9 +116,3 @@ def _colour(path: Path, longest_edge: int) -> np.ndarray:
     if pixels.shape[1::-1] != size:
         pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
-
-
-def _shrunk(width: int, height: int, longest_edge: int) -> tuple[int, int]:
-    """Width and height of a photograph whose longer edge is at most so many pixels."""
-    scale = min(1.0, longest_edge / max(height, width))
-    return round(width * scale), round(height * scale)
