@@ -38,6 +38,17 @@ def test_a_file_and_its_pixels_have_the_same_features(sekd: Sekd, examples: Path
     torch.testing.assert_close(from_file.descriptors.norm(dim=1), torch.ones(300))
 
 
+def test_a_mask_has_the_size_of_a_jpeg_that_is_decoded_smaller(untrained_weights: Path, tmp_path: Path) -> None:
+    sekd = Sekd.from_pretrained(untrained_weights, device="cpu", threshold=0.0, max_size=200)
+    (tmp_path / "a.jpg").write_bytes(encoded(cv2.resize(drawn(), (640, 480)), "JPEG", orientation=6))
+    mask = np.ones((640, 480), bool)  # in the grid of the file
+    mask[:, 240:] = False
+    found = sekd.extract(tmp_path / "a.jpg", mask=mask)
+    assert found.image_size == (480, 640)
+    assert len(found) > 30
+    assert found.keypoints[:, 0].max() < 240
+
+
 def test_pixels_may_be_colour_or_fractions_or_deep(sekd: Sekd, examples: Path) -> None:
     grey = cv2.imread(str(examples / "box.png"), cv2.IMREAD_GRAYSCALE)
     grey[0, :2] = 0, 255  # the whole range, so that every depth is the same picture

@@ -9,6 +9,7 @@ import pytest
 import torch
 from drawn import drawn_photograph
 from evaluation_sets import half_from_whole, unit_rows, write_grey
+from hostile_images import encoded
 from PIL import Image
 
 from sekd_cli.config import DetectionSettings
@@ -269,3 +270,10 @@ def test_descriptors_of_other_widths_are_told(tmp_path: Path) -> None:
     )
     with pytest.raises(InputFileError, match="f: descriptors of 32 and 64 values"):
         method.match(one, other)
+
+
+def test_a_large_jpeg_on_its_side_is_evaluated_in_the_grid_of_its_file(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(encoded(drawn_photograph(0, 480, 640), "JPEG", orientation=6))
+    image = read_evaluation_image(tmp_path / "a.jpg", 250)
+    assert image.original_size == (480, 640)
+    assert image.size == (188, 250)

@@ -127,6 +127,16 @@ def test_a_jpeg_is_decoded_no_larger_than_it_must(
     assert np.abs(photograph.pixels.astype(int) - means).max() <= 8
 
 
+def test_a_mask_of_the_files_size_fits_a_jpeg_decoded_smaller(path: Path, tmp_path: Path) -> None:
+    path.write_bytes(encoded(cv2.resize(PICTURE, (160, 120)), "MPO"))
+    mask = np.zeros((120, 160), np.uint8)
+    mask[:, :50] = 255
+    (tmp_path / "mask.png").write_bytes(encoded(mask, "PNG"))
+    photograph = read_image(path, enough=lambda width, height: (width // 4, height // 4))
+    assert photograph.pixels.shape == (30, 40)
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.png", photograph), mask > 0)
+
+
 @pytest.mark.parametrize(
     ("kind", "mode", "size", "colour"),
     [

@@ -1,5 +1,9 @@
 """Sizes at which the network sees a photograph, and how the keypoints of all sizes become one set."""
 
+from functools import partial
+from pathlib import Path
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
@@ -10,8 +14,8 @@ from hypothesis import strategies as st
 from sekd_cli.config import ViewSettings, parse_scales
 from sekd_cli.errors import UsageError
 from sekd_cli.geometry import nearest
-from sekd_cli.images import Photograph
-from sekd_cli.pyramid import LevelFeatures, best_of_levels, join_levels, level_sizes, prepare
+from sekd_cli.images import Photograph, read_image
+from sekd_cli.pyramid import LevelFeatures, best_of_levels, join_levels, largest_size, level_sizes, prepare
 
 
 def level(*points: tuple[float, float, float], scale: float = 1.0) -> LevelFeatures:
@@ -159,6 +163,58 @@ def test_the_half_of_a_photograph_that_is_shrunk_is_the_mean_of_what_was_shrunk(
     ).levels
     means = levels[0].grey.reshape(224, 2, 320, 2).mean(axis=(1, 3))
     np.testing.assert_allclose(levels[1].grey, means, atol=0.51)
+
+
+def noise(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width), dtype=np.uint8)
+
+
+def levels_of(pixels: np.ndarray, **options: Any) -> list[np.ndarray]:
+    height, width = pixels.shape
+    whole = Photograph(pixels=pixels, orientation=1, stored_size=(width, height))
+    return [one.grey for one in prepare(whole, ViewSettings(**options)).levels]
+
+
+@pytest.mark.parametrize("size", [(480, 640), (481, 643), (427, 640), (601, 999)])
+def test_the_half_of_what_is_not_shrunk_is_its_mean_to_the_bit(size: tuple[int, int]) -> None:
+    pixels = noise(*size)
+    whole, half = levels_of(pixels, scales=(1.0, 0.5))
+    np.testing.assert_array_equal(whole, pixels)
+    np.testing.assert_array_equal(half, cv2.resize(pixels, half.shape[::-1], interpolation=cv2.INTER_AREA))
+
+
+def test_a_photograph_is_never_taken_from_its_own_enlargement() -> None:
+    pixels = noise(120, 160)
+    _, whole, half = levels_of(pixels, max_size=0, scales=(2.0, 1.0, 0.5))
+    np.testing.assert_array_equal(whole, pixels)
+    np.testing.assert_array_equal(half, levels_of(pixels, max_size=0, scales=(0.5,))[0])
+
+
+def test_a_size_above_half_is_taken_from_all_pixels() -> None:
+    pixels = noise(900, 1200)
+    np.testing.assert_array_equal(
+        levels_of(pixels, max_size=800, scales=(1.0, 0.7))[1], levels_of(pixels, max_size=560, scales=(1.0,))[0]
+    )
+
+
+def test_what_is_too_fine_for_a_smaller_size_does_not_come_back_as_something_else() -> None:
+    waves = np.tile(127.5 + 100 * np.sin(np.arange(900) * 2 * np.pi / 2.2), (90, 1)).round().astype(np.uint8)
+    assert levels_of(waves, max_size=500, scales=(1.0,))[0][:, 20:-20].std() < 8
+
+
+@pytest.mark.filterwarnings("error")
+def test_pixels_that_may_only_be_read_are_shrunk_too() -> None:
+    pixels = noise(300, 400)
+    pixels.flags.writeable = False
+    assert levels_of(pixels, max_size=250)[0].shape == (188, 250)
+
+
+def test_sizes_are_those_of_the_file_where_a_jpeg_was_decoded_smaller(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.jpg"), noise(480, 640))
+    views = ViewSettings(max_size=0, scales=(0.5, 0.25))
+    photograph = read_image(tmp_path / "a.jpg", enough=partial(largest_size, settings=views))
+    assert photograph.pixels.shape == (240, 320)
+    assert [one.grey.shape for one in prepare(photograph, views).levels] == [(240, 320), (120, 160)]
 
 
 @pytest.mark.parametrize(("new", "old"), [(1, 7), (3, 7), (7, 7), (320, 640), (213, 641), (300, 100)])

@@ -13,6 +13,7 @@ import pytest
 import torch
 from drawn import draw_photographs, drawn_photograph
 from full_disk import files_of_at_most
+from hostile_images import encoded
 from torch import Tensor, nn
 
 from sekd_cli.errors import InputFileError, NothingToDoError, OutputError, UsageError
@@ -84,6 +85,15 @@ def test_a_jpeg_of_twice_the_size_is_shrunk_like_any(tmp_path: Path) -> None:
     jpeg, png = iter(cache_photographs(find_images([tmp_path / "in"]), tmp_path / "cache", 250))
     assert jpeg.shape == png.shape == (3, 188, 250)
     assert (jpeg.int() - png.int()).abs().max() <= 8
+
+
+def test_a_jpeg_on_its_side_is_shrunk_upright(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jpg").write_bytes(encoded(drawn_photograph(0, 640, 480), "JPEG", orientation=6))
+    (tmp_path / "in" / "b.jpg").write_bytes(encoded(drawn_photograph(0, 80, 1280), "JPEG"))
+    only = cache_photographs(find_images([tmp_path / "in"]), tmp_path / "cache", 250)
+    assert [one.shape for one in iter(only)] == [(3, 250, 188)]
+    assert "b.jpg: 1280x80 pixels, shrunk to 250x16, are too few" in caplog.text
 
 
 def test_large_photographs_are_shrunk(tmp_path: Path) -> None:
