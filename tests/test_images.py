@@ -14,6 +14,7 @@ from hostile_images import (
     deep_turned_tiff,
     drawn,
     encoded,
+    encoded_with,
     raw_png,
     raw_tiff,
     whole_files,
@@ -128,7 +129,8 @@ def test_a_jpeg_is_decoded_no_larger_than_it_must(
 
 
 def test_a_mask_of_the_files_size_fits_a_jpeg_decoded_smaller(path: Path, tmp_path: Path) -> None:
-    path.write_bytes(encoded(cv2.resize(PICTURE, (160, 120)), "MPO"))
+    picture = cv2.resize(PICTURE, (160, 120))
+    path.write_bytes(encoded_with(picture, "MPO", save_all=True, append_images=[Image.fromarray(picture)]))
     mask = np.zeros((120, 160), np.uint8)
     mask[:, :50] = 255
     (tmp_path / "mask.png").write_bytes(encoded(mask, "PNG"))
