@@ -1,9 +1,14 @@
-"""Which images look alike, from their local descriptors alone: VLAD (Jegou et al., CVPR 2010) with a codebook learned
-from the same features, each word's residuals normalised on their own (Arandjelovic and Zisserman, CVPR 2013).
+"""Which images look alike, from their local descriptors alone: aggregated selective match kernels (Tolias, Avrithis and
+Jegou, ICCV 2013) with a codebook learned from the same features.
+
+Of each word that an image has, the direction is kept in which its descriptors lie from the word. Two images are as
+alike as their directions are in the words that both have; directions far apart count for nothing, rare words for more.
 """  # noqa: D205 - one sentence
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,31 +17,40 @@ from sekd_cli.errors import InputFileError
 from sekd_cli.feature_file import FeatureReader
 from sekd_cli.pair_matching import comparable
 
-WORDS = 64  # of the codebook: enough for thousands of images, and 64 x 64 values are cheap to compare
-SAMPLED_IMAGES, SAMPLED_DESCRIPTORS = 400, 150  # what the codebook is learned from: evenly spread, each image's best
+KEYPOINTS = 400  # of an image, its best: with more, no more of its neighbours are found
+WORDS = 2048  # of the codebook at most
 DESCRIPTORS_A_WORD = 40  # at least: a word of few is their mean, from which two views of a point lie opposite
-ITERATIONS = 15  # of k-means
-COMPARED_AT_ONCE = 1024  # images
+SAMPLED_IMAGES, SAMPLED_DESCRIPTORS = 400, 60_000  # what the codebook is learned from: evenly spread, each image's best
+ITERATIONS = 10  # of k-means
+LEAST_COSINE = 0.25  # of two directions that count; of unrelated ones in 64 dimensions one in fifty has it
+SELECTIVITY = 3  # power of the cosine: one good direction is worth more than several fair ones
+STEPS = 127  # to a value of 1 in a byte
+COMPARED_AT_ONCE, ASSIGNED_AT_ONCE = 1024, 1024  # images, descriptors
 
 
 def nearest(
-    features: FeatureReader, names: Sequence[str], count: int, unreadable: dict[str, str]
+    features: FeatureReader,
+    names: Sequence[str],
+    count: int,
+    unreadable: dict[str, str],
+    done: Callable[[int], object] = lambda images: None,
 ) -> Iterator[tuple[str, str]]:
     """Pairs of each image with the `count` that look most like it, each pair once, in the order of `names`.
 
     Reads every image's features twice at most; depends on nothing but these. Of equally alike ones the first named.
-    Images whose features can't be read are left out; why is put into `unreadable`, by name.
+    Images whose features can't be read are left out; why is put into `unreadable`, by name. `done` is told of so many
+    more images when they are read, and again of those that can be read when they are compared.
     """
     codebook = learn_codebook(_sample(features, names, unreadable))
-    described = {
-        name: aggregate(found, codebook)
-        for name in names
-        if (found := _descriptors(features, name, unreadable)) is not None
-    }
-    if described:
-        readable = list(described)
-        for first, second in nearest_pairs(torch.stack(list(described.values())), count):
-            yield readable[first], readable[second]
+    described: dict[str, Directions] = {}
+    for name in names:
+        found = _descriptors(features, name, unreadable)
+        if found is not None:
+            described[name] = directions(found[:KEYPOINTS], codebook)
+        done(1)
+    readable = list(described)
+    for first, second in nearest_pairs(similarities(list(described.values()), len(codebook)), count, done):
+        yield readable[first], readable[second]
 
 
 def learn_codebook(descriptors: Tensor, words: int = WORDS) -> Tensor:
@@ -47,57 +61,116 @@ def learn_codebook(descriptors: Tensor, words: int = WORDS) -> Tensor:
     start = torch.randperm(len(descriptors), generator=torch.Generator().manual_seed(0))[:words]
     centres = descriptors[start]
     for _ in range(ITERATIONS):
-        members = F.one_hot(_word_of(descriptors, centres), words).to(descriptors)
-        sizes = members.sum(dim=0)[:, None]
-        centres = torch.where(sizes > 0, members.T @ descriptors / sizes.clamp(min=1), centres)
+        own = _word_of(descriptors, centres)
+        sums = torch.zeros_like(centres).index_add_(0, own, descriptors)
+        sizes = torch.bincount(own, minlength=words)[:, None]
+        centres = torch.where(sizes > 0, sums / sizes.clamp(min=1), centres)
     return centres
 
 
-def aggregate(descriptors: Tensor, codebook: Tensor) -> Tensor:
-    """One descriptor of an image from its local ones (N, D) and a codebook (W, D): (W * D,), of unit length or zero."""
-    if len(descriptors) == 0 or descriptors.shape[1] != codebook.shape[1]:  # a file put together by hand
-        return codebook.new_zeros(codebook.numel())
-    words = F.one_hot(_word_of(descriptors, codebook), len(codebook)).to(descriptors)
-    residuals = words.T @ descriptors - words.sum(dim=0)[:, None] * codebook
-    return F.normalize(F.normalize(residuals, dim=1).flatten(), dim=0)
+class Directions(NamedTuple):
+    """An image as its words."""
+
+    words: np.ndarray  # (U,) int64, ascending
+    there: np.ndarray  # (U, D) int8, unit vectors in `STEPS`: in which direction from each word its descriptors lie
 
 
-def nearest_pairs(described: Tensor, count: int) -> Iterator[tuple[int, int]]:
-    """Pairs i < j of rows (I, G) where one is among the `count` most similar to the other, sorted.
+def directions(descriptors: Tensor, codebook: Tensor) -> Directions:
+    """An image's local descriptors (N, D) by the words of a codebook (W, D).
 
-    Zero rows, of images without descriptors, are less similar than any other.
+    It has no words if it has no descriptors, or others than the codebook.
     """
-    nothing = (described == 0).all(dim=1)
-    total = len(described)
-    count = min(count, total - 1)
+    if descriptors.shape[1] != codebook.shape[1]:  # a file put together by hand
+        descriptors = codebook[:0]
+    descriptors = descriptors[descriptors.any(dim=1)]  # what was no number is zero
+    own = _word_of(descriptors, codebook)
+    words, which = np.unique(own.numpy(), return_inverse=True)
+    sums = codebook.new_zeros((len(words), codebook.shape[1]))
+    sums.index_add_(0, torch.from_numpy(which), descriptors - codebook[own])
+    return Directions(words, (STEPS * F.normalize(sums, dim=1)).round().to(torch.int8).numpy())
+
+
+def similarities(images: Sequence[Directions], words: int) -> Iterator[np.ndarray]:
+    """How alike images are to each other: some rows (B, I) after others, each value up to 1.
+
+    To an image without words all are less alike (-1) than to any other. words: how many are in the codebook.
+    """
+    count, sizes = len(images), [len(image.words) for image in images]
+    every_word = np.concatenate([np.zeros(0, np.int64), *(image.words for image in images)])
+    order = np.argsort(every_word, kind="stable")
+    image_of = np.repeat(np.arange(count), sizes)[order]  # by words, and of each the images that have it, ascending
+    there = np.concatenate([image.there for image in images])[order] if count else np.zeros((0, 0), np.int8)
+    having = np.bincount(every_word, minlength=words)
+    ends = np.cumsum(having)
+    rarity = np.log1p(count / np.maximum(having, 1)).astype(np.float32)
+    norms = np.sqrt(np.bincount(image_of, np.repeat(rarity, having), minlength=count)).astype(np.float32)
+    nothing = norms == 0
+    norms[nothing] = 1
+    for first in range(0, count, COMPARED_AT_ONCE):
+        last = min(first + COMPARED_AT_ONCE, count)
+        alike = np.zeros((last - first, count), np.float32)
+        for end, size, worth in zip(ends.tolist(), having.tolist(), rarity, strict=True):
+            images_here = image_of[end - size : end]
+            low, high = np.searchsorted(images_here, (first, last))
+            if low == high:
+                continue
+            vectors = there[end - size : end].astype(np.float32) / STEPS
+            cosines = (vectors[low:high] @ vectors.T).ravel()
+            close = np.flatnonzero(cosines > LEAST_COSINE)
+            rows, columns = images_here[low + close // size] - first, images_here[close % size]
+            alike[rows, columns] += worth * cosines[close] ** SELECTIVITY
+        alike /= norms[first:last, None] * norms
+        alike[:, nothing] = -1
+        yield alike
+
+
+def nearest_pairs(
+    alike: Iterable[np.ndarray], count: int, done: Callable[[int], object] = lambda images: None
+) -> Iterator[tuple[int, int]]:
+    """Pairs i < j of images where one is among the `count` most similar to the other, sorted.
+
+    alike: similarities, rows (B, I) after others until there are I; of equal ones the first image counts as nearer.
+    `done` is told how many rows more.
+    """
     found: set[tuple[int, int]] = set()
-    for start in range(0, total if count > 0 else 0, COMPARED_AT_ONCE):
-        similarity = described[start : start + COMPARED_AT_ONCE] @ described.T
-        similarity[:, nothing] = -2  # below every cosine
-        similarity.diagonal(start).fill_(-torch.inf)  # an image is not a neighbour of its own
-        ranked = similarity.sort(dim=1, descending=True, stable=True).indices[:, :count]
+    start = 0
+    for rows in alike:
+        most = min(count, rows.shape[1] - 1)
+        own = np.arange(len(rows))
+        rows[own, start + own] = -np.inf  # an image is not a neighbour of its own
+        ranked = np.argsort(-rows, axis=1, kind="stable")[:, :most]
         for row, neighbours in enumerate(ranked.tolist(), start):
             found.update((min(row, other), max(row, other)) for other in neighbours)
+        start += len(rows)
+        done(len(rows))
     yield from sorted(found)
 
 
 def _word_of(descriptors: Tensor, centres: Tensor) -> Tensor:
     """Index of the nearest centre, (N, D) and (W, D) -> (N,)."""
-    return (descriptors @ centres.T - (centres**2).sum(dim=1) / 2).argmax(dim=1)
+    halves = (centres**2).sum(dim=1) / 2
+    found = torch.empty(len(descriptors), dtype=torch.int64)
+    for start in range(0, len(descriptors), ASSIGNED_AT_ONCE):
+        part = slice(start, start + ASSIGNED_AT_ONCE)
+        found[part] = torch.from_numpy((descriptors[part] @ centres.T - halves).numpy().argmax(axis=1))
+    return found
 
 
 def _sample(features: FeatureReader, names: Sequence[str], unreadable: dict[str, str]) -> Tensor:
-    step = max(1, len(names) // SAMPLED_IMAGES)
-    found = (_descriptors(features, name, unreadable) for name in names[::step])
-    sampled = [part[:SAMPLED_DESCRIPTORS] for part in found if part is not None] or [torch.zeros(0, 0)]
+    chosen = names[:: max(1, len(names) // SAMPLED_IMAGES)]
+    most = min(KEYPOINTS, max(1, SAMPLED_DESCRIPTORS // max(1, len(chosen))))
+    found = (_descriptors(features, name, unreadable) for name in chosen)
+    sampled = [part[:most] for part in found if part is not None] or [torch.zeros(0, 0)]
     width = max(part.shape[1] for part in sampled)
     return torch.cat([part for part in sampled if part.shape[1] == width])
 
 
 def _descriptors(features: FeatureReader, name: str, unreadable: dict[str, str]) -> Tensor | None:
-    """(N, D), as in matching; None, and why in `unreadable`, if they can't be read."""
+    """(N, D), as in matching, best first; None, and why in `unreadable`, if they can't be read."""
     try:
-        return comparable(torch.from_numpy(features.read(name).descriptors))
+        found = features.read(name)
     except InputFileError as error:
         unreadable[name] = str(error)
         return None
+    best_first = np.argsort(-found.scores, kind="stable")  # other tools' need not be in order
+    return comparable(torch.from_numpy(found.descriptors[best_first]))

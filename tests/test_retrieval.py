@@ -10,21 +10,59 @@ import torch
 from drawn_features import ATTRIBUTES, drawn_features, write_views
 
 from sekd_cli.feature_file import FeatureReader, FeatureWriter
-from sekd_cli.retrieval import aggregate, learn_codebook, nearest, nearest_pairs
+from sekd_cli.retrieval import KEYPOINTS, Directions, directions, learn_codebook, nearest, nearest_pairs, similarities
 
 
-def test_a_word_holds_the_sum_of_its_residuals_each_normalised() -> None:
+def alike(images: list[Directions], words: int) -> np.ndarray:
+    return np.concatenate(list(similarities(images, words)))
+
+
+def test_a_word_holds_the_direction_of_its_descriptors() -> None:
     codebook = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
-    descriptors = torch.tensor([[3.0, 0.0], [0.0, 4.0], [10.0, 2.0]])
-    # Residuals (3, 4) of the first word and (0, 2) of the second: units (0.6, 0.8), (0, 1), (0, 0), then over root 2.
-    expected = torch.tensor([0.6, 0.8, 0.0, 1.0, 0.0, 0.0]) / 2**0.5
-    torch.testing.assert_close(aggregate(descriptors, codebook), expected)
+    found = directions(torch.tensor([[10.0, 2.0], [3.0, 0.0], [0.0, 4.0], [0.0, 0.0]]), codebook)
+    assert found.words.tolist() == [0, 1]
+    assert found.there.tolist() == [[76, 102], [0, 127]]  # 0.6 and 0.8, of (3, 0) and (0, 4); (0, 2)
 
 
 def test_an_image_without_descriptors_or_with_others_is_like_none() -> None:
     codebook = torch.eye(3)
-    for descriptors in (torch.zeros(0, 3), torch.ones(5, 4)):
-        assert aggregate(descriptors, codebook).tolist() == [0.0] * 9
+    none = [directions(descriptors, codebook) for descriptors in (torch.zeros(2, 3), torch.ones(5, 4))]
+    assert [len(image.words) for image in none] == [0, 0]
+    whole = directions(torch.rand(9, 3, generator=torch.Generator().manual_seed(0)), codebook)
+    expected = [[-1, 0, -1], [-1, 1, -1], [-1, 0, -1]]
+    np.testing.assert_allclose(alike([none[0], whole, none[1]], 3), expected, atol=0.01)
+
+
+def test_images_are_alike_by_directions_in_common_words_rare_ones_more() -> None:
+    def image(**words: tuple[float, float]) -> Directions:
+        there = np.array(list(words.values()), np.float64).reshape(-1, 2)
+        return Directions(np.array([int(word[1:]) for word in words]), (127 * there).round().astype(np.int8))
+
+    first = image(w0=(1, 0), w1=(0, 1), w3=(1, 0))
+    second = image(w0=(0.6, 0.8), w1=(0, -1), w3=(0.1, 0.995))  # 0.6 in word 0; opposite, and all but at right angles
+    third = image(w2=(1, 0))
+    common, own = np.log1p(3 / 2), np.log1p(3)
+    expected = common * 0.6**3 / (3 * common)
+    found = alike([first, second, third], 4)
+    np.testing.assert_allclose(found, [[1, expected, 0], [expected, 1, 0], [0, 0, 1]], atol=0.02)
+    fourth = image(
+        w2=(1, 0), w3=(1, 0)
+    )  # has the first's word 3 and the third's word 2: of two, the rarer is worth more
+    found = alike([first, second, third, fourth], 4)
+    assert own > common
+    assert 0.1 < found[3, 0] < found[3, 2] < 1
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 1024])
+def test_how_many_are_compared_at_once_changes_nothing(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    codebook = torch.randn(6, 4, generator=generator)
+    images = [directions(torch.randn(count, 4, generator=generator), codebook) for count in (9, 0, 3, 20, 1, 7, 12)]
+    expected = alike(images, 6)
+    monkeypatch.setattr("sekd_cli.retrieval.COMPARED_AT_ONCE", at_once)
+    found = list(similarities(images, 6))
+    assert len(found[0]) == min(at_once, len(images))
+    np.testing.assert_allclose(np.concatenate(found), expected, atol=1e-6)
 
 
 def test_the_codebook_finds_clusters_whatever_their_sizes() -> None:
@@ -40,21 +78,17 @@ def test_the_codebook_finds_clusters_whatever_their_sizes() -> None:
 
 
 def test_neighbours_of_either_are_pairs_once() -> None:
-    directions = torch.tensor([0.0, 10.0, 25.0, 180.0]).deg2rad()
-    described = torch.stack((directions.cos(), directions.sin()), dim=1)
-    assert list(nearest_pairs(described, 1)) == [(0, 1), (1, 2), (2, 3)]
+    turns = np.deg2rad([0.0, 10.0, 25.0, 180.0])
+    cosines = np.cos(turns[:, None] - turns)
+
+    def pairs(rows: np.ndarray, count: int) -> list[tuple[int, int]]:
+        return list(nearest_pairs(np.array_split(rows.copy(), 2), count))
+
+    assert pairs(cosines, 1) == [(0, 1), (1, 2), (2, 3)]
     everything = [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
-    assert list(nearest_pairs(described, 3)) == list(nearest_pairs(described, 99)) == everything
-    assert list(nearest_pairs(described[:1], 3)) == []
-    assert list(nearest_pairs(torch.zeros(4, 2), 1)) == [(0, 1), (0, 2), (0, 3)]  # of equals the first
-
-
-@pytest.mark.parametrize("at_once", [1, 3, 1024])
-def test_how_many_are_compared_at_once_changes_nothing(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    described = torch.randn(10, 6, generator=torch.Generator().manual_seed(0))
-    expected = list(nearest_pairs(described, 3))
-    monkeypatch.setattr("sekd_cli.retrieval.COMPARED_AT_ONCE", at_once)
-    assert list(nearest_pairs(described, 3)) == expected
+    assert pairs(cosines, 3) == pairs(cosines, 99) == everything
+    assert pairs(cosines[:1, :1], 3) == list(nearest_pairs([], 3)) == []
+    assert pairs(np.zeros((4, 4)), 1) == [(0, 1), (0, 2), (0, 3)]  # of equals the first
 
 
 def test_views_of_a_plane_find_each_other(tmp_path: Path) -> None:
@@ -64,7 +98,9 @@ def test_views_of_a_plane_find_each_other(tmp_path: Path) -> None:
             writer.write(name, drawn_features(index, plane=index // 3))
     with FeatureReader(tmp_path / "feats.h5") as reader:
         pairs = list(nearest(reader, names, 2, {}))
-        assert pairs == list(nearest(reader, names, 2, {}))
+        done: list[int] = []
+        assert pairs == list(nearest(reader, names, 2, {}, done.append))
+        assert done == [1] * len(names) + [len(names)]
     assert pairs == [(one, other) for one in names for other in names if one < other and one[:6] == other[:6]]
 
 
@@ -111,5 +147,29 @@ def test_descriptors_need_not_be_of_unit_length(tmp_path: Path) -> None:
             features = drawn_features(view, plane=view // 2)
             length = 1e15 if name == "3.jpg" else 1e-3
             writer.write(name, replace(features, descriptors=features.descriptors * np.float32(length)))
+    with FeatureReader(tmp_path / "f.h5") as reader:
+        assert list(nearest(reader, names, 1, {})) == [("0.jpg", "1.jpg"), ("2.jpg", "3.jpg")]
+
+
+def test_an_image_is_known_by_its_best_keypoints_wherever_they_stand(tmp_path: Path) -> None:
+    names = [f"{index}.jpg" for index in range(4)]
+    with FeatureWriter(tmp_path / "f.h5", ATTRIBUTES) as writer:
+        for view, name in enumerate(names):
+            features = drawn_features(view, plane=view // 2)
+            other = drawn_features(9, plane=(view // 2 + 1) % 2)  # of the other plane, and worse
+            count = len(features)
+            assert count < KEYPOINTS
+            rows = np.concatenate((np.tile(other.descriptors, (KEYPOINTS // count + 2, 1)), features.descriptors))
+            scores = np.concatenate((np.full(len(rows) - count, 0.1), np.full(count, 0.9))).astype(np.float32)
+            writer.write(
+                name,
+                replace(
+                    features,
+                    keypoints=np.zeros((len(rows), 2), np.float32),
+                    scores=scores,
+                    descriptors=rows.astype(np.float32),
+                    scales=None,
+                ),
+            )
     with FeatureReader(tmp_path / "f.h5") as reader:
         assert list(nearest(reader, names, 1, {})) == [("0.jpg", "1.jpg"), ("2.jpg", "3.jpg")]

@@ -140,8 +140,10 @@ def _names_of_images(source: tuple[str, ...], root: Path | None) -> tuple[list[s
 
 
 def _nearest(feature_file: Path, names: list[str], count: int, unreadable: dict[str, str]) -> Iterator[tuple[str, str]]:
+    from sekd_cli.commands.progress import progress_bar  # noqa: PLC0415
     from sekd_cli.feature_file import FeatureReader  # noqa: PLC0415
     from sekd_cli.retrieval import nearest  # noqa: PLC0415
 
-    with FeatureReader(feature_file) as reader:
-        yield from nearest(reader, names, count, unreadable)
+    with FeatureReader(feature_file) as reader, progress_bar("read, compare", 2 * len(names)) as bar:
+        found = list(nearest(reader, names, count, unreadable, bar.advance))
+    yield from found
