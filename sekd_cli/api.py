@@ -192,7 +192,10 @@ def _are_two(cameras: object) -> bool:
 
 
 def _mask_of(photograph: Photograph, mask: np.ndarray) -> np.ndarray:
-    """Where keypoints may be, (H, W) bool, of an upright photograph."""
+    """Where keypoints may be, (H, W) bool, of an upright photograph. Raises ImageError for what is no mask of it."""
+    if not isinstance(mask, np.ndarray) or mask.dtype.kind not in "buif":
+        kind = mask.dtype if isinstance(mask, np.ndarray) else type(mask).__name__
+        raise ImageError(f"a mask of type {kind}: give a numpy array of numbers or bool, (H, W)")
     width, height = photograph.stored_size
     if mask.shape != (height, width):
         raise ImageError(f"mask of shape {mask.shape}, but its image has {height} rows of {width} pixels")

@@ -256,6 +256,15 @@ def test_a_mask_keeps_keypoints_off(sekd: Sekd, examples: Path) -> None:
         sekd.extract(examples / "box.png", mask=mask.T)
 
 
+@pytest.mark.parametrize(
+    ("mask", "kind"),
+    [([[0, 1]], "list"), ("mask.png", "str"), (torch.ones(223, 324), "Tensor"), (np.full((223, 324), "x"), "<U1")],
+)
+def test_a_mask_that_is_no_array_of_numbers_is_named(sekd: Sekd, examples: Path, mask: Any, kind: str) -> None:
+    with pytest.raises(ImageError, match=f"a mask of type {kind}: give a numpy array"):
+        sekd.extract(examples / "box.png", mask=mask)
+
+
 def test_a_mask_lies_as_the_file_does(sekd: Sekd, tmp_path: Path) -> None:
     (tmp_path / "turned.png").write_bytes(encoded(drawn(), "PNG", orientation=6))
     mask = np.zeros((128, 96), np.uint8)
