@@ -54,7 +54,7 @@ def test_missing_and_unreadable_images_are_told_and_the_exit_code_is_1(capfd: py
     assert "error: b/c.png: not in photos, left out" in err
     (Path("photos") / NAMES[1]).write_bytes(b"text")
     assert cli.main([*COLMAP, "-o", "other.db"]) == SOME_FAILED
-    assert "error: b/c.png: COLMAP can't use it" in capfd.readouterr().err
+    assert "error: b/c.png: COLMAP can't read it, left out; convert it to one of JPEG, PNG" in capfd.readouterr().err
 
 
 @pytest.mark.usefixtures("in_a_folder_with_matches")

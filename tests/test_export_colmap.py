@@ -14,10 +14,11 @@ import h5py
 import numpy as np
 import pytest
 from drawn_scene import COLMAP_PARAMETERS, VIEWS, camera_from_world, direction_error, draw_scene
+from PIL import Image
 
 from sekd_cli import cli
 from sekd_cli.errors import InputFileError, MissingExtraError, NothingToDoError, OutputError, UsageError
-from sekd_cli.export.colmap import CameraSettings, ColmapExport, export_colmap
+from sekd_cli.export.colmap import READABLE, CameraSettings, ColmapExport, export_colmap
 from sekd_cli.feature_file import FeatureReader, FeatureWriter, file_attributes
 from sekd_cli.match_file import MatchReader
 from sekd_cli.stored_features import StoredFeatures
@@ -128,6 +129,24 @@ def test_images_that_are_gone_or_unreadable_are_named_and_the_others_done() -> N
     report = exported()
     assert (report.missing, report.unreadable) == ([NAMES[0]], [NAMES[2]])
     assert (report.images, report.pairs, report.skipped_pairs) == (1, 0, 2)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "BMP", "PPM", "TGA", "WEBP", "GIF", "JPEG2000"])
+def test_what_colmap_reads_is_what_is_said_that_it_reads(kind: str) -> None:
+    pytest.importorskip("pycolmap")
+    names = ["a.png", f"image.{kind.lower()}"]
+    write_image(Path("photos") / names[0])
+    Image.new("RGB", (64, 48), (90, 120, 150)).save(Path("photos") / names[1], kind)
+    write_features(names)
+    write_matches({(names[0], names[1]): [1, -1, 0]})
+    assert exported().unreadable == ([] if kind in READABLE else [names[1]])
+
+
+@pytest.mark.usefixtures("three_images")
+def test_an_image_that_is_unlike_those_whose_camera_it_shares_is_told_apart_from_unreadable_ones() -> None:
+    write_image(Path("photos") / NAMES[2], 32, 24)
+    report = exported(CameraSettings(mode="single"))
+    assert (report.unlike, report.unreadable, report.images) == ([NAMES[2]], [], 2)
 
 
 @pytest.mark.usefixtures("three_images")

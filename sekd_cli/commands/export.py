@@ -60,7 +60,7 @@ def colmap(
     Needs pip install 'sekd[colmap]'. Prints the path of the database.
     """  # noqa: D301
     from sekd_cli.commands.progress import progress_bar
-    from sekd_cli.export.colmap import CameraSettings, export_colmap
+    from sekd_cli.export.colmap import READABLE, CameraSettings, export_colmap
     from sekd_cli.feature_file import FeatureReader
     from sekd_cli.match_file import MatchReader
 
@@ -76,8 +76,12 @@ def colmap(
     for name in report.missing:
         logger.error("%s: not in %s, left out; give the folder that it was extracted from", name, images)
     for name in report.unreadable:
+        logger.error("%s: COLMAP can't read it, left out; convert it to one of %s, and extract that", name, READABLE)
+    for name in report.unlike:
         logger.error(
-            "%s: COLMAP can't use it, left out; convert it to JPEG or PNG, or give it a camera of its own", name
+            "%s: left out, as it is not as large as the images whose camera it shares; "
+            "give --camera-mode auto or per-image",
+            name,
         )
     for name in report.resized:
         logger.error("%s: not as large as when it was extracted, left out; extract it again, or give that one", name)
@@ -93,7 +97,7 @@ def colmap(
         chance,
     )
     click.echo(os.fsencode(output))
-    return SOME_FAILED if report.missing or report.unreadable or report.resized else 0
+    return SOME_FAILED if report.missing or report.unreadable or report.unlike or report.resized else 0
 
 
 @export.command()

@@ -24,6 +24,7 @@ from sekd_cli.pycolmap_extra import require_pycolmap
 from sekd_cli.verification import is_chance
 
 IMAGES_AT_HAND = 64  # whose keypoints stay in memory, as neighbours in the list of pairs share images
+READABLE = "JPEG, PNG, TIFF, BMP, PPM, TGA"  # by pycolmap 4.2, of the formats that `sekd extract` takes
 SIDE_FILES = ("-wal", "-shm", "-journal")  # what SQLite keeps beside a database that is in use, or was when killed
 
 
@@ -47,8 +48,9 @@ class ColmapExport:
     pairs_of_chance: int = 0  # that COLMAP verified, though no more matches agree than chance has
     missing: list[str] = field(default_factory=list)  # images with features, not in the folder
     unreadable: list[str] = field(default_factory=list)  # by COLMAP
+    unlike: list[str] = field(default_factory=list)  # not of the size of the image whose camera they were to share
     resized: list[str] = field(default_factory=list)  # not of the size that was extracted; they have no keypoints
-    skipped_pairs: int = 0  # of images that have no features, or are missing, unreadable or resized
+    skipped_pairs: int = 0  # of images that have no features, or are in one of these lists
 
 
 class _Imported(NamedTuple):
@@ -100,13 +102,16 @@ def export_colmap(
         path.unlink()
         imported = _import_images(pycolmap, path, images, present, camera)
         described = _write_keypoints(pycolmap, path, features, imported)
-        report.unreadable = [name for name in present if name not in imported]
+        for name in present:
+            if name not in imported:
+                unreadable = pycolmap.Bitmap.read(images / name, as_rgb=False) is None
+                (report.unreadable if unreadable else report.unlike).append(name)
         report.resized = [name for name in imported if name not in described]
         report.images = len(described)
         if not described:
             raise NothingToDoError(
                 f"{images}: COLMAP can use none of the {len(present)} images; "
-                "give JPEG or PNG files, as large as those that were extracted"
+                f"it takes {READABLE} files, as large as when they were extracted"
             )
         with pycolmap.Database.open(path) as opened, pycolmap.DatabaseTransaction(opened):
             of_these = False  # whether any pair is of images that have features
