@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import stat
 import threading
 from collections.abc import Iterator
@@ -109,5 +110,6 @@ def _complaint(path: Path, error: Exception) -> str:
         return "not an image that sekd reads; convert it to JPEG or PNG"
     if "MAX_TEXT" in str(error):  # what Pillow says of compressed text that would fill the memory
         return "more text in its metadata than is read; save it without"
-    reason = f" ({error})" if isinstance(error, OSError) else ""  # others speak of Pillow's inside
+    told = re.sub(r" \(-?\d+ bytes not processed\)$", "", str(error))  # of Pillow's buffer, not of the file
+    reason = f" ({told})" if isinstance(error, OSError) else ""  # other errors speak of Pillow's inside
     return f"damaged or truncated{reason}; copy it again, or convert it to PNG"

@@ -285,6 +285,15 @@ def test_damage_anywhere_is_read_or_refused(tmp_path_factory: pytest.TempPathFac
         assert read_image(path, max_pixels=10**6).pixels.size
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "BMP", "TIFF"])
+def test_half_a_file_is_told_as_truncated_without_counts_of_a_decoders_buffer(path: Path, kind: str) -> None:
+    content = encoded(drawn(), kind)
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ImageError, match=r"truncated \(image file is truncated\); copy it again") as caught:
+        read_image(path)
+    assert "bytes" not in str(caught.value)
+
+
 def test_what_is_no_file_is_said_and_nothing_hangs(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path, words in (
