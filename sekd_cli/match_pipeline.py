@@ -233,8 +233,10 @@ def _match_by_threads(
 
 
 def _reasons(*found: object) -> str:
-    """Why images can't be matched."""
-    return "; ".join(one for one in found if isinstance(one, str))
+    """Why the images of a pair can't be matched; what `NAME: REASON` says of both is said once, without names."""
+    told = [one for one in found if isinstance(one, str)]
+    reasons = {one.partition(": ")[2] or one for one in told}
+    return reasons.pop() if len(set(told)) > len(reasons) else "; ".join(dict.fromkeys(told))
 
 
 def _match(

@@ -268,13 +268,25 @@ def test_focal_lengths_come_from_the_images(capfd: pytest.CaptureFixture[str]) -
         Image.new("L", (400, 400)).save(f"photos/{name}", exif=exif if name != "c.jpg" else Image.Exif())
     arguments = ["match", "pairs.txt", "--verify", "essential", "--min-inliers", "0"]
     assert cli.main([*arguments, "--images", "photos", "-o", "exif.h5"]) == MISSING_PAIR
-    assert "c.jpg: no focal length in its EXIF data" in capfd.readouterr().err
+    assert "c.jpg: no focal length in EXIF data" in capfd.readouterr().err
     assert pairs_in("exif.h5") == [("a.jpg", "b/b 1.jpg")]
     focal = 36 / 43.267 * 400 * np.sqrt(2)
     assert cli.main([*arguments, "--camera", f"{focal}", "-o", "given.h5"]) == 0
     with MatchReader(Path("exif.h5")) as one, MatchReader(Path("given.h5")) as other:
         pair = ("a.jpg", "b/b 1.jpg")
         np.testing.assert_array_equal(one.read(pair).matches0, other.read(pair).matches0)
+
+
+def test_a_pair_without_any_focal_length_is_told_so_once(capfd: pytest.CaptureFixture[str]) -> None:
+    Path("photos/b").mkdir(parents=True)
+    for name in NAMES:
+        Image.new("L", (400, 400)).save(f"photos/{name}")
+    assert cli.main(["match", "pairs.txt", "--verify", "essential", "--images", "photos"]) == NOTHING
+    lines = capfd.readouterr().err.splitlines()
+    assert sorted(line for line in lines if "focal" in line) == [
+        "error: a.jpg and b/b 1.jpg: no focal length in EXIF data; give --camera",
+        "error: a.jpg and c.jpg: no focal length in EXIF data; give --camera",
+    ]
 
 
 def listed(capfdbinary: pytest.CaptureFixture[bytes], *arguments: str) -> list[str]:

@@ -184,7 +184,7 @@ def _cameras(verification: VerificationSettings | None, images: Path | None) -> 
             return camera_of(verification.camera, image_size)
         focal_length = read_focal_length((images or Path()) / name)
         if focal_length is None:
-            raise ImageError(f"{name}: no focal length in its EXIF data; give --camera")
+            raise ImageError(f"{name}: no focal length in EXIF data; give --camera")
         return camera_of((focal_length,), image_size)
 
     return find
