@@ -82,7 +82,7 @@ def measure(
 ) -> list[dict[str, float | str | int]]:
     """A row for each size of the batch."""
     pixels = cv2.resize(photograph.pixels, size, interpolation=cv2.INTER_AREA)
-    image = extractor.prepare(replace(photograph, pixels=pixels, stored_size=size))
+    image = extractor.prepare(replace(photograph, pixels=pixels, orientation=1, stored_size=size))
     rows: list[dict[str, float | str | int]] = []
     for batch in batches:
         images = [image] * batch

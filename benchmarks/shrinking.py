@@ -91,7 +91,7 @@ def errors(sekd: Sekd, images: list[np.ndarray], matrix: np.ndarray) -> np.ndarr
 
 
 def accuracy(folder: Path, count: int, factors: list[float]) -> list[dict[str, float | str]]:
-    """A row for every factor and way, means over photographs."""
+    """A row for every factor and way, means over photographs; one without a right match has no error, but counts."""
     sekd = Sekd.from_pretrained(device="cpu", max_keypoints=KEYPOINTS, max_size=0)
     paths = [one.path for one in find_images([folder])]
     chosen = np.random.default_rng(0).permutation(len(paths))[:count]
@@ -109,12 +109,12 @@ def accuracy(folder: Path, count: int, factors: list[float]) -> list[dict[str, f
                     scale = [new / old for new, old in zip(both[0].shape[::-1], grey.shape[::-1], strict=True)]
                     smaller = resize_matrix(*scale)
                     off = errors(sekd, both, smaller @ matrix @ np.linalg.inv(smaller))
-                    if (off < 3).any():
-                        middle = float(np.median(off[off < 3]))
-                        found[factor, way].append([(off < 1).mean(), (off < 3).mean(), (off < 3).sum(), middle])
+                    right = off[off < 3]
+                    shares = [(off < 1).mean(), (off < 3).mean()] if len(off) else [0.0, 0.0]
+                    found[factor, way].append([*shares, len(right), np.median(right) if len(right) else np.nan])
     names = ("right_1px", "right_3px", "matches_right", "error_px")
     return [
-        {"factor": factor, "way": way, "photographs": len(rows), **dict(zip(names, np.mean(rows, 0), strict=True))}
+        {"factor": factor, "way": way, "photographs": len(rows), **dict(zip(names, np.nanmean(rows, 0), strict=True))}
         for (factor, way), rows in found.items()
     ]
 
