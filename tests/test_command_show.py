@@ -100,6 +100,14 @@ def test_weights_and_limits_are_as_asked_for(
     assert "raise --max-pixels" in capfd.readouterr().err
 
 
+def test_what_show_extracts_is_what_extract_finds() -> None:
+    cv2.imwrite("large.jpg", drawn_photograph(1, 1280, 3360))  # decoded at half its size
+    assert cli.main(["extract", "large.jpg", "-o", "large.h5", "--device", "cpu"]) == 0
+    assert cli.main(["show", "large.jpg", "-o", "now.png"]) == 0
+    assert cli.main(["show", "large.jpg", "-o", "before.png", "-f", "large.h5"]) == 0
+    np.testing.assert_array_equal(pixels("now.png"), pixels("before.png"))
+
+
 def test_features_of_a_photograph_of_another_size_are_told(capfd: pytest.CaptureFixture[str]) -> None:
     cv2.imwrite(PHOTOS[0], np.full((90, 80), 128, np.uint8))
     assert cli.main(["show", PHOTOS[0], "-f", "feats.h5"]) == 0

@@ -12,6 +12,7 @@ import torch
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from sekd_cli.config import DetectionSettings, MatchingSettings
+from sekd_cli.device import set_threads
 from sekd_cli.drawing import (
     INLIER,
     OUTLIER,
@@ -132,7 +133,7 @@ class _FeatureSource:
         """Raises ImageError, or InputFileError if the features of this image are not in the file."""
         photograph = read_image(path, max_pixels=self._options.max_pixels, colour=True)
         if self._options.features is None:
-            return _Loaded(name=path.name, photograph=photograph, features=self._extract(photograph))
+            return _Loaded(name=path.name, photograph=photograph, features=self._extract(path))
         name = name_of(path, self._names)
         if name is None:
             file = self._options.features
@@ -144,12 +145,15 @@ class _FeatureSource:
             logger.warning("%s: %s pixels, but its features are of one with %s", path, here, there)
         return _Loaded(name=name, photograph=photograph, features=features)
 
-    def _extract(self, photograph: Photograph) -> StoredFeatures:
+    def _extract(self, path: Path) -> StoredFeatures:
+        """The features that `sekd extract` finds on a CPU: it sees grey pixels, and no more of them than it needs."""
         if self._extractor is None:
+            set_threads(1)  # as each process of `sekd extract`: on more threads sums may be rounded otherwise
             network = load_network(self._options.weights or packaged_weights())
             limit = self._options.max_keypoints
             settings = DetectionSettings() if limit is None else DetectionSettings(max_keypoints=limit)
             self._extractor = Extractor(network, settings, device=torch.device("cpu"), precision="auto")
+        photograph = read_image(path, max_pixels=self._options.max_pixels, enough=self._extractor.enough)
         return self._extractor.extract([self._extractor.prepare(photograph)])[0]
 
 
