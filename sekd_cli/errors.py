@@ -6,11 +6,13 @@ The table is documented in README.md; keep the two alike.
 
 from typing import ClassVar
 
+SOME_FAILED = 1  # exit code of a command that did all but some of its images or pairs, each told
+
 
 class SekdError(Exception):
     """Base class; the message is one line that names the thing and the remedy."""
 
-    exit_code: ClassVar[int] = 1  # some of the work failed, the rest is done
+    exit_code: ClassVar[int] = SOME_FAILED
 
 
 class UsageError(SekdError):

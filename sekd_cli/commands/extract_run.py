@@ -16,7 +16,7 @@ from sekd_cli.commands.progress import progress_bar
 from sekd_cli.config import DetectionSettings, ViewSettings, parse_scales
 from sekd_cli.cores import available_cores
 from sekd_cli.device import keep_freed_memory, resolve_device, set_threads, wanted_threads
-from sekd_cli.errors import NothingToDoError, OutputError, UsageError
+from sekd_cli.errors import SOME_FAILED, NothingToDoError, OutputError, UsageError
 from sekd_cli.export.layout_folder import layout_folder
 from sekd_cli.export.layouts import FEATURE_FILES
 from sekd_cli.extraction import Extractor
@@ -31,7 +31,6 @@ from sekd_cli.workers import workers
 
 logger = logging.getLogger(__name__)
 
-SOME_FAILED = 1  # exit code
 GPU_BATCH = 8  # keeps a GPU busy with photographs of the default size
 CPU_BATCH = 4  # of small photographs, whose coarse layers take less time than starting them does
 CPU_BATCH_PIXELS = 1_600_000  # four of 640x480 at both sizes; larger ones gain nothing, and memory is a thread's each

@@ -14,7 +14,7 @@ from sekd_cli.commands.progress import progress_bar
 from sekd_cli.config import MatchingSettings, VerificationSettings
 from sekd_cli.cores import available_cores
 from sekd_cli.device import resolve_device
-from sekd_cli.errors import ImageError, InputFileError, NothingToDoError, UsageError
+from sekd_cli.errors import SOME_FAILED, ImageError, InputFileError, NothingToDoError, UsageError
 from sekd_cli.export.layout_folder import MATCH_FILES, layout_folder
 from sekd_cli.feature_cache import CameraOf, Plan, plan
 from sekd_cli.feature_file import FeatureReader
@@ -29,7 +29,6 @@ from sekd_cli.workers import workers
 
 logger = logging.getLogger(__name__)
 
-SOME_FAILED = 1  # exit code
 GPU_THREADS = 4  # batches whose kernels and copies overlap; more only take memory, but where the CPU verifies
 MOST_PROCESSES = 16  # by default: one writes what they match, and they share the memory for features
 MOST_CACHE = 1e6  # GB: more than any machine has

@@ -10,11 +10,9 @@ from typing import Any, BinaryIO
 
 import click
 
-from sekd_cli.errors import NothingToDoError, UsageError
+from sekd_cli.errors import SOME_FAILED, NothingToDoError, UsageError
 
 logger = logging.getLogger(__name__)
-
-SOME_FAILED = 1  # exit code
 
 
 @click.command()

@@ -25,7 +25,7 @@ from sekd_cli.drawing import (
     fitted,
     upright,
 )
-from sekd_cli.errors import ImageError, InputFileError, NothingToDoError, OutputError, UsageError
+from sekd_cli.errors import SOME_FAILED, ImageError, InputFileError, NothingToDoError, OutputError, UsageError
 from sekd_cli.extraction import Extractor
 from sekd_cli.feature_file import FeatureReader, name_of
 from sekd_cli.image_opening import open_unlimited
@@ -40,7 +40,6 @@ from sekd_cli.verification import verification_settings, verify
 
 logger = logging.getLogger(__name__)
 
-SOME_FAILED = 1  # exit code
 MADE_BY = "sekd show"  # in pictures, so that no photograph is overwritten by mistake
 
 
