@@ -17,7 +17,7 @@ import numpy as np
 
 from sekd_cli import Features, Sekd
 from sekd_cli.config import VerificationSettings
-from sekd_cli.images import find_images
+from sekd_cli.image_search import find_images
 from sekd_cli.networks.precision import PRECISIONS
 from sekd_cli.verification import verify
 

@@ -28,7 +28,7 @@ from sekd_cli.batch_extraction import Job
 from sekd_cli.config import DetectionSettings
 from sekd_cli.device import keep_freed_memory
 from sekd_cli.extraction import Extractor
-from sekd_cli.images import ImageEntry, find_images
+from sekd_cli.image_search import ImageEntry, find_images
 from sekd_cli.networks.weights_file import load_network, packaged_weights
 
 WAYS = {  # variables of glibc's, any of which rules out what `sekd` would tell it

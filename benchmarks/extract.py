@@ -34,7 +34,8 @@ from sekd_cli.device import keep_freed_memory, set_threads
 from sekd_cli.extraction import Extractor, PreparedImage
 from sekd_cli.extraction_pipeline import PipelineSettings, extract_all
 from sekd_cli.feature_file import FeatureWriter, file_attributes
-from sekd_cli.images import ImageEntry, find_images, read_image
+from sekd_cli.image_search import ImageEntry, find_images
+from sekd_cli.images import read_image
 from sekd_cli.networks.weights_file import load_network, packaged_weights
 from sekd_cli.workers import workers
 

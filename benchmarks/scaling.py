@@ -25,7 +25,8 @@ from sekd_cli.extraction import Extractor
 from sekd_cli.extraction_pipeline import PipelineSettings, extract_all
 from sekd_cli.feature_cache import plan
 from sekd_cli.feature_file import FeatureReader, FeatureWriter, file_attributes
-from sekd_cli.images import ImageEntry, Photograph
+from sekd_cli.image_search import ImageEntry
+from sekd_cli.images import Photograph
 from sekd_cli.match_file import MatchWriter, match_attributes
 from sekd_cli.match_pipeline import PipelineSettings as MatchSettings
 from sekd_cli.match_pipeline import match_all

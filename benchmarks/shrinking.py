@@ -27,7 +27,8 @@ from sekd_cli import Sekd
 from sekd_cli.config import ViewSettings
 from sekd_cli.device import set_threads
 from sekd_cli.geometry import resize_matrix
-from sekd_cli.images import find_images, read_image
+from sekd_cli.image_search import find_images
+from sekd_cli.images import read_image
 from sekd_cli.pyramid import largest_size, prepare
 
 CAMERAS = ((1920, 1080), (2400, 1600), (4000, 3000), (4032, 3024), (6000, 4000), (8064, 6048))

@@ -19,7 +19,7 @@ import torch
 from measuring import median_ms
 
 from sekd_cli.device import keep_freed_memory, resolve_device
-from sekd_cli.images import find_images
+from sekd_cli.image_search import find_images
 from sekd_cli.training.dataset import PairBatch, PairDataset, generator_of, render
 from sekd_cli.training.labelling import grey_of, label_photograph
 from sekd_cli.training.losses import losses_of

@@ -9,15 +9,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sekd_cli.config import DetectionSettings, MatchingSettings, VerificationSettings, ViewSettings, parse_scales
+from sekd_cli.config import (
+    DEFAULT_MAX_PIXELS,
+    MODELS,
+    DetectionSettings,
+    MatchingSettings,
+    VerificationSettings,
+    ViewSettings,
+    parse_scales,
+)
 from sekd_cli.device import keep_freed_tensors, resolve_device
 from sekd_cli.errors import ImageError, UsageError
 from sekd_cli.extraction import Extractor
 from sekd_cli.features import Features
-from sekd_cli.images import DEFAULT_MAX_PIXELS, Photograph, read_image, to_eight_bits, turn_upright
+from sekd_cli.images import Photograph, read_image, to_eight_bits, turn_upright
 from sekd_cli.networks.weights_file import load_network, packaged_weights
 from sekd_cli.pair_matching import MatchableImage, comparable, match_images
-from sekd_cli.verification import DEFAULT_THRESHOLDS, Camera, verification_settings
+from sekd_cli.verification import Camera, verification_settings
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -177,8 +185,8 @@ def _verification(
         if (threshold, min_inliers, cameras) != (None, None, None):
             raise UsageError("verify_threshold, min_inliers and cameras: only with verify")
         return None
-    if model not in DEFAULT_THRESHOLDS:
-        raise UsageError(f"verify {model!r}: give {', '.join(DEFAULT_THRESHOLDS)}, or None")
+    if model not in MODELS:
+        raise UsageError(f"verify {model!r}: give {', '.join(MODELS)}, or None")
     if (model == "essential") != (cameras is not None) or not _are_two(cameras):
         raise UsageError("cameras: give both with verify='essential', none with others")
     return verification_settings(model, threshold, min_inliers)

@@ -10,7 +10,8 @@ import numpy as np
 from sekd_cli.device import give_back_memory
 from sekd_cli.errors import ImageError
 from sekd_cli.extraction import Extractor
-from sekd_cli.images import ImageEntry, read_image, read_mask
+from sekd_cli.image_search import ImageEntry
+from sekd_cli.images import read_image, read_mask
 from sekd_cli.pyramid import PreparedImage
 from sekd_cli.stored_features import Source, StoredFeatures, source_of
 from sekd_cli.workers import Worker

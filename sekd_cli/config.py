@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from sekd_cli.errors import UsageError
 
+DEFAULT_MAX_PIXELS = 250_000_000  # above every camera's; a small file can claim billions and fill the memory
 LARGEST_SCALE = 4  # enlarged further a photograph shows nothing but its interpolation
 
 
@@ -97,11 +98,14 @@ class MatchingSettings:
         )
 
 
+MODELS = ("homography", "fundamental", "essential")  # of the geometry of a pair
+
+
 @dataclass(frozen=True, kw_only=True)
 class VerificationSettings:
     """Which matches agree on the geometry of a pair (OpenCV's USAC with MAGSAC scores)."""
 
-    model: str  # homography, fundamental or essential
+    model: str  # one of MODELS
     threshold: float  # largest error of an inlier, pixels
     min_inliers: int = 15  # with fewer, or no more than chance has, the pair keeps no match; 0 keeps any model
     camera: tuple[float, ...] | None = None  # fx, fy, cx, cy in pixels, or one focal length and the image's centre

@@ -21,11 +21,13 @@ from typing import NamedTuple, Self
 import torch
 
 from sekd_cli.batch_extraction import GIVE_BACK_EVERY, Batch, BatchExtractor, BatchWorker, Extracted, Job
+from sekd_cli.config import DEFAULT_MAX_PIXELS
 from sekd_cli.device import give_back_memory
 from sekd_cli.errors import ImageError
 from sekd_cli.extraction import Extractor
 from sekd_cli.feature_file import FeatureWriter
-from sekd_cli.images import DEFAULT_MAX_PIXELS, ImageEntry, read_image_size
+from sekd_cli.image_search import ImageEntry
+from sekd_cli.images import read_image_size
 from sekd_cli.stored_features import Source, StoredFeatures
 from sekd_cli.workers import Crew, WorkerDiedError
 

@@ -10,11 +10,11 @@ import h5py
 import numpy as np
 import safetensors
 
+from sekd_cli.config import MODELS
 from sekd_cli.errors import InputFileError
 from sekd_cli.file_contents import FEATURES, MATCHES, items, kind_of, reading
 from sekd_cli.hdf5_file import HDF5_MAGIC, open_for_reading, plain, settings_in
 from sekd_cli.networks.weights_file import load_network, weights_digest
-from sekd_cli.stored_matches import MODELS
 
 HISTOGRAM_BINS = 16
 

@@ -15,25 +15,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from sekd_cli.config import DEFAULT_MAX_PIXELS
 from sekd_cli.errors import ImageError
 from sekd_cli.image_opening import opened, size_in_file
-from sekd_cli.image_search import ImageEntry, find_images
 
-__all__ = [
-    "DEFAULT_MAX_PIXELS",
-    "ImageEntry",
-    "Photograph",
-    "find_images",
-    "read_image",
-    "read_image_size",
-    "read_mask",
-    "to_eight_bits",
-    "to_stored",
-    "turn_back",
-    "turn_upright",
-]
-
-DEFAULT_MAX_PIXELS = 250_000_000  # above every camera's; a small file can claim billions and fill the memory
 LARGEST_FRACTION = 64.0  # of an image of fractions: brighter than white, or depth in metres; beyond, they are of 255
 LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 BACKGROUND = 128  # grey under transparent pixels

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sekd_cli.config import ViewSettings
+from sekd_cli.config import DEFAULT_MAX_PIXELS, ViewSettings
 from sekd_cli.geometry import nearest
-from sekd_cli.images import DEFAULT_MAX_PIXELS, Photograph
+from sekd_cli.images import Photograph
 
 SMALLEST_SIDE = 128  # pixels; `auto` halves while both sides have so many
 

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 import h5py
 import numpy as np
 
+from sekd_cli.config import MODELS
 from sekd_cli.hdf5_file import add_attribute, check_arrays, write_arrays
 from sekd_cli.stored_features import MAXIMUM_VALUES
-
-MODELS = ("homography", "fundamental", "essential")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,7 +45,7 @@ def verification_settings(
     min_inliers: int | None = None,
     camera: tuple[float, ...] | None = None,
 ) -> VerificationSettings:
-    """How to verify by a model (of DEFAULT_THRESHOLDS), with the defaults for what isn't given. Raises UsageError."""
+    """How to verify by a model (one of MODELS), with the defaults for what isn't given. Raises UsageError."""
     return VerificationSettings(
         model=model,
         threshold=DEFAULT_THRESHOLDS[model] if threshold is None else threshold,

@@ -18,7 +18,7 @@ from sekd_cli.commands.train import train
 from sekd_cli.commands.train_report import photographs_at
 from sekd_cli.errors import InputFileError, OutputError, SekdError, UsageError
 from sekd_cli.file_info import file_info
-from sekd_cli.images import find_images
+from sekd_cli.image_search import find_images
 from sekd_cli.networks import CompactNetwork
 from sekd_cli.networks.weights_file import load_network, save_network
 from sekd_cli.training import labelling, losses, self_evolution

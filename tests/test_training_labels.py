@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sekd_cli.errors import InputFileError, NothingToDoError, OutputError, UsageError
 from sekd_cli.geometry import distances, inside, pixel_grid, sample_map, translation, warp_points
-from sekd_cli.images import find_images
+from sekd_cli.image_search import find_images
 from sekd_cli.networks import CompactNetwork, DenseMaps
 from sekd_cli.training import labelling
 from sekd_cli.training.affine_adaptation import References, adapted_scores, look_at_references

@@ -9,7 +9,7 @@ from drawn import draw_photographs
 
 from sekd_cli.errors import UsageError
 from sekd_cli.geometry import pixel_grid, translation
-from sekd_cli.images import find_images
+from sekd_cli.image_search import find_images
 from sekd_cli.training.dataset import PairDataset, PlanDataset, render
 from sekd_cli.training.parallax import STEEPEST, Correspondence, displacement, draw_parallax
 from sekd_cli.training.photographs import Photographs, cache_photographs

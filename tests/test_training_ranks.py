@@ -12,7 +12,7 @@ import torch.multiprocessing
 from drawn import draw_photographs
 
 from sekd_cli.errors import UsageError
-from sekd_cli.images import find_images
+from sekd_cli.image_search import find_images
 from sekd_cli.training import ranks
 from sekd_cli.training.photographs import Photographs, cache_photographs
 from sekd_cli.training.self_evolution import Reporter, SelfEvolution

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from sekd_cli.commands.options import FOLDER
+
 logger = logging.getLogger(__name__)
 
 
@@ -15,7 +17,7 @@ logger = logging.getLogger(__name__)
 @click.option("--output", "-o", type=click.Path(path_type=Path), required=True, help="Folder; or a file for hloc.")
 @click.option(
     "--images",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=FOLDER,
     help="Photographs, for names and sizes that imc and kaggle don't keep.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace files that are there.")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sekd_cli.commands.evaluate_output import show
+from sekd_cli.commands.options import FILE, FOLDER
 from sekd_cli.commands.progress import Bar, progress_bar
 from sekd_cli.errors import UsageError
 
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 Command = Callable[..., None]
 
-FILE = click.Path(dir_okay=False, path_type=Path)
-FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 COUNT = click.IntRange(min=0)
 ANGLE = click.FloatRange(0, 180)
 POSITIVE = click.IntRange(min=1)
@@ -63,7 +62,7 @@ _output_options = _together(
     click.option("--json", "output", flag_value="json", help="Every figure, as JSON."),
     click.option("--csv", "output", flag_value="csv", help="Every figure, as CSV."),
     click.option("--markdown", "output", flag_value="markdown", help="The table, as Markdown."),
-    click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw curves or bars: png, pdf, svg."),
+    click.option("--plot", type=FILE, help="Draw curves or bars: png, pdf, svg."),
 )
 _per_pair_option = click.option("--per-pair", is_flag=True, help="List every pair, those that failed marked.")
 

@@ -8,12 +8,10 @@ from pathlib import Path
 
 import click
 
+from sekd_cli.commands.options import FILE, FOLDER
 from sekd_cli.errors import SOME_FAILED
 
 logger = logging.getLogger(__name__)
-
-FILE = click.Path(dir_okay=False, path_type=Path)
-FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 @click.group()

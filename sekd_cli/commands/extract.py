@@ -38,20 +38,20 @@ from sekd_cli.commands import options
 )
 @click.option(
     "--masks",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=options.FOLDER,
     help="Folder of masks named as COLMAP does, photo.jpg.png; black is ignored.",
 )
-@click.option("--root", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Names are relative to it.")
+@click.option("--root", type=options.FOLDER, help="Names are relative to it.")
 @options.layout
 @options.overwrite
 @click.option("--update", is_flag=True, help="Extract images again that changed since.")
 @options.shard
-@click.option("--failures", type=click.Path(dir_okay=False, path_type=Path), help="List failed images here, as JSONL.")
+@click.option("--failures", type=options.FILE, help="List failed images here, as JSONL.")
 @options.device
 @click.option("--precision", default="auto", show_default=True, help="float32, bfloat16, int8, or auto: the fastest.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images at a time; default: 4 small ones, 8 on a GPU.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU cores to use; default: all.")
-@click.option("--max-pixels", default=250_000_000, show_default=True, help="Refuse larger images; 0 for no limit.")
+@options.max_pixels
 @click.option(
     "--tile", type=int, help="Edge of tiles in which larger images are done, 1024 or more; 0: never; default: 4096."
 )

@@ -6,8 +6,7 @@ from typing import Any
 import click
 
 from sekd_cli.commands import options
-
-MODELS = ("homography", "fundamental", "essential")
+from sekd_cli.config import MODELS
 
 
 @click.command()
@@ -33,14 +32,14 @@ MODELS = ("homography", "fundamental", "essential")
 @click.option("--camera", metavar="F|FX,FY,CX,CY", help="In pixels, for essential; F alone where files differ in size.")
 @click.option(
     "--images",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=options.FOLDER,
     help="Image folder; focal lengths for essential come from EXIF.",
 )
 @options.layout
 @options.overwrite
 @click.option("--update", is_flag=True, help="Match pairs again whose features changed since.")
 @options.shard
-@click.option("--failures", type=click.Path(dir_okay=False, path_type=Path), help="List failed pairs here, as JSONL.")
+@click.option("--failures", type=options.FILE, help="List failed pairs here, as JSONL.")
 @options.device
 @click.option("--threads", type=click.IntRange(min=1), help="Pairs matched at once; default: all cores.")
 @click.option("--cache", type=click.FloatRange(min=0), default=1.0, show_default=True, help="GB of features in memory.")

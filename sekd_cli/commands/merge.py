@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-logger = logging.getLogger(__name__)
+from sekd_cli.commands.options import FILE
 
-FILE = click.Path(dir_okay=False, path_type=Path)
+logger = logging.getLogger(__name__)
 
 
 @click.command()

@@ -1,6 +1,13 @@
-"""Options that `sekd extract` and `sekd match` share."""
+"""Options, and types of options, that several subcommands share."""
+
+from pathlib import Path
 
 import click
+
+from sekd_cli.config import DEFAULT_MAX_PIXELS
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 layout = click.option(
     "--layout",
@@ -12,3 +19,6 @@ layout = click.option(
 overwrite = click.option("--overwrite", is_flag=True, help="Start afresh; without it, go on where the file ends.")
 shard = click.option("--shard", metavar="I/N", help="Do the I-th of N parts, counted from 1.")
 device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps.")
+max_pixels = click.option(
+    "--max-pixels", default=DEFAULT_MAX_PIXELS, show_default=True, help="Refuse larger images; 0 for no limit."
+)

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 import click
 
+from sekd_cli.commands.options import FILE, FOLDER
 from sekd_cli.errors import SOME_FAILED, NothingToDoError, UsageError
 
 logger = logging.getLogger(__name__)
@@ -21,12 +22,8 @@ logger = logging.getLogger(__name__)
 @click.option("--sequential", type=click.IntRange(1), metavar="K", help="Each with the K that follow it.")
 @click.option("--loop", is_flag=True, help="With --sequential: the first images follow the last.")
 @click.option("--nearest", type=click.IntRange(1), metavar="K", help="Each with the K that look most like it.")
-@click.option(
-    "--root", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Image names are relative to it."
-)
-@click.option(
-    "--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="A file; default: standard output."
-)
+@click.option("--root", type=FOLDER, help="Image names are relative to it.")
+@click.option("--output", "-o", type=FILE, help="A file; default: standard output.")
 @click.option("--overwrite", is_flag=True, help="With -o: replace a file that is there.")
 def pairs(source: tuple[str, ...], *, sequential: int | None, nearest: int | None, loop: bool, **options: Any) -> int:
     """List pairs of images to match, two names a line.
@@ -110,11 +107,13 @@ def _write(pairs: Iterable[tuple[str, str]], output: BinaryIO, *, repeats: bool)
 
 
 def _is_hdf5(path: Path) -> bool:
+    from sekd_cli.hdf5_file import HDF5_MAGIC, HDF5_SUFFIXES  # noqa: PLC0415
+
     if not path.is_file():
-        return path.suffix.lower() in {".h5", ".hdf5"}  # a feature file that is missing, rather than an image
+        return path.suffix.lower() in HDF5_SUFFIXES  # a feature file that is missing, rather than an image
     try:
         with path.open("rb") as stream:
-            return stream.read(8) == b"\x89HDF\r\n\x1a\n"
+            return stream.read(len(HDF5_MAGIC)) == HDF5_MAGIC
     except OSError:
         return False  # names of images are all that is needed
 

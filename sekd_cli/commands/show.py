@@ -5,22 +5,22 @@ from typing import Any
 
 import click
 
-FILE = click.Path(dir_okay=False, path_type=Path)
+from sekd_cli.commands import options
 
 
 @click.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE...")
-@click.option("--features", "-f", type=FILE, help="Take keypoints from this file; default: extract them now.")
-@click.option("--matches", "-m", type=FILE, help="Take matches from this file; default: match now.")
+@click.option("--features", "-f", type=options.FILE, help="Take keypoints from this file; default: extract them now.")
+@click.option("--matches", "-m", type=options.FILE, help="Take matches from this file; default: match now.")
 @click.option("--verify", type=click.Choice(("homography", "fundamental")), help="Tell inliers of this model apart.")
 @click.option("--keypoints", is_flag=True, help="Keypoints of each image, even if there are two.")
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="A .png, or a folder; default: the current one.")
 @click.option("--open", "open_", is_flag=True, help="Open the picture in a viewer.")
 @click.option("--size", default=1200, show_default=True, help="Longer edge of each photograph in it; 0 for its own.")
 @click.option("--max-keypoints", type=int, help="Best by score of each image, to be extracted now; 0 for all.")
-@click.option("--weights", type=FILE, help="To extract with; default: the shipped ones.")
-@click.option("--max-pixels", default=250_000_000, show_default=True, help="Refuse larger images; 0 for no limit.")
-def show(**options: Any) -> int:
+@click.option("--weights", type=options.FILE, help="To extract with; default: the shipped ones.")
+@options.max_pixels
+def show(**given: Any) -> int:
     """Draw keypoints, coloured by score; or of two images the matches, as lines.
 
     \b
@@ -32,4 +32,4 @@ def show(**options: Any) -> int:
     """  # noqa: D301 - click's mark for lines that stay as they are
     from sekd_cli.commands.show_run import ShowOptions, run  # noqa: PLC0415 - loads torch, which --help needs not
 
-    return run(ShowOptions(**options))
+    return run(ShowOptions(**given))

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from sekd_cli.commands.progress import Bar, progress_bar
-from sekd_cli.images import ImageEntry, find_images
+from sekd_cli.image_search import ImageEntry, find_images
 from sekd_cli.training.events import Events
 from sekd_cli.training.photographs import Photographs, cache_photographs
 from sekd_cli.training.pictures import label_picture, match_picture, save_picture

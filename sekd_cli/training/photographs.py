@@ -15,11 +15,12 @@ from torch import Tensor
 
 from sekd_cli.config import ViewSettings
 from sekd_cli.errors import ImageError, NothingToDoError
-from sekd_cli.images import ImageEntry, read_image
+from sekd_cli.image_search import ImageEntry
+from sekd_cli.images import read_image
 from sekd_cli.new_file import new_file
 from sekd_cli.pyramid import largest_size
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 SHORTEST_EDGE = 96  # pixels, once shrunk; smaller photographs have no room for two views
 
@@ -75,7 +76,7 @@ def cache_photographs(
             try:
                 pixels = _colour(entry.path, longest_edge)
             except ImageError as error:
-                log.warning("left out: %s", error)
+                logger.warning("left out: %s", error)
                 continue
             finally:
                 progress()
@@ -89,7 +90,7 @@ def cache_photographs(
         np.savez(stream, offsets=np.array(offsets, np.int64), sizes=np.array(sizes, np.int64))
     with new_file(key_file, overwrite=True) as new:  # last: the cache is whole
         new.write_text(json.dumps(key), encoding="utf-8")
-    log.info("%d photographs in %s, %.0f MB", len(offsets), bytes_file, end / 1e6)
+    logger.info("%d photographs in %s, %.0f MB", len(offsets), bytes_file, end / 1e6)
     return Photographs(folder)
 
 
