@@ -22,6 +22,7 @@ from sekd_cli.training.photographs import Photographs
 from sekd_cli.training.photometric import LUMA
 from sekd_cli.training.ranks import gathered, rank, ranks, wait
 from sekd_cli.training.reliability import WEAKEST_CORNER, corner_strength, reliability
+from sekd_cli.training.run_folder import write_whole
 from sekd_cli.training.settings import TrainingSettings
 
 GROUP = 8  # photographs a rank between notes of how far the labelling is
@@ -147,7 +148,6 @@ def _labels_of(file: Path, shape: tuple[int, ...], *, begun: bool) -> np.memmap:
 
 
 def _note(note: Path, labels: np.memmap, done: int) -> None:
+    """Note how many of the labels are made, once these are in the file."""
     labels.flush()
-    part = note.with_suffix(".part")
-    part.write_text(json.dumps({"done": done}), encoding="utf-8")
-    part.replace(note)
+    write_whole(note, json.dumps({"done": done}))

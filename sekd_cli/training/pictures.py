@@ -11,6 +11,7 @@ from sekd_cli.evaluation.homography import transfer_errors
 from sekd_cli.features import features_of
 from sekd_cli.networks import DenseNetwork
 from sekd_cli.networks.precision import mixed_precision
+from sekd_cli.new_file import new_file
 from sekd_cli.training.photographs import Photographs
 from sekd_cli.training.validation import DETECTION, VALIDATION_VIEWS, HeldOutPairs, matched_points
 
@@ -65,9 +66,7 @@ def match_picture(network: DenseNetwork, photographs: Photographs, held_out: np.
 
 
 def save_picture(path: Path, picture: np.ndarray) -> None:
-    """Write a picture, whole or not at all."""
-    path.parent.mkdir(exist_ok=True)
+    """Write a picture, RGB (H, W, 3) uint8, whole or not at all. Raises OutputError."""
     encoded = cv2.imencode(path.suffix, np.ascontiguousarray(picture[..., ::-1]))[1]
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(encoded.tobytes())
-    part.replace(path)
+    with new_file(path, overwrite=True) as part:
+        part.write_bytes(encoded.tobytes())

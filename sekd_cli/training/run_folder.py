@@ -11,6 +11,7 @@ from typing import Any
 
 from sekd_cli.errors import InputFileError, OutputError
 from sekd_cli.hdf5_file import write_reason
+from sekd_cli.new_file import new_file
 from sekd_cli.training.settings import TrainingSettings, read_settings
 
 
@@ -66,13 +67,9 @@ class RunFolder:
                     f"or go on with it: sekd train --resume {self.path}"
                 )
             return
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            facts = {"data": data, "cache": str(cache.resolve())}
-            write_whole(self.path / "data.json", json.dumps(facts, indent=1))
-            write_whole(self.path / "config.toml", settings.rooted().as_toml())  # last: the run has begun
-        except OSError as error:
-            raise OutputError(f"{self.path}: can't be written ({error.strerror}); give another folder to -o") from error
+        facts = {"data": data, "cache": str(cache.resolve())}
+        write_whole(self.path / "data.json", json.dumps(facts, indent=1))
+        write_whole(self.path / "config.toml", settings.rooted().as_toml())  # last: the run has begun
 
     def check_what_is_left(self) -> None:
         """Raise OutputError if there are weights, which a new run would replace, but no checkpoint to go on from."""
@@ -139,7 +136,6 @@ def run_begun(folder: Path) -> bool:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file that is there whole or not at all, whenever the process is killed."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8", errors="replace")  # a report names paths, which may be no text
-    part.replace(path)
+    """Write a file, or replace it, whole or not at all, whenever the process is killed. Raises OutputError."""
+    with new_file(path, overwrite=True) as part:
+        part.write_text(text, encoding="utf-8", errors="replace")  # a report names paths, which may be no text
