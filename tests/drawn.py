@@ -5,6 +5,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from sekd_cli.image_search import find_images
+from sekd_cli.training.photographs import Photographs, cache_photographs
+
 
 def drawn_photograph(seed: int, height: int = 160, width: int = 192) -> np.ndarray:
     """(height, width, 3) uint8 with corners, blobs and texture."""
@@ -29,3 +32,8 @@ def draw_photographs(folder: Path, count: int) -> Path:
     for seed in range(count):
         cv2.imwrite(str(folder / f"{seed:03d}.png"), drawn_photograph(seed))
     return folder
+
+
+def cached_photographs(folder: Path, count: int) -> Photographs:
+    """`count` drawn photographs in `folder/in`, decoded into `folder/cache`."""
+    return cache_photographs(find_images([draw_photographs(folder / "in", count)]), folder / "cache", 640)

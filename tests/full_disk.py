@@ -1,8 +1,12 @@
 """A disk without room, as far as a process can be told of one."""
 
+import errno
+import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
+from typing import Any
 
 
 @contextmanager
@@ -14,3 +18,15 @@ def files_of_at_most(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def pwrite_until_full(writes: int) -> Callable[..., int]:
+    """What stands for `os.pwrite` where a disk has room for so many writes."""
+    real, calls = os.pwrite, count()
+
+    def pwrite(*arguments: Any) -> int:
+        if next(calls) >= writes:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*arguments)
+
+    return pwrite

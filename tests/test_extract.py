@@ -13,6 +13,7 @@ import cv2
 import h5py
 import numpy as np
 import pytest
+from full_disk import pwrite_until_full
 from hostile_images import broken_files, drawn, encoded, whole_files, write_files
 
 from sekd_cli import cli, images
@@ -274,14 +275,8 @@ def test_a_disk_that_fills_up_is_said_and_the_same_command_goes_on(
 ) -> None:
     extract("photos", "-o", "whole.h5")
     capsys.readouterr()
-    real, writes = os.pwrite, iter(range(1000))
-
-    def until_full(*arguments: Any) -> int:
-        if next(writes) >= room:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return real(*arguments)
-
-    monkeypatch.setattr(os, "pwrite", until_full)
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", pwrite_until_full(room))
     assert extract("photos") == 5
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -296,10 +291,7 @@ def test_a_disk_that_fills_up_is_said_and_the_same_command_goes_on(
 def test_a_disk_that_is_full_from_the_beginning_leaves_no_file(
     extract: Extract, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def full(*_: Any) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "pwrite", full)
+    monkeypatch.setattr(os, "pwrite", pwrite_until_full(0))
     assert extract("photos") == 5
     assert capsys.readouterr().err == "error: feats.h5: the disk is full; free some space\n"
     assert not list(Path().glob("*feats.h5*"))

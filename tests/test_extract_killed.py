@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy as np
 import pytest
 from hostile_images import drawn, encoded, write_files
+from killed import Arrays, assert_among
 
 from sekd_cli import cli
 from sekd_cli.feature_file import FeatureReader
@@ -22,18 +22,12 @@ PHOTOGRAPHS = 100  # become durable in several steps
 MANY = 300  # not done before an interrupt comes
 
 
-def arrays(path: Path) -> dict[str, list[np.ndarray]]:
+def arrays(path: Path) -> Arrays:
     """Everything in a feature file, image by image, as any HDF5 reader finds it."""
     with h5py.File(path) as file:
         return {
             name: [values[()] for values in group.values()] for name, group in file.items() if group.attrs["complete"]
         }
-
-
-def assert_among(some: dict[str, list[np.ndarray]], everything: dict[str, list[np.ndarray]]) -> None:
-    for name, values in some.items():
-        for one, other in zip(values, everything[name], strict=True):
-            np.testing.assert_array_equal(one, other)
 
 
 def photographs(first: int, end: int) -> dict[str, bytes]:

@@ -11,6 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from full_disk import pwrite_until_full
 
 from sekd_cli.errors import InputFileError, OutputError
 from sekd_cli.hdf5_file import (
@@ -159,13 +160,6 @@ def test_a_kill_while_changes_are_applied_leaves_a_file_that_only_the_journal_me
 def test_a_full_disk_is_said_clearly_and_what_was_committed_stays(
     path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
 ) -> None:
-    real, calls = os.pwrite, iter(range(1000))
-
-    def until_full(*arguments: Any) -> int:
-        if next(calls) >= failing:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return real(*arguments)
-
     def add_three(writer: HDF5Writer) -> None:
         for index in range(3, 6):
             try:
@@ -176,7 +170,7 @@ def test_a_full_disk_is_said_clearly_and_what_was_committed_stays(
     with HDF5Writer(path, {}) as writer:
         for index in range(3):
             add(writer, index)
-        monkeypatch.setattr(os, "pwrite", until_full)
+        monkeypatch.setattr(os, "pwrite", pwrite_until_full(failing))
         with pytest.raises(OutputError, match="disk is full; free some space; what was done is kept"):
             add_three(writer)
         monkeypatch.undo()

@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 
 import h5py
-import numpy as np
 import pytest
 from drawn_features import write_views
+from killed import Arrays, assert_among
 
 from sekd_cli import cli
 from sekd_cli.match_file import MatchReader
@@ -18,7 +18,7 @@ KILLS = 20
 NAMES = [f"view{index:02}.jpg" for index in range(20)]
 
 
-def arrays(path: Path) -> dict[str, list[np.ndarray]]:
+def arrays(path: Path) -> Arrays:
     """Everything in a match file, pair by pair, as any HDF5 reader finds it."""
     with h5py.File(path) as file:
         return {
@@ -27,12 +27,6 @@ def arrays(path: Path) -> dict[str, list[np.ndarray]]:
             for second, group in file[first].items()
             if group.attrs["complete"]
         }
-
-
-def assert_among(some: dict[str, list[np.ndarray]], everything: dict[str, list[np.ndarray]]) -> None:
-    for name, values in some.items():
-        for one, other in zip(values, everything[name], strict=True):
-            np.testing.assert_array_equal(one, other)
 
 
 @pytest.fixture

@@ -12,20 +12,19 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from drawn import draw_photographs
+from drawn import cached_photographs, draw_photographs
 
 from sekd_cli.commands.train import train
 from sekd_cli.commands.train_report import photographs_at
 from sekd_cli.errors import InputFileError, OutputError, SekdError, UsageError
 from sekd_cli.file_info import file_info
-from sekd_cli.image_search import find_images
 from sekd_cli.networks import CompactNetwork
 from sekd_cli.networks.weights_file import load_network, save_network
 from sekd_cli.training import labelling, losses, self_evolution
 from sekd_cli.training.dataset import PairBatch, PairDataset
 from sekd_cli.training.losses import losses_of
 from sekd_cli.training.optimisation import MOST_SKIPPED, Learner
-from sekd_cli.training.photographs import Photographs, cache_photographs
+from sekd_cli.training.photographs import Photographs
 from sekd_cli.training.schedule import Phase, affordable, phases_of, share_of_time
 from sekd_cli.training.self_evolution import Reporter, SelfEvolution, held_out_photographs
 from sekd_cli.training.settings import PRESETS, TrainingSettings, settings_from
@@ -87,8 +86,7 @@ class Told(Reporter):
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Photographs:
-    folder = tmp_path_factory.mktemp("photographs")
-    return cache_photographs(find_images([draw_photographs(folder / "in", 6)]), folder / "cache", 640)
+    return cached_photographs(tmp_path_factory.mktemp("photographs"), 6)
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from drawn import draw_photographs, drawn_photograph
+from drawn import cached_photographs, draw_photographs, drawn_photograph
 from full_disk import files_of_at_most
 from hostile_images import encoded
 from torch import Tensor, nn
@@ -38,8 +38,7 @@ SMALL = TrainingSettings(height=64, width=96, batch_size=3, detected_points=20, 
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Photographs:
-    folder = tmp_path_factory.mktemp("photographs")
-    return cache_photographs(find_images([draw_photographs(folder / "in", 5)]), folder / "cache", 640)
+    return cached_photographs(tmp_path_factory.mktemp("photographs"), 5)
 
 
 def references_of(feature_map: torch.Tensor, stride: int = 1) -> References:

@@ -5,14 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from drawn import draw_photographs
+from drawn import cached_photographs
 
 from sekd_cli.errors import UsageError
 from sekd_cli.geometry import pixel_grid, translation
-from sekd_cli.image_search import find_images
 from sekd_cli.training.dataset import PairDataset, PlanDataset, render
 from sekd_cli.training.parallax import STEEPEST, Correspondence, displacement, draw_parallax
-from sekd_cli.training.photographs import Photographs, cache_photographs
+from sekd_cli.training.photographs import Photographs
 from sekd_cli.training.photometric import LUMA
 from sekd_cli.training.ranking import OwnKeypoints, position_loss
 from sekd_cli.training.settings import TrainingSettings
@@ -34,8 +33,7 @@ def moved(maps: torch.Tensor, sizes: torch.Tensor = SIZES) -> Correspondence:
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Photographs:
-    folder = tmp_path_factory.mktemp("photographs")
-    return cache_photographs(find_images([draw_photographs(folder / "in", 5)]), folder / "cache", 640)
+    return cached_photographs(tmp_path_factory.mktemp("photographs"), 5)
 
 
 def test_displacements_are_along_one_direction_within_their_limits_in_a_share_of_the_photographs() -> None:

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing
-from drawn import draw_photographs
+from drawn import cached_photographs
 
 from sekd_cli.errors import UsageError
-from sekd_cli.image_search import find_images
 from sekd_cli.training import ranks
-from sekd_cli.training.photographs import Photographs, cache_photographs
+from sekd_cli.training.photographs import Photographs
 from sekd_cli.training.self_evolution import Reporter, SelfEvolution
 from sekd_cli.training.settings import PRESETS, TrainingSettings, settings_from
 
@@ -104,7 +103,7 @@ def weights() -> torch.Tensor:
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photographs")
-    cache_photographs(find_images([draw_photographs(folder / "in", 7)]), folder / "cache", 640)
+    cached_photographs(folder, 7)
     return folder / "cache"
 
 
