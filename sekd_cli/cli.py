@@ -170,9 +170,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run() -> int:
-    """`main` as a process of its own: once all is said, Ctrl-C no longer interrupts what is left, torch's farewell.
+    """`main` as the whole of a process. Once it is done, Ctrl-C no longer interrupts the shutdown of torch.
 
-    Python looks for garbage less often, and no more at the end: among all of torch's objects that takes half a second.
+    Python looks for garbage less often, and not at the end: among all of torch's objects that takes half a second.
     """
     gc.set_threshold(COLLECT_EVERY, *gc.get_threshold()[1:])
     code = main()
@@ -182,7 +182,7 @@ def run() -> int:
 
 
 def _output_failed(error: OSError | UnicodeEncodeError) -> int:
-    """Say what no room of the house expected: a full disk behind stdout, a terminal that lacks a character."""
+    """One line for an error that no command caught: a full disk behind stdout, a character that a terminal lacks."""
     if isinstance(error, OSError):
         logger.error("%s: %s", error.filename or "output", error.strerror or error)
         _silence_output()

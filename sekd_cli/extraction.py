@@ -247,12 +247,12 @@ class Extractor:
 
 
 def _first(keypoints: Tensor) -> Callable[[int], Tensor]:
-    """How `_Found` has its first keypoints where all are refined, (N, 2)."""
+    """`_Found.keypoints` of keypoints (N, 2) that are refined already."""
     return lambda count: keypoints[:count]
 
 
 def _first_of(descriptors: Tensor) -> Callable[[Tensor], Tensor]:
-    """How `_Found` describes its first keypoints where all are described, (T, N, D)."""
+    """`_Found.describe` of keypoints whose descriptors (T, N, D) are there already."""
     return lambda keypoints: descriptors[:, : len(keypoints)]
 
 

@@ -168,7 +168,7 @@ def _sizes_ahead(
         seen = sum(rows * columns for rows, columns in padded)
         huge = width * height > PREFETCH_PIXELS
         if not huge:
-            _will_be_read(job.entry.path)
+            _read_ahead(job.entry.path)
         return _Sized(job, padded, large=huge or seen >= LARGE_PIXELS, huge=huge)
 
     waiting: deque[tuple[Job, Future[_Sized]]] = deque()
@@ -189,8 +189,8 @@ def _sizes_ahead(
             future.cancel()
 
 
-def _will_be_read(path: Path) -> None:
-    """Have the system read a file ahead, so that the processes wait for no disk."""
+def _read_ahead(path: Path) -> None:
+    """Have the system read a file before it is needed, so that the processes wait for no disk."""
     if not hasattr(os, "posix_fadvise"):
         return
     try:

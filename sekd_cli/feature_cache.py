@@ -77,7 +77,7 @@ class ImageCache:
         return image
 
     def take(self, name: str) -> MatchableImage | str:
-        """An image that somebody else keeps from now on."""
+        """An image, or why there is none; the caller keeps it from now on, and it isn't kept here."""
         image = self._kept.pop(name, None)
         if image is None:
             return self._load(name)

@@ -31,7 +31,7 @@ def resize_matrix(scale_x: float, scale_y: float) -> np.ndarray:
 
 
 def nearest(new: int, old: int) -> np.ndarray:
-    """Which of `old` pixels along an axis is nearest to the centre of each of `new` ones in their place, (new,)."""
+    """Along an axis of `old` pixels resized to `new`: the old one nearest to the centre of each new one, (new,) int."""
     return (2 * np.arange(new) + 1) * old // (2 * new)
 
 

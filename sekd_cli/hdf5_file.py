@@ -93,7 +93,7 @@ def reading_reason(path: Path, error: OSError) -> str:
 def create_hdf5(path: Path, attributes: Mapping[str, Any]) -> Iterator[h5py.File]:
     """A new file with these root attributes, open while the block runs. Raises OSError if it can't be written."""
     staged = StagedFile(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666), journal_of(path))
-    try:  # staged as what HDF5 calls must not fail: on a full disk it crashed
+    try:  # by a StagedFile, whose writing never fails while HDF5 calls it: on a full disk HDF5 crashed
         with h5py.File(staged, "w", libver=CHECKED_METADATA) as file:
             for name, value in attributes.items():  # text inline: the heap of strings has no checksum
                 file.attrs[name] = np.bytes_(value.encode()) if isinstance(value, str) and value else value

@@ -108,7 +108,7 @@ class KeptWriter(ABC):
 
 
 def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """In words, where settings differ."""
+    """A phrase for each setting that differs: `NAME OLD there, NEW now`."""
     return [
         f"{name} {short(old.get(name))} there, {short(new.get(name))} now"
         for name in sorted(old.keys() | new.keys())

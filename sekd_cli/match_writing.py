@@ -47,7 +47,7 @@ class Written:
         self._committed = time.monotonic()
 
     def add(self, outcome: Outcome) -> None:
-        """Report this, in turn."""
+        """Report an outcome once everything before it is durable."""
         self._outcomes.append(outcome)
 
     def take(self, pair: Pair, one: Matched) -> None:

@@ -62,7 +62,10 @@ class Worker(Generic[Task, Reply]):
             theirs.close()
 
     def __call__(self, task: Task, patience: float = math.inf) -> Reply:
-        """Have it done, in so many seconds or it is killed. Raises what the work raises, WorkerDiedError."""
+        """Have a task done; without a reply in `patience` seconds the process is killed.
+
+        Raises what the work raises, or WorkerDiedError if the process died or was killed.
+        """
         try:
             self._connection.send(task)
             if not self._replies_within(patience):
@@ -89,7 +92,7 @@ class Worker(Generic[Task, Reply]):
 
     @property
     def alive(self) -> bool:
-        """Whether it can take a task."""
+        """Whether it can take a task: it didn't die, and wasn't killed, on an earlier one."""
         return not self._died
 
     def stop(self) -> None:
@@ -143,9 +146,10 @@ class Crew(Generic[Item, Reply]):
         return len(self._waiting)
 
     def done(self, waiting: int) -> Iterator[tuple[Sequence[Item], list[Reply] | WorkerDiedError]]:
-        """Batches in order, until no more than `waiting` are left, or of one item, what killed its worker.
+        """Wait for batches, in the order in which they began, until no more than `waiting` are left.
 
-        To be called by the thread that forked the workers. Raises what the work raises.
+        Yields each with its replies; one of a single item whose worker died, with that error. To be called by the
+        thread that forked the workers. Raises what the work raises.
         """
         while len(self._waiting) > waiting:
             items, future = self._waiting.popleft()
@@ -201,10 +205,11 @@ class _DiedOnError(Exception):
 
 @contextmanager
 def workers(count: int, work: Callable[[Task], Reply]) -> Iterator[list[Worker[Task, Reply]]]:
-    """So many, fewer where there may be no more processes, none where this process can't fork; they end with the block.
+    """Fork `count` workers, which end with the block.
 
-    If there are any, this process computes on one thread from now on, too: others would be missing in a fork, and
-    OpenCV waits for its own. The block may put others in the place of those that died.
+    There are fewer where the system allows no more processes, none where this one can't fork. If there are any, this
+    process computes on one thread from now on, too: others would be missing in a fork, and OpenCV waits for its own.
+    The block may put others in the place of those that died.
     """
     running: list[Worker[Task, Reply]] = []
     if count and CAN_FORK and not multiprocessing.current_process().daemon:  # which may have no children

@@ -120,7 +120,10 @@ def train(data: tuple[str, ...], output: Path | None, resume: Path | None, repor
 
 
 def _resumed(run: "RunFolder", options: dict[str, Any]) -> tuple[tuple[str, ...], Path, TrainingSettings]:
-    """What a run was made of, which can't be changed."""
+    """The photographs, cache folder and settings of a run that goes on.
+
+    Raises UsageError if an option was given that would change them.
+    """
     fixed = set(OF_A_NEW_RUN)
     if options["minutes"] and not run.settings().minutes:  # a run without an end in time: so many minutes more of it
         options["pause_after"] = options["minutes"]

@@ -55,7 +55,7 @@ class RunReport(Reporter):
             self.events.close()
 
     def begin(self, step: int) -> None:
-        """So many steps were done before."""
+        """Open TensorBoard's events, of steps after the `step` that were done before."""
         if rank() == 0:
             self.events = Events(self.run.path, step + 1)
 

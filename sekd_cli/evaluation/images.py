@@ -36,7 +36,7 @@ class EvaluationImage:
 
 
 def folder_name(folder: Path) -> str:
-    """A folder's own name, `.` and `..` looked up, links not."""
+    """A folder's own name, where it is given as `.` or `..` too; a link has its own, not that of what it leads to."""
     return os.path.basename(os.path.abspath(folder))  # noqa: PTH100, PTH119 - pathlib would follow links
 
 

@@ -19,7 +19,7 @@ class DenseMaps(NamedTuple):
 
     @classmethod
     def joined(cls, batches: Sequence[Self]) -> Self:
-        """Those of several batches of images of one size, but for the low-level map, which extraction needs not."""
+        """The maps of several batches of images of one size as of one batch, but without the low-level map."""
         logits, maps, low_level = zip(*batches, strict=True)
         return cls(torch.cat(logits), tuple(map(torch.cat, zip(*maps, strict=True))), low_level[0].new_empty(0))
 
@@ -45,7 +45,7 @@ class Float32Convolution(nn.Conv2d):
 
     @classmethod
     def of(cls, convolution: nn.Conv2d) -> Self:
-        """One that does what a 3x3 convolution does."""
+        """A 3x3 convolution with padding 1 and a bias, in float32."""
         made = cls(convolution.in_channels, convolution.out_channels, 3, padding=1, dtype=torch.float32)
         made.load_state_dict(convolution.state_dict())
         return made

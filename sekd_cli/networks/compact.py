@@ -25,7 +25,10 @@ def image_statistics(image: Tensor) -> Tensor:
 
 
 def normalised(pixels: Tensor, statistics: Tensor, dtype: torch.dtype) -> Tensor:
-    """Pixels (B, C, H, W) less their image's mean and by its deviation, which are (B, 2) of fractions."""
+    """Pixels (B, C, H, W), bytes or fractions, minus their image's mean, divided by its standard deviation.
+
+    statistics: (B, 2), both as fractions, of which the deviation counts as MINIMUM_DEVIATION at least.
+    """
     if pixels.dtype == torch.uint8 and pixels.device.type == "cpu":
         values = torch.arange(256).expand(len(pixels), 1, 1, 256)
         return _looked_up(pixels, _standardised(values, 255.0, statistics).to(dtype)[:, 0, 0])
@@ -48,7 +51,7 @@ def _looked_up(pixels: Tensor, tables: Tensor) -> Tensor:
 
 
 class Normalise(nn.Module):
-    """`normalised` where another layer may stand for it."""
+    """`normalised` as a layer, so that `packing` and `quantising` can put another one in its place."""
 
     def forward(self, image: Tensor, statistics: Tensor, dtype: torch.dtype) -> Tensor:
         """As `normalised`."""
@@ -67,7 +70,7 @@ def _convolution(
 
 
 class EnlargeOnto(nn.Module):
-    """A map enlarged by two plus a finer one, and, if `active`, the ReLU of that; another layer may stand for it."""
+    """A map enlarged by two plus a finer one, and, if `active`, the ReLU of that; inference puts faster layers here."""
 
     def __init__(self, *, active: bool = True) -> None:
         super().__init__()

@@ -80,7 +80,7 @@ class FusedConvolution(nn.Module):
         return recordable(_convolve_onto)(maps, finer, self.weight, self.bias, self.geometry)
 
     def less(self, maps: Tensor, other: Tensor) -> Tensor:
-        """The convolution less another map; rounded after that."""
+        """The convolution minus another map, rounded once, after the subtraction."""
         return recordable(_convolve_less)(maps, other, self.weight, self.bias, self.geometry)
 
 

@@ -75,9 +75,9 @@ def has_vnni() -> bool:
 
 
 def reads_weights_alike() -> bool:
-    """Whether kernels for bytes read weights in one order, whatever the size of the maps, as others don't.
+    """Whether oneDNN's kernels for bytes read weights in the same order in memory whatever the size of the maps.
 
-    Found of matrix units, and where AVX2 is all there is.
+    So it was found to be on CPUs with matrix units, and on those where AVX2 is all there is.
     """
     return has_matrix_units() or not _cpu_words() & {NOT_ALL, "avx512f", "avx_vnni"}
 

@@ -22,21 +22,24 @@ SMOOTHING = (1, 2, 1)  # quarters: of pixels that stand twice it makes bilinear 
 
 
 class Grid(NamedTuple):
-    """The values that bytes stand for: `step * (byte - zero)`."""
+    """Which real number each byte of a map stands for: `step * (byte - zero)`."""
 
     step: float
     zero: int
 
     @classmethod
     def spanning(cls, low: float, high: float) -> Self:
-        """The finest from `low` to `high`, with 0 on it; of three digits, lest it depend on how a CPU adds up."""
+        """The finest grid that reaches from `low` to `high` and has 0 on it.
+
+        Its step is rounded to three digits, lest it depend on the order in which a CPU adds up.
+        """
         low, high = min(low, 0.0), max(high, 0.0)
         step = float(f"{(high - low) / BYTES:.3g}") or 1.0
         return cls(step, round(-low / step))
 
 
 def _largest_weights(weight: Tensor) -> Tensor:
-    """What WEIGHT_STEPS stand for, of each output channel (O,) of weights (O, I, kh, kw)."""
+    """The weight that WEIGHT_STEPS steps are to stand for, of each output channel: (O, I, kh, kw) -> (O,)."""
     if has_vnni():
         return weight.abs().amax((1, 2, 3))
     # elsewhere the products of two neighbouring channels are added up in 16 bits, which hold 255 times 128
@@ -47,7 +50,10 @@ def _largest_weights(weight: Tensor) -> Tensor:
 
 
 def _laid_out(weight: Tensor, steps: Tensor, source: Grid, geometry: list[int]) -> Tensor:
-    """Weights as kernels read them; where that depends on the size of the maps, they see to it at each call."""
+    """Weights in the order in memory that oneDNN's kernels read; where it depends on the size of the maps, as they are.
+
+    oneDNN then brings them into that order at each call.
+    """
     if not reads_weights_alike():
         return weight.to_mkldnn()
     stride, padding, groups = geometry[:2], geometry[2:4], geometry[4]

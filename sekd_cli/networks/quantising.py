@@ -42,38 +42,40 @@ class _Quantiser:
         return step * (self.maps[name].mean((0, 2, 3)) / step).round()
 
     def plain(self, name: str) -> nn.Conv2d:
-        """The convolution itself."""
+        """The convolution of the part `name`, as the network has it."""
         part = self.network.get_submodule(name)
         return part if isinstance(part, nn.Conv2d) else convolution_of(part)
 
     def quantised(self, convolution: nn.Conv2d, source: str, target: str) -> QuantisedConvolution:
-        """A convolution that stands between two parts."""
+        """A convolution in bytes of the maps of the part `source`, its results on the grid of the part `target`."""
         return QuantisedConvolution(convolution, self.grid(source), self.grid(target), self.mean(source))
 
     def convolution(self, name: str, source: str) -> QuantisedConvolution:
-        """To bytes."""
+        """The part `name`, a convolution of the maps of `source`, from bytes to bytes."""
         return self.quantised(self.plain(name), source, name)
 
     def reals(self, name: str, source: str) -> RealConvolution:
-        """To real numbers."""
+        """The part `name`, a convolution of the maps of `source`, from bytes to float32."""
         return RealConvolution(self.plain(name), self.grid(source), self.mean(source))
 
     def pair(self, name: str, source: str) -> QuantisedPair:
-        """A residual pair."""
+        """The part `name`, a residual pair that takes the maps of `source`."""
         first, second = f"{name}.body.0", f"{name}.body.1"
         return QuantisedPair(self.convolution(first, source), self.quantised(self.plain(second), first, name))
 
     def level(self, name: str, source: str) -> nn.Sequential:
-        """Half the resolution, then a residual pair."""
+        """The part `name`: a convolution to half the resolution of `source`, then a residual pair."""
         return nn.Sequential(self.convolution(f"{name}.0", source), self.pair(f"{name}.1", f"{name}.0"))
 
     def smoothed(self, source: str, finer: str, name: str) -> QuantisedSmoothOnto:
-        """An enlargement onto a finer map."""
+        """The part `name`: the maps of `source` enlarged by two and added to those of `finer`."""
         channels = self.maps[source].shape[1]
         return QuantisedSmoothOnto(channels, self.grid(source), self.grid(finer), self.grid(name))
 
     def enlarged(self, made: CompactNetwork, context: str, source: str, onto: str, finer: str) -> None:
-        """Put a convolution by one, and its enlargement onto a finer map, into a network."""
+        """Put the parts `context`, a 1x1 convolution of the maps of `source`, and `onto`, its result enlarged and added
+        to the maps of `finer`, into the network `made`: as two layers, or as one where the fine levels are packed.
+        """  # noqa: D205 - one sentence
         if self.factor == 1:
             setattr(made, context, self.convolution(context, source))
             setattr(made, onto, self.smoothed(context, finer, onto))

@@ -15,7 +15,10 @@ def farther(points: Tensor, others: Tensor, radius: float) -> Tensor:
 
 
 def largest_exponent(scale: float) -> float:
-    """Of odds: 0, but at large scales more, so that those of unlike descriptors don't vanish."""
+    """The exponent that `odds_of` gives equal descriptors.
+
+    0 at small scales; larger at large ones, so that the odds of unlike descriptors don't become 0 in float32.
+    """
     return min(max(scale - LARGEST_EXPONENT, 0.0), LARGEST_EXPONENT)
 
 

@@ -7,10 +7,10 @@ from sekd_cli.geometry import halved
 
 
 def as_seen(images: Tensor, octave: int) -> Tensor:
-    """Images (B, 1, H, W) halved so often, as a network takes them."""
+    """Images (B, 1, H, W) halved `octave` times, (B, 1, h, w), channels last in memory."""
     return halved(images, octave).contiguous(memory_format=torch.channels_last)
 
 
 def seen_at(seen: Tensor, octave: int) -> Tensor:
-    """Which pixels of the halved views show nothing but what is `seen`, (B, H, W) -> (B, h, w) bool."""
+    """Which pixels of views halved `octave` times cover only pixels that are `seen`, (B, H, W) -> (B, h, w) bool."""
     return halved(seen.float(), octave) == 1 if octave else seen

@@ -121,9 +121,10 @@ def _blur(image: Tensor, light: Light) -> None:
 
 
 def blur_where_shrunk(image: Tensor, footprints: Tensor) -> None:
-    """Blur images (B, 1, H, W), in place, that are about to be shrunk, in what direction they are; nothing aliases.
+    """Blur, in place, those of images (B, 1, H, W) that are about to be shrunk, so that nothing aliases.
 
-    footprints: (B, 2, 2), what a pixel will cover, of which a pixel is taken off: that much is blurred already.
+    footprints: (B, 2, 2), what a pixel will cover, as `views.footprints` has them: each image is blurred along the
+    directions in which it shrinks, by what is covered beyond one pixel, which is blurred that much already.
     """
     axes, covers, _ = torch.linalg.svd(footprints.cpu())  # covers: (B, 2) pixels along the axes
     variance = 0.25 * (covers**2 - 1).clamp(min=1e-3)

@@ -27,7 +27,7 @@ SOFTNESS = 0.2  # of the selection of the best keypoints, in logits
 BUDGETS = (2, 4, 8)  # parts of the own keypoints that are selected
 CELL = 80  # pixels along each side of a region
 TINY = 1e-18  # odds below which a keypoint has no choice; the square of the inverse, in the gradient, is finite
-HUGE = 1e30  # finite, so that nothing of it is nothing
+HUGE = 1e30  # finite, so that a share of 0 of it is 0; of infinity it would be NaN
 LARGEST_EXPONENT = 40.0  # of odds: their squares and the squares' sums stay finite, and small ones as far from nothing
 SAME = 2.0  # pixels within which two peaks are the same point, found inexactly
 
