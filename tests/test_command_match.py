@@ -1,4 +1,4 @@
-"""`sekd match` and `sekd pairs` as a user types them."""
+"""`sekd match` as a user types it."""
 
 import io
 import json
@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
 import h5py
 import numpy as np
 import pytest
@@ -287,101 +286,6 @@ def test_a_pair_without_any_focal_length_is_told_so_once(capfd: pytest.CaptureFi
         "error: a.jpg and b/b 1.jpg: no focal length in EXIF data; give --camera",
         "error: a.jpg and c.jpg: no focal length in EXIF data; give --camera",
     ]
-
-
-def listed(capfdbinary: pytest.CaptureFixture[bytes], *arguments: str) -> list[str]:
-    assert cli.main(["pairs", *arguments]) == 0
-    return capfdbinary.readouterr().out.decode().splitlines()
-
-
-def test_pairs_of_a_feature_file_are_listed(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    everything = ["a.jpg\tb/b 1.jpg", "a.jpg c.jpg", "b/b 1.jpg\tc.jpg"]
-    assert listed(capfdbinary, "feats.h5") == everything
-    assert listed(capfdbinary, "feats.h5", "--exhaustive") == everything
-    assert listed(capfdbinary, "feats.h5", "--sequential", "1") == [everything[0], everything[2]]
-    assert listed(capfdbinary, "feats.h5", "--sequential", "1", "--loop") == [
-        everything[0],
-        everything[2],
-        "c.jpg a.jpg",
-    ]
-    assert sorted(listed(capfdbinary, "feats.h5", "--sequential", "1", "--nearest", "2")) == everything
-
-
-def test_pairs_go_into_a_file_if_one_is_named(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    assert cli.main(["pairs", "feats.h5"]) == 0
-    piped = capfdbinary.readouterr().out
-    assert cli.main(["pairs", "feats.h5", "-o", "new/list.txt"]) == 0
-    assert capfdbinary.readouterr().out == b"new/list.txt\n"
-    assert Path("new/list.txt").read_bytes() == piped
-    assert cli.main(["pairs", "feats.h5", "-o", "new/list.txt"]) == 5
-    assert cli.main(["pairs", "feats.h5", "--sequential", "1", "-o", "new/list.txt", "--overwrite"]) == 0
-    assert len(Path("new/list.txt").read_bytes()) < len(piped)
-    assert cli.main(["pairs", "feats.h5", "--overwrite"]) == USAGE
-
-
-def test_pairs_of_images_have_the_names_that_extract_gives(
-    capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("photos/10.png", "photos/9.png", "photos/sub/x.png"):
-        Path(name).parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(name, np.zeros((8, 8), np.uint8))
-    assert listed(capfdbinary, "photos", "--sequential", "1") == ["9.png 10.png", "10.png sub/x.png"]
-    assert listed(capfdbinary, "photos/sub/*.png", "photos/9.png", "--root", ".") == ["photos/9.png photos/sub/x.png"]
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"photos/10.png\nphotos/9.png\n")))
-    assert listed(capfdbinary, "-") == ["9.png 10.png"]
-    assert cli.main(["pairs", "feats.h5", "--root", "photos"]) == USAGE
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "complaint"),
-    [
-        (["none.h5"], BAD_INPUT, "none.h5: no such file"),
-        (["photos", "--nearest", "3"], USAGE, "needs one feature file"),
-        (["feats.h5", "--loop"], USAGE, "only with --sequential"),
-        (["feats.h5", "--sequential", "0"], USAGE, "0 is not in the range"),
-        (["photos"], NOTHING, "1 images; a pair takes two"),
-        (["nowhere/"], NOTHING, "nowhere: no such file"),
-        (["feats.h5", "feats.h5"], USAGE, "feats.h5: give one feature file and nothing else"),
-        (["photos", "feats.h5"], USAGE, "feats.h5: give one feature file and nothing else"),
-    ],
-)
-def test_pairs_say_what_is_wrong(
-    arguments: list[str], code: int, complaint: str, capfd: pytest.CaptureFixture[str]
-) -> None:
-    Path("photos").mkdir()
-    cv2.imwrite("photos/a.png", np.zeros((8, 8), np.uint8))
-    assert cli.main(["pairs", *arguments]) == code
-    out, err = capfd.readouterr()
-    assert out == ""
-    assert complaint in err
-
-
-def test_pairs_of_a_match_file_are_refused(capfd: pytest.CaptureFixture[str]) -> None:
-    cli.main(["match", "pairs.txt", "--quiet"])
-    capfd.readouterr()
-    assert cli.main(["pairs", "matches.h5"]) == BAD_INPUT
-    assert capfd.readouterr() == ("", "error: matches.h5: holds matches, not features; give the features file\n")
-
-
-def test_nearest_leaves_out_images_that_cannot_be_read(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    with h5py.File("feats.h5", "r+") as file:
-        file["c.jpg/scores"][0] = 7  # not what the checksum is of
-    assert cli.main(["pairs", "feats.h5", "--nearest", "2"]) == MISSING_PAIR
-    out, err = capfdbinary.readouterr()
-    assert out == b"a.jpg\tb/b 1.jpg\n"
-    assert err.startswith(b"error: feats.h5: c.jpg: damaged")
-    assert len(err.splitlines()) == 1
-
-
-def test_a_name_that_no_list_can_hold_is_told(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    Path("photos").mkdir()
-    for name in ("a.png", "b\nb.png", "c.png"):
-        cv2.imwrite("photos/x.png", np.zeros((8, 8), np.uint8))
-        Path("photos/x.png").rename(f"photos/{name}")
-    assert cli.main(["pairs", "photos"]) == MISSING_PAIR
-    out, err = capfdbinary.readouterr()
-    assert out == b"a.png c.png\n"
-    assert len(err.splitlines()) == 1
 
 
 def test_names_of_any_bytes_pass_from_pairs_to_match(
