@@ -168,9 +168,8 @@ def _set_up(options: ExtractOptions, shard: Shard) -> tuple[Extractor, dict[str,
 
 def _pipeline_settings(options: ExtractOptions, device: torch.device, threads: int, images: int) -> PipelineSettings:
     on_cpu = device.type == "cpu"
-    own_batch = (
-        min(CPU_BATCH, -(-images // threads) or 1) if on_cpu else GPU_BATCH
-    )  # of few images each thread has some
+    # of few images each thread has some
+    own_batch = min(CPU_BATCH, -(-images // threads) or 1) if on_cpu else GPU_BATCH
     return PipelineSettings(
         batch_size=options.batch_size or own_batch,
         batch_pixels=CPU_BATCH_PIXELS if on_cpu and not options.batch_size else 0,

@@ -11,11 +11,10 @@ LEFT, RIGHT, TOP, BOTTOM = 72, 24, 74, 44  # margins of its axes
 FINER = 2  # lines are drawn so many times larger and then shrunk: they have no steps
 PAPER, GRID, INK, FAINT = (255, 255, 255), (226, 229, 234), (32, 36, 42), (112, 118, 128)
 COLOURS = (
-    *((38, 99, 235), (220, 88, 42), (22, 148, 98), (147, 63, 186), (202, 138, 4), (14, 146, 168), (190, 40, 90)),
-    (120, 72, 30),
+    *((38, 99, 235), (220, 88, 42), (22, 148, 98), (147, 63, 186)),
+    *((202, 138, 4), (14, 146, 168), (190, 40, 90), (120, 72, 30)),
 )
 SMOOTHED = 200  # points of a curve, at most; each is the mean of those that it stands for
-
 
 Curve = list[tuple[list[float], list[float]]]
 """Stretches (x, y), between which there is nothing."""

@@ -41,9 +41,8 @@ class TrainingSettings:
     network: str = "compact"
     seed: int = 0
     start: str = ""  # weights of an earlier run, from which this one goes on; none: random ones
-    shallow: bool = (
-        False  # the compact network without convolutions at 1/4 after the encoder; the start of one with them may be
-    )
+    # the compact network without convolutions at 1/4 after the encoder; one that has them may start from its weights
+    shallow: bool = False
 
     # schedule: rounds of labelling and updating (paper Sec. 3.1)
     rounds: int = 5
