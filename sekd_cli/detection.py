@@ -181,13 +181,9 @@ def detect(
 
 
 def detect_places(
-    score_logits: Tensor,
-    settings: DetectionSettings,
-    mask: Tensor | None = None,
-    *,
-    octaves: float = 0.0,
+    score_logits: Tensor, settings: DetectionSettings, mask: Tensor | None, *, octaves: float
 ) -> tuple[Tensor, Tensor]:
-    """What `detect` finds before it is refined: places (N,) in the flattened map, and scores."""
+    """What `detect` finds before it is refined: places (N,) int64 in the flattened map, and scores (N,), best first."""
     score_logits = score_logits.detach().float().contiguous()
     if settings.nms_radius is None or settings.threshold is None:
         raise ValueError("settings without a threshold or a suppression radius: complete them with the network's own")

@@ -53,7 +53,7 @@ class ImageCache:
     """The images that were used last, in bounded memory."""
 
     def __init__(
-        self, features: FeatureReader, device: torch.device, room: int, camera_of: CameraOf, *, turned: bool = False
+        self, features: FeatureReader, device: torch.device, room: int, camera_of: CameraOf, *, turned: bool
     ) -> None:
         """room: bytes; one image is kept in any case. turned: read descriptors at other turns too."""
         self._features = features

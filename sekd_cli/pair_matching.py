@@ -89,7 +89,7 @@ def match_images(
 def match_together(
     pairs: Sequence[tuple[MatchableImage, MatchableImage]],
     settings: MatchingSettings,
-    verification: VerificationSettings | None = None,
+    verification: VerificationSettings | None,
 ) -> list[StoredMatches | ImageError]:
     """What `match_images` gives, or raises, for each of several pairs: on a GPU faster than one by one.
 

@@ -29,7 +29,7 @@ def _shuffled(xy0: FloatArray, xy1: FloatArray, seed: int) -> tuple[NDArray[np.f
 
 
 def estimate_homography(
-    xy0: FloatArray, xy1: FloatArray, estimator: str = "ransac", *, threshold: float = 3.0, seed: int = 0
+    xy0: FloatArray, xy1: FloatArray, estimator: str, *, threshold: float = 3.0, seed: int = 0
 ) -> NDArray[np.float64] | None:
     """Homography (3, 3) to image 1 from image 0 by matched points (M, 2); None where none is found.
 

@@ -81,7 +81,7 @@ class DenseNetwork(nn.Module, ABC):
         """
         return self.finished(self.layers(self.prepared(image, statistics)))
 
-    def prepared(self, image: Tensor, statistics: Tensor | None = None) -> Tensor:
+    def prepared(self, image: Tensor, statistics: Tensor | None) -> Tensor:
         """What the layers take; arguments as in `forward`."""
         del statistics
         return as_fractions(image).to(self.dtype)

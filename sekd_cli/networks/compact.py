@@ -182,7 +182,7 @@ class CompactNetwork(DenseNetwork):
         """Shallow, if the weights with these names are."""
         return cls(shallow="context_detail.weight" not in names)
 
-    def prepared(self, image: Tensor, statistics: Tensor | None = None) -> Tensor:
+    def prepared(self, image: Tensor, statistics: Tensor | None) -> Tensor:
         """The image normalised by `statistics`, by default those of each image."""
         if statistics is None:
             statistics = image_statistics(as_fractions(image))
