@@ -99,6 +99,18 @@ def test_normalising_takes_the_principal_point_to_the_origin_and_undoes_distorti
         np.testing.assert_allclose(camera.normalise(pixels), directions, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "distortion", [(0.5,), (-0.3, 0.1), (0.2, -0.3, 0.002, -0.001), (-0.2, 0.05, 0, 0, 0.01, 0.1, 0, 0)]
+)
+def test_distortion_is_undone_at_the_corners_of_a_wide_photograph_too(distortion: tuple[float, ...]) -> None:
+    x, y = np.meshgrid(np.linspace(-0.8, 0.8, 9), np.linspace(-0.6, 0.6, 7))
+    space = np.stack((x, y, np.ones_like(x)), axis=-1).reshape(-1, 3)
+    padded = np.pad(distortion, (0, 8 - len(distortion)))
+    pixels = cv2.projectPoints(space, np.zeros(3), np.zeros(3), Orbit.matrix, padded)[0][:, 0]
+    camera = Camera(matrix=Orbit.matrix, distortion=distortion)
+    np.testing.assert_allclose(camera.normalise(pixels), space[:, :2], atol=1e-9)
+
+
 def test_exact_matches_among_wrong_ones_give_the_pose_whatever_the_seed() -> None:
     orbit = Orbit()
     truth = relative_pose((orbit.rotations[0], orbit.translations[0]), (orbit.rotations[2], orbit.translations[2]))
