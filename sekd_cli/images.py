@@ -84,6 +84,7 @@ def read_image_size(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> tupl
 def read_mask(path: Path, photograph: Photograph) -> np.ndarray:
     """Where keypoints may be, (H, W) bool of the photograph's `upright_size`: false where the mask is black.
 
+    As in COLMAP it is the colour that tells, of transparent pixels too: what was cut out is mostly see-through black.
     Raises ImageError if it can't be read or isn't as large as the photograph.
     """
     with opened(path, max_pixels=0) as image:
@@ -95,7 +96,7 @@ def read_mask(path: Path, photograph: Photograph) -> np.ndarray:
             lit = np.asarray(np.asarray(image) != 0)  # not scaled, which makes the least of labels black
             lit = turn_back(lit, orientation) if image.format == "TIFF" else lit
         else:
-            pixels, _ = _decode(image, path, colour=image.mode not in {"1", "L"})
+            pixels, _ = _decode(image, path, colour=image.mode not in {"1", "L"}, opaque=True)
             lit = np.asarray(pixels.any(axis=2) if pixels.ndim == 3 else pixels > 0)
     return turn_upright(lit, photograph.orientation)
 
@@ -150,8 +151,11 @@ def _cell_decoded(image: Image.Image, enough: Callable[[int, int], tuple[int, in
     return width // image.width
 
 
-def _decode(image: Image.Image, path: Path, *, colour: bool) -> tuple[np.ndarray, int]:
-    """All pixels that the decoder gives, as they lie in the file, (H, W) or (H, W, 3) uint8, and EXIF's orientation."""
+def _decode(image: Image.Image, path: Path, *, colour: bool, opaque: bool = False) -> tuple[np.ndarray, int]:
+    """All pixels that the decoder gives, as they lie in the file, (H, W) or (H, W, 3) uint8, and EXIF's orientation.
+
+    opaque: as if nothing were transparent.
+    """
     deep_colour = _has_deep_colour(image)  # asked first, as the next: reading EXIF may decode, and forget it
     see_through = _transparent_grey(image)
     orientation = _orientation(image)
@@ -159,7 +163,8 @@ def _decode(image: Image.Image, path: Path, *, colour: bool) -> tuple[np.ndarray
         image.draft("L", None)  # its own luma, as OpenCV reads it: a third of the time and of the memory
     image.load()
     if deep_colour:
-        pixels = _finish(_read_deep_colour(path, image), colour=colour)
+        deep = _read_deep_colour(path, image)
+        pixels = _finish(deep[..., :3] if opaque and deep.ndim == 3 else deep, colour=colour)
     elif _has_numbers(image):
         values = _numbers(image)
         grey = to_eight_bits(values)
@@ -169,7 +174,7 @@ def _decode(image: Image.Image, path: Path, *, colour: bool) -> tuple[np.ndarray
     else:
         if see_through is not None:
             image.info["transparency"] = see_through
-        pixels = _read_strips(image, colour=colour)
+        pixels = _read_strips(_without_alpha(image) if opaque else image, colour=colour)
     return (turn_back(pixels, orientation) if image.format == "TIFF" else pixels), orientation
 
 
@@ -213,6 +218,13 @@ def _read_strips(image: Image.Image, *, colour: bool) -> np.ndarray:
         strip = image if rows >= image.height else image.crop((0, top, image.width, bottom))
         pixels[top:bottom] = _finish(_plain_channels(strip), colour=colour)
     return pixels
+
+
+def _without_alpha(image: Image.Image) -> Image.Image:
+    """The image with the colours that its transparent pixels have beneath."""
+    image.info.pop("transparency", None)
+    opaque = {"LA": "L", "PA": "P", "RGBA": "RGB"}.get(image.mode)
+    return image if opaque is None else image.convert(opaque)
 
 
 def _plain_channels(image: Image.Image) -> np.ndarray:

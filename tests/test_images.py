@@ -396,6 +396,25 @@ def test_what_a_mask_has_that_is_not_black_lets_keypoints_be(path: Path, tmp_pat
     assert read_mask(mask, read_image(path)).tolist() == [[False, True, True]]
 
 
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "P", "deep"])
+def test_what_is_black_in_a_mask_is_black_though_it_be_transparent(
+    path: Path, tmp_path: Path, mode: str, suffix: str
+) -> None:
+    path.write_bytes(encoded(PICTURE, "PNG"))
+    mask, lit = tmp_path / f"mask.{suffix}", np.zeros(GREY.shape, np.uint8)
+    lit[:10, :30] = 255
+    if mode == "deep":
+        mask.write_bytes(cv2.imencode(f".{suffix}", np.dstack([lit.astype(np.uint16) * 257] * 4))[1].tobytes())
+    elif mode == "P":
+        Image.fromarray(lit).convert("P").save(mask, **({"transparency": 0} if suffix == "png" else {}))
+    else:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.fromarray(np.dstack([lit] * len(mode))).save(mask, exif=exif)
+    np.testing.assert_array_equal(read_mask(mask, read_image(path)), lit > 0)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_deep_masks_that_are_tiffs_are_in_the_grid_of_the_file(path: Path, tmp_path: Path, orientation: int) -> None:
     """Pillow turns a TIFF upright when it decodes, and takes its orientation away."""
