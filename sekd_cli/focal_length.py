@@ -13,23 +13,34 @@ UNIT_MM = {2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}  # of the resolution of the focal
 
 
 def read_focal_length(path: Path) -> float | None:
-    """Focal length in pixels of the image as stored; None if EXIF does not tell. Raises ImageError if unreadable."""
+    """Focal length in pixels of the image as stored; None if EXIF does not tell. Raises ImageError if unreadable.
+
+    EXIF speaks of the photograph as it was taken. If its sides were the other way round, its pixels were turned since;
+    if they had another proportion it was cropped, along one edge alone.
+    """
     try:
         with open_unlimited(path) as image:
             width, height = size_in_file(image)
             exif = image.getexif().get_ifd(ExifTags.IFD.Exif)
     except Exception as error:  # Pillow raises a dozen kinds for damage; this is one file, and it is named
         raise ImageError(f"{path}: can't read its EXIF data; give the focal length with --camera") from error
+    original_width, original_height = (
+        _number(exif.get(tag)) for tag in (ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight)
+    )
+    if not (original_width and original_height):
+        original_width = original_width or width
+        original_height = original_width * height / width
+    now, original = sorted((width, height)), sorted((original_width, original_height))
+    shrunk = max(edge / before for edge, before in zip(now, original, strict=True))
     equivalent = _number(exif.get(ExifTags.Base.FocalLengthIn35mmFilm))
     if equivalent:
-        return equivalent / FILM_DIAGONAL * math.hypot(width, height)
+        return equivalent / FILM_DIAGONAL * math.hypot(*original) * shrunk
     focal = _number(exif.get(ExifTags.Base.FocalLength))  # mm
     resolution = _number(exif.get(ExifTags.Base.FocalPlaneXResolution))  # pixels of the original per unit
     unit = UNIT_MM.get(int(_number(exif.get(ExifTags.Base.FocalPlaneResolutionUnit, 2))))
     if not focal or not resolution or unit is None:
         return None
-    original_width = _number(exif.get(ExifTags.Base.ExifImageWidth)) or width
-    return focal * resolution / unit * width / original_width
+    return focal * resolution / unit * shrunk
 
 
 def _number(value: object) -> float:

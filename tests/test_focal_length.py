@@ -42,6 +42,28 @@ def test_otherwise_the_resolution_of_the_sensor_tells(tmp_path: Path, unit: int 
 
 
 @pytest.mark.parametrize(
+    ("taken", "shrunk", "diagonal"),
+    [
+        ((360, 240), 1, 432.67),
+        ((240, 360), 1, 432.67),  # turned since, pixels and all
+        ((720, 480), 0.5, 432.67),
+        ((480, 720), 0.5, 432.67),
+        ((480, 240), 1, 536.66),  # cropped to the left or right
+        ((720, 600), 0.5, 468.62),  # shrunk, then cropped above or below
+    ],
+)
+def test_focal_lengths_are_of_the_photograph_as_it_was_taken(
+    tmp_path: Path, taken: tuple[int, int], shrunk: float, diagonal: float
+) -> None:
+    size = {TAGS.ExifImageWidth: taken[0], TAGS.ExifImageHeight: taken[1]}
+    sensor = {TAGS.FocalLength: IFDRational(50), TAGS.FocalPlaneXResolution: 100, TAGS.FocalPlaneResolutionUnit: 3}
+    assert read_focal_length(photograph(tmp_path / "a.jpg", sensor | size)) == pytest.approx(500 * shrunk)
+    film = {TAGS.FocalLengthIn35mmFilm: 50}
+    focal = read_focal_length(photograph(tmp_path / "b.jpg", film | size))
+    assert focal == pytest.approx(50 / 43.267 * diagonal, rel=1e-4)
+
+
+@pytest.mark.parametrize(
     "tags",
     [
         {},
