@@ -27,8 +27,8 @@ def test_a_35_mm_equivalent_is_of_the_diagonal(tmp_path: Path) -> None:
     assert read_focal_length(path) == pytest.approx(360, rel=1e-4)
 
 
-@pytest.mark.parametrize(("unit", "resolution"), [(2, 254), (3, 100), (4, 10), (None, 254)])
-def test_otherwise_the_resolution_of_the_sensor_tells(tmp_path: Path, unit: int | None, resolution: int) -> None:
+@pytest.mark.parametrize(("unit", "resolution"), [(2, 254), (3, 100), (4, 10), (5, 0.01), (None, 254)])
+def test_otherwise_the_resolution_of_the_sensor_tells(tmp_path: Path, unit: int | None, resolution: float) -> None:
     # 10 pixels a mm times 50 mm, in a photograph shrunk from 720 pixels to half. Without a unit it is inches.
     tags = {
         TAGS.FocalLength: Fraction(50),
@@ -76,6 +76,14 @@ def test_focal_lengths_are_of_the_photograph_as_it_was_taken(
 )
 def test_data_that_tell_nothing_give_none(tmp_path: Path, tags: dict[int, object]) -> None:
     assert read_focal_length(photograph(tmp_path / "a.tif", tags)) is None
+
+
+def test_a_photograph_of_more_pixels_than_pillow_opens_has_its_focal_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = photograph(tmp_path / "a.jpg", {TAGS.FocalLengthIn35mmFilm: 36})
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert read_focal_length(path) == pytest.approx(360, rel=1e-4)
 
 
 def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
