@@ -1,11 +1,12 @@
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 
 from sekd_cli import Sekd, device
 from sekd_cli.cores import available_cores
-from sekd_cli.device import keep_freed_memory, resolve_device, wanted_threads
+from sekd_cli.device import give_back_memory, keep_freed_memory, resolve_device, set_threads, wanted_threads
 from sekd_cli.errors import DeviceError, UsageError
 
 
@@ -47,21 +48,34 @@ class Library:
 
     def __init__(self) -> None:
         self.told: dict[int, int] = {}
+        self.left: list[int] = []
 
     def mallopt(self, parameter: int, value: int) -> int:
         self.told[parameter] = value
         return 1
 
+    def malloc_trim(self, bytes_left: int) -> int:
+        self.left.append(bytes_left)
+        return 1
 
-def test_freed_memory_is_kept_unless_the_environment_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+
+@pytest.mark.parametrize("variable", ["MALLOC_TRIM_THRESHOLD_", "MALLOC_ARENA_MAX"])
+def test_freed_memory_is_kept_unless_the_environment_rules(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     library = Library()
     monkeypatch.setattr("sekd_cli.device.ctypes.CDLL", lambda name: library)
-    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000000")
+    monkeypatch.setenv(variable, "1000000")
     keep_freed_memory()
     assert library.told == {}
-    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_")
+    monkeypatch.delenv(variable)
     keep_freed_memory()
     assert library.told == {-1: 2**30, -4: 0, -8: 1}  # M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX of malloc.h
+
+
+def test_free_memory_is_given_back_to_the_last_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = Library()
+    monkeypatch.setattr("sekd_cli.device.ctypes.CDLL", lambda name: library)
+    give_back_memory()
+    assert library.left == [0]
 
 
 def test_a_process_of_others_keeps_less(monkeypatch: pytest.MonkeyPatch, untrained_weights: Path) -> None:
@@ -73,8 +87,25 @@ def test_a_process_of_others_keeps_less(monkeypatch: pytest.MonkeyPatch, untrain
 
 
 def test_where_there_is_no_such_library_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sekd_cli.device.ctypes.CDLL", lambda name: object())
-    keep_freed_memory()
+    for missing in (AttributeError, OSError, TypeError):
+
+        def load(name: None, error: type[Exception] = missing) -> None:
+            raise error
+
+        monkeypatch.setattr("sekd_cli.device.ctypes.CDLL", load)
+        keep_freed_memory()
+        give_back_memory()
+
+
+def test_torch_and_opencv_compute_on_the_threads_told() -> None:
+    before = torch.get_num_threads(), cv2.getNumThreads()
+    try:
+        for threads in (2, 1):
+            set_threads(threads)
+            assert torch.get_num_threads() == cv2.getNumThreads() == threads
+    finally:
+        torch.set_num_threads(before[0])
+        cv2.setNumThreads(before[1])
 
 
 @pytest.mark.parametrize("name", ["cuda:200", "cuda:99999999999999999999"])

@@ -77,6 +77,11 @@ def test_the_codebook_finds_clusters_whatever_their_sizes() -> None:
     assert learn_codebook(torch.ones(2, 4), words=8).shape == (1, 4)
 
 
+def test_a_word_that_nothing_is_nearest_to_stays_where_it_was() -> None:
+    descriptors = torch.tensor([[3.0, 4.0]]).repeat(100, 1)  # both words begin there, and the first takes all
+    assert learn_codebook(descriptors, words=8).tolist() == [[3.0, 4.0]] * 2
+
+
 def test_neighbours_of_either_are_pairs_once() -> None:
     turns = np.deg2rad([0.0, 10.0, 25.0, 180.0])
     cosines = np.cos(turns[:, None] - turns)
