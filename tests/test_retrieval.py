@@ -109,6 +109,17 @@ def test_views_of_a_plane_find_each_other(tmp_path: Path) -> None:
     assert pairs == [(one, other) for one in names for other in names if one < other and one[:6] == other[:6]]
 
 
+def test_the_codebook_is_of_images_spread_over_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = list("abcdefghi")
+    write_views(tmp_path / "feats.h5", names)
+    monkeypatch.setattr("sekd_cli.retrieval.SAMPLED_IMAGES", 3)
+    with FeatureReader(tmp_path / "feats.h5") as reader:
+        read, looked_at = reader.read, list[str]()
+        monkeypatch.setattr(reader, "read", lambda name: looked_at.append(name) or read(name))
+        list(nearest(reader, names, 1, {}))
+    assert looked_at == ["a", "d", "g", *names]
+
+
 def test_a_descriptor_that_is_no_number_spoils_nothing(tmp_path: Path) -> None:
     names = [f"plane{plane}/view{view}.jpg" for plane in range(3) for view in range(2)]
     with FeatureWriter(tmp_path / "feats.h5", ATTRIBUTES) as writer:
