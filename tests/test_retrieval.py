@@ -109,15 +109,17 @@ def test_views_of_a_plane_find_each_other(tmp_path: Path) -> None:
     assert pairs == [(one, other) for one in names for other in names if one < other and one[:6] == other[:6]]
 
 
-def test_the_codebook_is_of_images_spread_over_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_codebook_is_of_the_best_of_images_spread_over_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = list("abcdefghi")
     write_views(tmp_path / "feats.h5", names)
     monkeypatch.setattr("sekd_cli.retrieval.SAMPLED_IMAGES", 3)
+    monkeypatch.setattr("sekd_cli.retrieval.SAMPLED_DESCRIPTORS", 2)
+    learned_from: list[torch.Tensor] = []
+    monkeypatch.setattr("sekd_cli.retrieval.learn_codebook", lambda all_: learned_from.append(all_) or all_[:1])
     with FeatureReader(tmp_path / "feats.h5") as reader:
-        read, looked_at = reader.read, list[str]()
-        monkeypatch.setattr(reader, "read", lambda name: looked_at.append(name) or read(name))
         list(nearest(reader, names, 1, {}))
-    assert looked_at == ["a", "d", "g", *names]
+        best = [torch.from_numpy(reader.read(name).descriptors[:2]) for name in ("a", "d", "g")]
+    torch.testing.assert_close(learned_from, [torch.cat(best)])
 
 
 def test_a_descriptor_that_is_no_number_spoils_nothing(tmp_path: Path) -> None:

@@ -113,6 +113,9 @@ def test_the_paper_alternates_and_the_default_updates_both() -> None:
     first, descriptor = ("label", "reliability"), ("update", "descriptor")
     detector, adaptation = ("update", "detector"), ("label", "adaptation")
     assert named == [first, detector, adaptation, descriptor, first, detector]
+    once = replace(PAPER, self_evolving=False, first_labels="corners")
+    labelled_once = [("label", "corners"), detector, descriptor, detector]
+    assert [(phase.action, phase.what) for phase in phases_of(once)] == labelled_once
     joint = [("label", "corners"), ("update", "both"), ("label", "adaptation-reliability"), ("update", "both")]
     assert [(phase.action, phase.what) for phase in phases_of(COMPACT)] == joint
     assert sum(phase.steps for phase in phases_of(PAPER)) == PAPER.total_steps

@@ -55,12 +55,19 @@ def test_every_number_must_be_finite(name: str, value: float) -> None:
         *(("random_points", -3), ("reliability_window_stride", 0), ("reliability_window", -1), ("rounds", 0)),
         *(("adaptation_threshold", 1.5), ("adaptation_threshold", 1.0), ("target_sigma", -1.0), ("label_border", -1)),
         *(("last_steps", 0), ("label_nms_radius", 101), ("shear", 90.0), ("zoom", 0.5), ("height", 32)),
+        *(("batch_size", 1), ("validation_share", 0.5), ("photographs_per_round", 0.0), ("octaves", 5)),
         *(("similarity_scale", 101.0), ("photograph_size", 95)),
     ],
 )
 def test_a_setting_out_of_its_range_is_named(name: str, value: float) -> None:
     with pytest.raises(UsageError, match=name):
         replace(PRESETS["default"], **{name: value})
+
+
+def test_a_view_is_a_multiple_of_the_stride_at_every_octave() -> None:
+    replace(PRESETS["default"], octaves=1, height=288)
+    with pytest.raises(UsageError, match="multiples of 64"):
+        replace(PRESETS["default"], octaves=2, height=288)
 
 
 def test_a_descriptor_needs_points_to_learn_from() -> None:
