@@ -99,6 +99,12 @@ def test_normalising_takes_the_principal_point_to_the_origin_and_undoes_distorti
         np.testing.assert_allclose(camera.normalise(pixels), directions, atol=1e-4)
 
 
+def test_a_lens_that_none_has_gives_numbers_all_the_same() -> None:
+    camera = Camera(matrix=Orbit.matrix, distortion=(1e200,))
+    edges = np.array([[0.0, 0.0], [1e4, 1e4], [-1e6, 3.0], [400.0, 300.0]])
+    assert np.isfinite(camera.normalise(edges)).all()
+
+
 @pytest.mark.parametrize(
     "distortion", [(0.5,), (-0.3, 0.1), (0.2, -0.3, 0.002, -0.001), (-0.2, 0.05, 0, 0, 0.01, 0.1, 0, 0)]
 )

@@ -113,7 +113,7 @@ def test_the_codebook_is_of_the_best_of_images_spread_over_all(tmp_path: Path, m
     names = list("abcdefghi")
     write_views(tmp_path / "feats.h5", names)
     monkeypatch.setattr("sekd_cli.retrieval.SAMPLED_IMAGES", 3)
-    monkeypatch.setattr("sekd_cli.retrieval.SAMPLED_DESCRIPTORS", 2)
+    monkeypatch.setattr("sekd_cli.retrieval.SAMPLED_DESCRIPTORS", 6)  # two of each
     learned_from: list[torch.Tensor] = []
     monkeypatch.setattr("sekd_cli.retrieval.learn_codebook", lambda all_: learned_from.append(all_) or all_[:1])
     with FeatureReader(tmp_path / "feats.h5") as reader:

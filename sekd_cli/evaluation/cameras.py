@@ -29,7 +29,7 @@ class Camera:
         return float(self.matrix[0, 0] + self.matrix[1, 1]) / 2
 
     def normalise(self, xy: FloatArray) -> NDArray[np.float64]:
-        """Pixels (M, 2) -> directions (x / z, y / z), (M, 2), undistorted."""
+        """Pixels (M, 2) -> directions (x / z, y / z), (M, 2), undistorted; finite where no direction is seen there."""
         if len(xy) == 0:
             return np.zeros((0, 2))
         distorted = np.asarray((xy - self.matrix[:2, 2]) / np.diag(self.matrix)[:2], dtype=np.float64)
@@ -39,7 +39,7 @@ class Camera:
         with np.errstate(all="ignore"):  # numbers that mean no lens may lead anywhere
             for _ in range(NEWTON_STEPS):
                 found = found - self._newton_step(found, self._distort(found) - distorted)
-        return found
+        return np.where(np.isfinite(found), found, distorted)
 
     def _newton_step(self, directions: NDArray[np.float64], error: NDArray[np.float64]) -> NDArray[np.float64]:
         """By how much directions (M, 2) are to change for an error (M, 2) of where they are seen."""
