@@ -44,7 +44,7 @@ def parse_pairs(lines: BinaryIO | Iterable[bytes], where: str) -> Iterator[Pair]
         if number == 1 and line.startswith(HDF5_MAGIC[:4]):
             raise InputFileError(f"{where}: an HDF5 file; give a list of pairs, as sekd pairs makes of it")
         if b"\0" in line:
-            raise InputFileError(f"{where}, line {number}: not UTF-8 text; give two names a line")
+            raise InputFileError(f"{where}, line {number}: not UTF-8 text; save it as UTF-8, two names a line")
         line = (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).rstrip(b"\r\n")  # noqa: PLW2901
         fields = line.split(b"\t") if b"\t" in line else line.split()  # at ASCII's white space only
         if not line.strip() or line.startswith(b"#"):
@@ -61,7 +61,7 @@ def _complaint(line: bytes) -> str:
     if b"\t" in line:
         return f"{shown} is not two names with one tab between them; write it anew"
     count = len(line.split())
-    hint = "put a tab between names that hold spaces" if count > 2 else "write it anew"
+    hint = "put a tab between names that hold spaces" if count > 2 else "put a space or a tab between the two"
     return f"{shown} is {count} name{'s' * (count != 1)}, not two; {hint}"
 
 

@@ -43,6 +43,8 @@ def test_names_may_hold_bytes_that_are_no_text() -> None:
     ("text", "complaint"),
     [
         (b"a b\nonly-one\n", r"line 2: 'only-one' is 1 name, not two"),
+        (b"a.jpg,b.jpg", r"line 1: 'a.jpg,b.jpg' is 1 name, not two; put a space or a tab between the two"),
+        ("a b\n".encode("utf-16"), r"line 1: not UTF-8 text; save it as UTF-8"),
         (b"a b c", r"line 1: 'a b c' is 3 names, not two; put a tab"),
         (b"a\tb\tc", r"line 1: .* one tab"),
         (b"a\t", r"line 1: .* one tab"),
