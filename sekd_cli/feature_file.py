@@ -22,6 +22,7 @@ from sekd_cli.stored_features import Source, StoredFeatures, is_image, read_grou
 logger = logging.getLogger(__name__)
 
 PIXEL_CONVENTION = "(x, y) in the pixel grid of the stored file; the centre of the top-left pixel is (0, 0)"
+NOT_OURS = "not a feature file of sekd"
 
 
 class FeatureReader(KeptReader):
@@ -121,10 +122,12 @@ class FeatureWriter(KeptWriter):
     def _differences(self, attributes: Mapping[str, Any]) -> list[str]:
         stored = plain_attributes(self._writer.file)
         if "sekd_schema" not in stored:
-            return ["not a feature file of sekd"] if len(self._writer.file) else []
+            return [NOT_OURS] if len(self._writer.file) else []
         return changed(_settings(stored), _settings(attributes))
 
     def _refusal(self, differences: str) -> str:
+        if differences == NOT_OURS:
+            return f"{NOT_OURS}; give another output with -o, or --overwrite to replace it"
         return (
             f"holds features made with other settings ({differences}); "
             "give these again to go on, --overwrite to start afresh, or another output with -o"

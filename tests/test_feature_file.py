@@ -167,7 +167,7 @@ def test_other_settings_do_not_matter_before_the_first_image(path: Path) -> None
 def test_a_file_of_another_tool_is_not_added_to(path: Path) -> None:
     with h5py.File(path, "w") as file:
         file.create_group("a")["keypoints"] = np.zeros((3, 2))
-    with pytest.raises(OutputError, match="not a feature file of sekd"):
+    with pytest.raises(OutputError, match=r"feats\.h5: not a feature file of sekd; give another output with -o"):
         FeatureWriter(path, ATTRIBUTES)
 
 

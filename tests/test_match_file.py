@@ -190,6 +190,13 @@ def test_a_feature_file_is_not_written_to(features: Path, attributes: dict[str, 
     assert features.read_bytes() == before
 
 
+def test_a_file_of_another_tool_is_not_added_to(tmp_path: Path, attributes: dict[str, Any]) -> None:
+    with h5py.File(tmp_path / "hloc.h5", "w") as file:
+        file.create_group("a.jpg/b.jpg")["matches0"] = np.zeros(3, np.int32)
+    with pytest.raises(OutputError, match=r"hloc\.h5: not a match file of sekd; give another output with -o"):
+        MatchWriter(tmp_path / "hloc.h5", attributes)
+
+
 def test_a_second_writer_is_refused(path: Path, attributes: dict[str, Any]) -> None:
     with MatchWriter(path, attributes), pytest.raises(OutputError, match="another process"):
         MatchWriter(path, attributes)
