@@ -49,6 +49,9 @@ def test_pairs_go_into_a_file_if_one_is_named(capfdbinary: pytest.CaptureFixture
     assert cli.main(["pairs", "feats.h5", "--sequential", "1", "-o", "new/list.txt", "--overwrite"]) == 0
     assert len(Path("new/list.txt").read_bytes()) < len(piped)
     assert cli.main(["pairs", "feats.h5", "--overwrite"]) == USAGE
+    capfdbinary.readouterr()
+    assert cli.main(["pairs", "feats.h5", "-o", "-"]) == 0
+    assert (capfdbinary.readouterr().out, Path("-").exists()) == (piped, False)
 
 
 def test_pairs_of_images_have_the_names_that_extract_gives(
@@ -59,6 +62,7 @@ def test_pairs_of_images_have_the_names_that_extract_gives(
         cv2.imwrite(name, np.zeros((8, 8), np.uint8))
     assert listed(capfdbinary, "photos", "--sequential", "1") == ["9.png 10.png", "10.png sub/x.png"]
     assert listed(capfdbinary, "photos/sub/*.png", "photos/9.png", "--root", ".") == ["photos/9.png photos/sub/x.png"]
+    Path("-").write_bytes(Path("feats.h5").read_bytes())
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"photos/10.png\nphotos/9.png\n")))
     assert listed(capfdbinary, "-") == ["9.png 10.png"]
     assert cli.main(["pairs", "feats.h5", "--root", "photos"]) == USAGE

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 @click.option("--loop", is_flag=True, help="With --sequential: the first images follow the last.")
 @click.option("--nearest", type=click.IntRange(1), metavar="K", help="Each with the K that look most like it.")
 @click.option("--root", type=FOLDER, help="Image names are relative to it.")
-@click.option("--output", "-o", type=FILE, help="A file; default: standard output.")
+@click.option("--output", "-o", type=FILE, help="A file; default, or -: standard output.")
 @click.option("--overwrite", is_flag=True, help="With -o: replace a file that is there.")
 def pairs(source: tuple[str, ...], *, sequential: int | None, nearest: int | None, loop: bool, **options: Any) -> int:
     """List pairs of images to match, two names a line.
@@ -41,6 +41,8 @@ def pairs(source: tuple[str, ...], *, sequential: int | None, nearest: int | Non
     from sekd_cli.pairs import natural_order  # noqa: PLC0415
     from sekd_cli.pairs import sequential as neighbours  # noqa: PLC0415
 
+    if str(options["output"]) == "-":
+        options["output"] = None
     feature_file = _checked(source, sequential=sequential, nearest=nearest, loop=loop, **options)
     names, failures = (_names_in(feature_file), 0) if feature_file else _names_of_images(source, options["root"])
     if len(names) < 2:
@@ -109,6 +111,8 @@ def _write(pairs: Iterable[tuple[str, str]], output: BinaryIO, *, repeats: bool)
 def _is_hdf5(path: Path) -> bool:
     from sekd_cli.hdf5_file import HDF5_MAGIC, HDF5_SUFFIXES  # noqa: PLC0415
 
+    if str(path) == "-":
+        return False  # standard input, even where a file has that name
     if not path.is_file():
         return path.suffix.lower() in HDF5_SUFFIXES  # a feature file that is missing, rather than an image
     try:
