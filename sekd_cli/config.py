@@ -89,7 +89,7 @@ class MatchingSettings:
         _check(-1 <= self.min_similarity <= 1, f"--min-similarity {self.min_similarity}: give -1 (off) to 1")
         _check(
             self.temperature == 0 or 0.03 <= self.temperature <= 10,  # exp(-2 / 0.03) is still above float32's least
-            f"--dual-softmax {self.temperature}: give a temperature of 0.03 to 10",
+            f"--dual-softmax {self.temperature}: give 0 (off), or a temperature of 0.03 to 10",
         )
         _check(0 <= self.min_probability <= 1, f"--min-probability {self.min_probability}: give 0 (off) to 1")
         _check(

@@ -17,6 +17,7 @@ from sekd_cli.hdf5_file import HDF5_MAGIC, open_for_reading, plain, settings_in
 from sekd_cli.networks.weights_file import load_network, weights_digest
 
 HISTOGRAM_BINS = 16
+CHECKPOINT_MAGICS = (b"PK", b"\x80")  # of the authors' weights: a zip of torch's, or a pickle
 
 Facts = TypeVar("Facts")
 
@@ -27,8 +28,10 @@ def file_info(path: Path) -> dict[str, Any]:
         what = "a folder" if path.is_dir() else "no such file"
         raise InputFileError(f"{path}: {what}; give a feature file, a match file or weights")
     with path.open("rb") as stream:
-        is_hdf5 = stream.read(len(HDF5_MAGIC)) == HDF5_MAGIC
-    facts = _hdf5_info(path) if is_hdf5 else _weights_info(path)
+        start = stream.read(9)
+    if not start.startswith((HDF5_MAGIC, *CHECKPOINT_MAGICS)) and start[8:] != b"{":  # a safetensors' ninth byte
+        raise InputFileError(f"{path}: nothing that sekd writes; give a feature file, a match file or weights")
+    facts = _hdf5_info(path) if start.startswith(HDF5_MAGIC) else _weights_info(path)
     return {"file": str(path), "kind": facts.pop("kind"), "bytes": path.stat().st_size, **facts}
 
 

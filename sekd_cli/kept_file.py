@@ -59,6 +59,8 @@ class KeptWriter(ABC):
         attributes; `overwrite` starts afresh instead of the last.
         """
         self.path = Path(path)
+        if str(path) == "-":
+            raise OutputError("-: HDF5 can't go to standard output; give a file with -o")
         self._writer = HDF5Writer(self.path, attributes, overwrite=overwrite)
         try:
             with self._reading():

@@ -102,6 +102,8 @@ def read_group(group: h5py.Group, where: str, *, turned: bool) -> StoredFeatures
         raise InputFileError(f"{where}: keypoints that are no numbers; extract it again")
     count = len(keypoints)
     scores, scales = floats.get("scores", np.ones(count, dtype=np.float32)), floats.get("scales")
+    if descriptors.shape[1] != count == len(descriptors):
+        raise InputFileError(f"{where}: descriptors {descriptors.shape}, not (D, N) of N keypoints; transpose them")
     if descriptors.shape[1] != count or scores.shape != (count,) or (scales is not None and scales.shape != (count,)):
         raise InputFileError(f"{where}: not as many descriptors or scores as its {count} keypoints; extract it again")
     others = _read_turned(group, where, descriptors.shape) if turned and TURNED in group else None

@@ -169,6 +169,8 @@ def test_other_files_are_refused_in_one_line(content: bytes, capsys: pytest.Capt
     assert not out
     assert err.startswith("error: file: ")
     assert len(err.splitlines()) == 1
+    if content == b"text":
+        assert "give a feature file, a match file or weights" in err
     assert cli.main(["info", "gone"]) == BAD_INPUT
     assert cli.main(["info", "."]) == BAD_INPUT
 

@@ -238,6 +238,7 @@ def test_files_of_other_tools_are_read_without_scores_scales_or_size(path: Path)
     [
         ({"keypoints": np.zeros((4, 3))}, r"\(4, 3\)"),
         ({"descriptors": np.zeros((8, 5))}, "not as many"),
+        ({"descriptors": np.zeros((4, 8))}, r"descriptors \(4, 8\), not \(D, N\) of N keypoints; transpose them"),
         ({"scores": np.zeros(3)}, "not as many"),
         ({"scores": np.zeros((4, 1))}, "not as many"),
         ({"scales": np.zeros(3)}, "not as many"),

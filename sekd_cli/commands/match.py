@@ -19,7 +19,9 @@ from sekd_cli.config import MODELS
 )
 @click.option("--ratio", default=1.0, show_default=True, help="Largest distance to the best over second best; 1: off.")
 @click.option("--min-similarity", default=-1.0, show_default=True, help="Smallest cosine similarity; -1: off.")
-@click.option("--dual-softmax", type=float, metavar="T", help="Scores: dual-softmax probabilities at temperature T.")
+@click.option(
+    "--dual-softmax", type=float, metavar="T", help="Scores are dual-softmax probabilities; T: temperature, 0: off."
+)
 @click.option("--min-probability", default=0.0, show_default=True, help="Smallest of these.")
 @click.option(
     "--rotations/--upright",
