@@ -114,8 +114,8 @@ def similarities(images: Sequence[Directions], words: int) -> Iterator[np.ndarra
             low, high = np.searchsorted(images_here, (first, last))
             if low == high:
                 continue
-            vectors = there[end - size : end].astype(np.float32) / STEPS
-            cosines = (vectors[low:high] @ vectors.T).ravel()
+            vectors = torch.from_numpy(there[end - size : end]).float() / STEPS
+            cosines = torch.mm(vectors[low:high], vectors.T).numpy().ravel()  # numpy's own threads wait for each other
             close = np.flatnonzero(cosines > LEAST_COSINE)
             rows, columns = images_here[low + close // size] - first, images_here[close % size]
             alike[rows, columns] += worth * cosines[close] ** SELECTIVITY
