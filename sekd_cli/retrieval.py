@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sekd_cli.device import give_back_memory
 from sekd_cli.errors import InputFileError
 from sekd_cli.feature_file import FeatureReader
 from sekd_cli.pair_matching import comparable
@@ -25,6 +26,7 @@ ITERATIONS = 10  # of k-means
 LEAST_COSINE = 0.25  # of two directions that count; of unrelated ones in 64 dimensions one in forty has it
 SELECTIVITY = 3  # power of the cosine: one good direction is worth more than several fair ones
 STEPS = 127  # to a value of 1 in a byte
+GIVE_BACK_EVERY = 64  # images: what is kept of each pins the memory that all its descriptors took
 COMPARED_AT_ONCE, ASSIGNED_AT_ONCE = 1024, 1024  # images, descriptors
 
 
@@ -43,10 +45,12 @@ def nearest(
     """
     codebook = learn_codebook(_sample(features, names, unreadable))
     described: dict[str, Directions] = {}
-    for name in names:
-        found = _descriptors(features, name, unreadable)
+    for index, name in enumerate(names):
+        if index % GIVE_BACK_EVERY == 0:
+            give_back_memory()
+        found = _descriptors(features, name, KEYPOINTS, unreadable)
         if found is not None:
-            described[name] = directions(found[:KEYPOINTS], codebook)
+            described[name] = directions(found, codebook)
         done(1)
     readable = list(described)
     for first, second in nearest_pairs(similarities(list(described.values()), len(codebook)), count, done):
@@ -159,18 +163,18 @@ def _word_of(descriptors: Tensor, centres: Tensor) -> Tensor:
 def _sample(features: FeatureReader, names: Sequence[str], unreadable: dict[str, str]) -> Tensor:
     chosen = names[:: max(1, len(names) // SAMPLED_IMAGES)]
     most = min(KEYPOINTS, max(1, SAMPLED_DESCRIPTORS // max(1, len(chosen))))
-    found = (_descriptors(features, name, unreadable) for name in chosen)
-    sampled = [part[:most] for part in found if part is not None] or [torch.zeros(0, 0)]
+    found = (_descriptors(features, name, most, unreadable) for name in chosen)
+    sampled = [part for part in found if part is not None] or [torch.zeros(0, 0)]
     width = max(part.shape[1] for part in sampled)
     return torch.cat([part for part in sampled if part.shape[1] == width])
 
 
-def _descriptors(features: FeatureReader, name: str, unreadable: dict[str, str]) -> Tensor | None:
-    """(N, D), as in matching, best first; None, and why in `unreadable`, if they can't be read."""
+def _descriptors(features: FeatureReader, name: str, most: int, unreadable: dict[str, str]) -> Tensor | None:
+    """(N, D), as in matching, the `most` best; None, and why in `unreadable`, if they can't be read."""
     try:
         found = features.read(name)
     except InputFileError as error:
         unreadable[name] = str(error)
         return None
-    best_first = np.argsort(-found.scores, kind="stable")  # other tools' need not be in order
-    return comparable(torch.from_numpy(found.descriptors[best_first]))
+    best = np.argsort(-found.scores, kind="stable")[:most]  # other tools' need not be in order
+    return comparable(torch.from_numpy(found.descriptors[best]))

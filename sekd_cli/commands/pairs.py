@@ -142,9 +142,11 @@ def _names_of_images(source: tuple[str, ...], root: Path | None) -> tuple[list[s
 
 def _nearest(feature_file: Path, names: list[str], count: int, unreadable: dict[str, str]) -> Iterator[tuple[str, str]]:
     from sekd_cli.commands.progress import progress_bar  # noqa: PLC0415
+    from sekd_cli.device import set_threads  # noqa: PLC0415
     from sekd_cli.feature_file import FeatureReader  # noqa: PLC0415
     from sekd_cli.retrieval import nearest  # noqa: PLC0415
 
+    set_threads(1)  # several wait for each other longer than its many small products take
     with FeatureReader(feature_file) as reader, progress_bar("read, compare", 2 * len(names)) as bar:
         found = list(nearest(reader, names, count, unreadable, bar.advance))
     yield from found
