@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 from rich.console import Console
@@ -54,7 +54,8 @@ def progress_bar(description: str, total: float | None, unit: str = "images") ->
         TextColumn("{task.fields[note]}", markup=False),
     )
     hidden = not console.is_terminal or not _wanted()
-    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
+    progress = Progress(*columns, console=console, transient=True, disable=hidden)
+    with nullcontext() if hidden else progress:  # before 14.3 rich ends with an empty line even a bar that isn't shown
         yield Bar(progress, progress.add_task(description, total=total, unit=unit, note=""))
 
 
