@@ -95,6 +95,16 @@ def test_a_model_is_replaced_only_if_asked_for(tmp_path: Path) -> None:
     assert len(path.read_bytes()) > 2_000_000
 
 
+def test_no_kernel_is_computed_in_a_model(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    export_onnx(lively_network("published"), tmp_path / "sekd.onnx", {})
+    graph = onnx.load(tmp_path / "sekd.onnx").graph
+    stored = {one.name for one in graph.initializer}
+    kernels = [node.input[1] for node in graph.node if node.op_type in {"Conv", "ConvTranspose"}]
+    assert kernels
+    assert stored.issuperset(kernels)
+
+
 def test_without_onnx_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(MissingExtraError, match=r"sekd\[onnx\]"):
