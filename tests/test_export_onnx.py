@@ -1,5 +1,6 @@
 """ONNX models: equal to torch for any size and batch; the recipe of docs/EXPORT.md does what `sekd extract` does."""
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -93,6 +94,13 @@ def test_a_model_is_replaced_only_if_asked_for(tmp_path: Path) -> None:
     assert path.read_bytes() == b"precious"
     export_onnx(lively_network("compact"), path, {}, overwrite=True)
     assert len(path.read_bytes()) > 2_000_000
+
+
+def test_a_name_that_is_no_text_is_a_name(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.onnx"))
+    export_onnx(lively_network("compact"), path, {})
+    assert onnx.load_from_string(path.read_bytes()).producer_name == "sekd"
 
 
 def test_no_kernel_is_computed_in_a_model(tmp_path: Path) -> None:

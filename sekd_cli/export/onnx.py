@@ -4,6 +4,7 @@ The model pads its input to the network's stride and cuts the score map again, a
 any size. What is left to do outside it is told in docs/EXPORT.md.
 """
 
+import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -67,9 +68,10 @@ def export_onnx(network: DenseNetwork, path: Path, metadata: Mapping[str, str], 
         "descriptor_maps": ",".join(outputs[1:]),
         **metadata,
     }
-    with new_file(path, overwrite=overwrite) as temporary:
-        _trace(network, temporary, outputs, strides)
-        model = onnx.load(temporary)
+    with new_file(path, overwrite=overwrite) as temporary, tempfile.TemporaryDirectory() as folder:
+        traced = Path(folder) / "traced.onnx"  # torch can't open a file whose name is no text, as `path` may be
+        _trace(network, traced, outputs, strides)
+        model = onnx.load(traced)
         model.producer_name, model.producer_version = "sekd", metadata.get("sekd_version", "")
         onnx.helper.set_model_props(model, facts)
         onnx.checker.check_model(model, full_check=True)
