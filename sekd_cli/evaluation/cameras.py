@@ -11,8 +11,8 @@ from sekd_cli.evaluation.homography import FloatArray
 Pose = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Rotation (3, 3) and translation (3,), X_target = R X_source + t."""
 
-NEWTON_STEPS = 10  # to undo distortion: OpenCV's five steps of its own leave tenths of a pixel at wide angles, or tens
-DIFFERENCE = 1e-6  # of directions, by which the distortion's slope is measured
+UNDISTORTED = (cv2.TERM_CRITERIA_MAX_ITER | cv2.TERM_CRITERIA_EPS, 1000, 1e-12)
+"""When OpenCV ends: after its own five steps tenths of a pixel are left at wide angles, or tens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,31 +32,13 @@ class Camera:
         """Pixels (M, 2) -> directions (x / z, y / z), (M, 2), undistorted; finite where no direction is seen there."""
         if len(xy) == 0:
             return np.zeros((0, 2))
-        distorted = np.asarray((xy - self.matrix[:2, 2]) / np.diag(self.matrix)[:2], dtype=np.float64)
+        plain = np.asarray((xy - self.matrix[:2, 2]) / np.diag(self.matrix)[:2], dtype=np.float64)
         if not any(self.distortion):
-            return distorted
-        found = distorted
-        with np.errstate(all="ignore"):  # numbers that mean no lens may lead anywhere
-            for _ in range(NEWTON_STEPS):
-                found = found - self._newton_step(found, self._distort(found) - distorted)
-        return np.where(np.isfinite(found), found, distorted)
-
-    def _newton_step(self, directions: NDArray[np.float64], error: NDArray[np.float64]) -> NDArray[np.float64]:
-        """By how much directions (M, 2) are to change for an error (M, 2) of where they are seen."""
-        along_x, along_y = (
-            (self._distort(directions + step) - self._distort(directions - step)) / (2 * DIFFERENCE)
-            for step in DIFFERENCE * np.eye(2)
-        )
-        determinant = along_x[:, 0] * along_y[:, 1] - along_y[:, 0] * along_x[:, 1]
-        x = error[:, 0] * along_y[:, 1] - error[:, 1] * along_y[:, 0]
-        y = error[:, 1] * along_x[:, 0] - error[:, 0] * along_x[:, 1]
-        return np.stack((x, y), axis=1) / determinant[:, None]
-
-    def _distort(self, directions: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Where directions (M, 2) are seen, as those of a camera without distortion, (M, 2)."""
-        space = np.column_stack((directions, np.ones(len(directions))))
-        seen = cv2.projectPoints(space, np.zeros(3), np.zeros(3), np.eye(3), self._opencv_distortion())[0]
-        return np.asarray(seen, dtype=np.float64)[:, 0]
+            return plain
+        pixels = np.ascontiguousarray(xy, dtype=np.float64)[:, None]
+        undistort = getattr(cv2, "undistortPointsIter", cv2.undistortPoints)  # of OpenCV 4; 5 has one for both
+        found = undistort(pixels, self.matrix, self._opencv_distortion(), R=None, P=None, criteria=UNDISTORTED)[:, 0]
+        return np.where(np.isfinite(found), found, plain)
 
     def _opencv_distortion(self) -> NDArray[np.float64]:
         count = next(count for count in (4, 5, 8) if count >= len(self.distortion))
