@@ -22,7 +22,6 @@ from sekd_cli.stored_features import Source, StoredFeatures, is_image, read_grou
 logger = logging.getLogger(__name__)
 
 PIXEL_CONVENTION = "(x, y) in the pixel grid of the stored file; the centre of the top-left pixel is (0, 0)"
-NOT_OURS = "not a feature file of sekd"
 
 
 class FeatureReader(KeptReader):
@@ -77,6 +76,8 @@ class FeatureReader(KeptReader):
 class FeatureWriter(KeptWriter):
     """Adds the features of images to a file whose attributes are `file_attributes`; see `KeptWriter`."""
 
+    called = "feature file"
+
     def is_complete(self, name: str, source: Source | None = None) -> bool:
         """Whether the features of an image are there. Raises ChangedImageError if `source` differs from theirs."""
         if not _is_plain(name):
@@ -114,20 +115,12 @@ class FeatureWriter(KeptWriter):
             raise self._writer.failure(error) from error
 
     def _started(self) -> bool:
-        """Whether there is anything that starting afresh would lose: images, or whatever another tool wrote."""
-        file = self._writer.file
-        own = "sekd_schema" in file.attrs
-        return next(_images(file, own=True), None) is not None if own else len(file) > 0
+        return next(_images(self._writer.file, own=True), None) is not None
 
     def _differences(self, attributes: Mapping[str, Any]) -> list[str]:
-        stored = plain_attributes(self._writer.file)
-        if "sekd_schema" not in stored:
-            return [NOT_OURS] if len(self._writer.file) else []
-        return changed(_settings(stored), _settings(attributes))
+        return changed(_settings(plain_attributes(self._writer.file)), _settings(attributes))
 
     def _refusal(self, differences: str) -> str:
-        if differences == NOT_OURS:
-            return f"{NOT_OURS}; give another output with -o, or --overwrite to replace it"
         return (
             f"holds features made with other settings ({differences}); "
             "give these again to go on, --overwrite to start afresh, or another output with -o"

@@ -52,6 +52,8 @@ class KeptReader:
 class KeptWriter(ABC):
     """A file to add to; durable after `commit`. One writer a file. Goes on where one stopped."""
 
+    called: ClassVar[str]  # what such a file is, in messages
+
     def __init__(self, path: Path, attributes: Mapping[str, Any], *, overwrite: bool = False) -> None:
         """Open `path` to go on with it, or create it with the root `attributes`.
 
@@ -68,8 +70,12 @@ class KeptWriter(ABC):
                 kind, wanted = (one.get("content", "features") for one in (here, attributes))
                 if "sekd_schema" in here and kind != wanted:
                     raise OutputError(f"{self.path}: holds {kind}, not {wanted}; give another output with -o")
-                differences = self._differences(attributes)
-                started = bool(differences) and self._started()
+                own = "sekd_schema" in here
+                if not own and len(self._writer.file):
+                    remedy = "give another output with -o, or --overwrite to replace it"
+                    raise OutputError(f"{self.path}: not a {self.called} of sekd; {remedy}")
+                differences = self._differences(attributes) if own else ["no attributes"]
+                started = own and bool(differences) and self._started()
             if started:
                 raise OutputError(f"{self.path}: {self._refusal('; '.join(differences))}")
             if differences:

@@ -23,8 +23,6 @@ from sekd_cli.pairs import Pair
 from sekd_cli.stored_features import StoredFeatures
 from sekd_cli.stored_matches import StoredMatches, read_group, write_group
 
-NOT_OURS = "not a match file of sekd"
-
 
 def flat_name(name: str) -> str:
     """An image's name as hloc names groups in match files."""
@@ -64,6 +62,8 @@ def match_attributes(features: FeatureReader, settings: Mapping[str, Any]) -> di
 
 class MatchWriter(KeptWriter):
     """Adds the matches of pairs to a file whose attributes are `match_attributes`; see `KeptWriter`."""
+
+    called = "match file"
 
     def __init__(self, path: Path, attributes: Mapping[str, Any], *, overwrite: bool = False) -> None:
         """See `KeptWriter`."""
@@ -110,8 +110,6 @@ class MatchWriter(KeptWriter):
 
     def _differences(self, attributes: Mapping[str, Any]) -> list[str]:
         stored = plain_attributes(self._writer.file)
-        if stored.get("content") != attributes["content"]:
-            return [NOT_OURS]
         found = [] if stored["sekd_schema"] == attributes["sekd_schema"] else ["another schema"]
         if stored.get("features") != attributes["features"]:
             found.append("of features of other weights or settings")
@@ -119,8 +117,6 @@ class MatchWriter(KeptWriter):
         return found + changed(old, new)
 
     def _refusal(self, differences: str) -> str:
-        if differences == NOT_OURS:
-            return f"{NOT_OURS}; give another output with -o, or --overwrite to replace it"
         return (
             f"holds matches made otherwise ({differences}); "
             "give the same again to go on, --overwrite to start afresh, or another output with -o"

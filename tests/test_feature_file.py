@@ -171,6 +171,14 @@ def test_a_file_of_another_tool_is_not_added_to(path: Path) -> None:
         FeatureWriter(path, ATTRIBUTES)
 
 
+def test_an_empty_file_of_another_tool_is_started_afresh(path: Path) -> None:
+    with h5py.File(path, "w"):
+        pass
+    for _ in range(2):  # and is then gone on with
+        with FeatureWriter(path, ATTRIBUTES) as writer:
+            assert "sekd_schema" in writer._writer.file.attrs
+
+
 def test_another_version_of_sekd_may_go_on(path: Path) -> None:
     write(path, "a")
     write(path, "b", sekd_version="99")
