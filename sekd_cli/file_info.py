@@ -14,10 +14,9 @@ from sekd_cli.config import MODELS
 from sekd_cli.errors import InputFileError
 from sekd_cli.file_contents import FEATURES, MATCHES, items, kind_of, reading
 from sekd_cli.hdf5_file import HDF5_MAGIC, open_for_reading, plain, settings_in
-from sekd_cli.networks.weights_file import load_network, weights_digest
+from sekd_cli.networks.weights_file import load_network, may_be_weights, weights_digest
 
 HISTOGRAM_BINS = 16
-CHECKPOINT_MAGICS = (b"PK", b"\x80")  # of the authors' weights: a zip of torch's, or a pickle
 
 Facts = TypeVar("Facts")
 
@@ -28,10 +27,10 @@ def file_info(path: Path) -> dict[str, Any]:
         what = "a folder" if path.is_dir() else "no such file"
         raise InputFileError(f"{path}: {what}; give a feature file, a match file or weights")
     with path.open("rb") as stream:
-        start = stream.read(9)
-    if not start.startswith((HDF5_MAGIC, *CHECKPOINT_MAGICS)) and start[8:] != b"{":  # a safetensors' ninth byte
+        is_hdf5 = stream.read(len(HDF5_MAGIC)) == HDF5_MAGIC
+    if not is_hdf5 and not may_be_weights(path):
         raise InputFileError(f"{path}: nothing that sekd writes; give a feature file, a match file or weights")
-    facts = _hdf5_info(path) if start.startswith(HDF5_MAGIC) else _weights_info(path)
+    facts = _hdf5_info(path) if is_hdf5 else _weights_info(path)
     return {"file": str(path), "kind": facts.pop("kind"), "bytes": path.stat().st_size, **facts}
 
 

@@ -6,6 +6,7 @@ import cv2
 import hypothesis
 import pytest
 import torch
+from drawn_features import NAMES, write_views
 
 from sekd_cli.networks import CompactNetwork
 from sekd_cli.networks.weights_file import save_network
@@ -36,3 +37,10 @@ def untrained_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "untrained.safetensors"
     save_network(path, CompactNetwork(), {"note": "not trained"})
     return path
+
+
+@pytest.fixture
+def in_a_folder_with_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current folder is an empty one but for `feats.h5`, which has a view for each of NAMES."""
+    monkeypatch.chdir(tmp_path)
+    write_views(tmp_path / "feats.h5", NAMES)

@@ -13,6 +13,7 @@ TURNED_ATTRIBUTES = file_attributes(
 )
 ATTRIBUTES = file_attributes(network="compact", weights_sha256="ab" * 32, settings={"max_keypoints": 2048})
 SIZE = 400  # pixels, width and height
+NAMES = ["a.jpg", "b/b 1.jpg", "c.jpg"]  # of the images in `in_a_folder_with_features`
 
 
 def homography(view: int) -> np.ndarray:

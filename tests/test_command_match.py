@@ -12,7 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from drawn_features import TURNED_ATTRIBUTES, drawn_features, turned_by, write_views
+from drawn_features import NAMES, TURNED_ATTRIBUTES, drawn_features, turned_by, write_views
 from PIL import Image
 
 import sekd_cli
@@ -22,15 +22,12 @@ from sekd_cli.match_file import MatchReader
 from sekd_cli.match_pipeline import PipelineSettings
 from sekd_cli.match_writing import Outcome
 
-NAMES = ["a.jpg", "b/b 1.jpg", "c.jpg"]
 MISSING_PAIR, NOTHING, BAD_INPUT, BAD_OUTPUT, USAGE = 1, 3, 4, 5, 2  # exit codes
 
 
 @pytest.fixture(autouse=True)
-def in_a_folder_with_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def with_a_list(in_a_folder_with_features: None) -> None:
     """The defaults are files in the current folder."""
-    monkeypatch.chdir(tmp_path)
-    write_views(tmp_path / "feats.h5", NAMES)
     Path("pairs.txt").write_text("# two pairs\na.jpg\tb/b 1.jpg\n\na.jpg c.jpg\n", encoding="utf-8")
 
 

@@ -7,18 +7,12 @@ import cv2
 import h5py
 import numpy as np
 import pytest
-from drawn_features import write_views
 
 from sekd_cli import cli
 
-NAMES = ["a.jpg", "b/b 1.jpg", "c.jpg"]
+pytestmark = pytest.mark.usefixtures("in_a_folder_with_features")
+
 SOME_FAILED, USAGE, NOTHING, BAD_INPUT, BAD_OUTPUT = 1, 2, 3, 4, 5  # exit codes
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_with_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_views(tmp_path / "feats.h5", NAMES)
 
 
 def listed(capfdbinary: pytest.CaptureFixture[bytes], *arguments: str) -> list[str]:

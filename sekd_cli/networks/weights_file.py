@@ -17,6 +17,8 @@ from torch import Tensor
 from sekd_cli.errors import InputFileError
 from sekd_cli.networks import NETWORKS, DenseNetwork
 
+CHECKPOINT_MAGICS = (b"PK", b"\x80")  # of the authors' checkpoint: a zip of torch's, or a pickle
+
 # The authors' names for the parts of the published network, and ours. `N` stands for a number, kept as it is.
 AUTHORS_NAMES = (
     (r"conv0\.", "stem."),
@@ -73,6 +75,12 @@ def load_network(path: Path) -> DenseNetwork:
     _check_tensors(path, network, tensors)
     network.load_state_dict(tensors)
     return network.float().eval()  # whatever type the process has by default
+
+
+def may_be_weights(path: Path) -> bool:
+    """Whether a file begins as one of either kind of weights does."""
+    with path.open("rb") as stream:
+        return stream.read(2).startswith(CHECKPOINT_MAGICS) or _is_safetensors(path)
 
 
 def _is_safetensors(path: Path) -> bool:
