@@ -37,7 +37,7 @@ def run(checkout: Path, arguments: Sequence[str | Path], done: str) -> Seconds:
     """What a command takes until it says `done` on stderr, or without it writes anything, and until it has ended."""
     environment = {**os.environ, "PYTHONPATH": str(checkout)}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    command = [sys.executable, "-m", "sekd_cli", *map(str, arguments)]
+    command = [sys.executable, "-P", "-m", "sekd_cli", *map(str, arguments)]
     together = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     start = time.perf_counter()
     with subprocess.Popen(command, env=environment, text=True, **together) as made:

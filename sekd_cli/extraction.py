@@ -57,12 +57,14 @@ class Extractor:
         views: ViewSettings | None = None,
         tile: int | None = None,
         precision: str = "float32",
+        images: int | None = None,
     ) -> None:
         """views: at what sizes and turns the network sees images. tile: edge in pixels above which an image is done in
-        tiles, None for the network's own, 0 for never. precision: one of PRECISIONS.
+        tiles, None for the network's own, 0 for never. precision: one of PRECISIONS. images: how many there will be,
+        if that's known.
 
         Raises UsageError.
-        """  # noqa: D205 - both arguments belong together
+        """  # noqa: D205 - all arguments belong together
         tile = TILE_PIXELS[network.name] if tile is None else tile
         if tile and tile < SMALLEST_TILE:
             raise UsageError(f"--tile {tile}: give 0 (never) or at least {SMALLEST_TILE} pixels")
@@ -75,7 +77,7 @@ class Extractor:
         self._turns = range(4 if self.views.rotations else 1)
         self._waits_for_launches = device.type != "cpu"
         with self._own_precision():
-            self._network = dense_function(network, self.precision, device)
+            self._network = dense_function(network, self.precision, device, images)
 
     def prepare(self, photograph: Photograph, mask: np.ndarray | None = None) -> PreparedImage:
         """See `prepare`; at this extractor's sizes."""

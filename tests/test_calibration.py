@@ -40,6 +40,15 @@ def test_a_range_leaves_one_value_in_a_hundred_thousand_out_at_either_end() -> N
         assert (low < -50) == (high > 25) == (few == 30)
 
 
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 300_011])
+def test_a_range_is_found_wherever_the_largest_values_lie(count: int) -> None:
+    torch.manual_seed(count)
+    beyond = round((1 - calibration.SHARE) * count) + 1
+    for values in (torch.randn(count), torch.randn(count).round(), torch.linspace(-1, 1, count)):
+        least, most = values.sort().values[[beyond - 1, -beyond]].tolist()
+        assert range_of(values) == (least, most)
+
+
 def test_the_ranges_of_drawn_pictures_are_those_of_photographs(examples: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network = pack_fine_levels(fold_batch_norms(load_network(packaged_weights())))
     drawn = maps_of(network)

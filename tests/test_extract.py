@@ -22,6 +22,7 @@ from sekd_cli.errors import ImageError
 from sekd_cli.extraction import Extractor
 from sekd_cli.extraction_pipeline import PipelineSettings, _batches, _Sized
 from sekd_cli.feature_file import FeatureReader, FeatureWriter
+from sekd_cli.networks.tracing import traced
 from sekd_cli.pyramid import PreparedImage
 from sekd_cli.stored_features import StoredFeatures
 from sekd_cli.tiles import windows
@@ -550,6 +551,17 @@ def test_where_no_process_can_be_forked_threads_do_the_same(
         monkeypatch.setattr("sekd_cli.workers.Worker.__init__", lambda *_: refuse())
     assert extract("photos", "-o", "threads.h5", "--threads", 2) == 0
     assert_same(stored("threads.h5"), stored("processes.h5"))
+
+
+def test_few_images_are_done_as_many_are(extract: Extract, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[object] = []
+    monkeypatch.setattr("sekd_cli.networks.inference.traced", lambda network: used.append(traced(network)) or used[-1])
+    assert extract("photos", "-o", "few.h5") == 0
+    assert not used
+    monkeypatch.setattr("sekd_cli.networks.inference.RECORDING_PAYS", 2)
+    assert extract("photos", "-o", "many.h5") == 0
+    assert used
+    assert_same(stored("few.h5"), stored("many.h5"))
 
 
 def refuse() -> None:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from sekd_cli import Sekd
 from sekd_cli.errors import UsageError
 from sekd_cli.geometry import distances
-from sekd_cli.networks import NETWORKS, DenseMaps, precision
+from sekd_cli.networks import NETWORKS, DenseMaps, DenseNetwork, precision
 from sekd_cli.networks.byte_convolutions import can_convolve_bytes
-from sekd_cli.networks.inference import inference_network
+from sekd_cli.networks.inference import dense_function, inference_network
 from sekd_cli.networks.precision import (
     has_fast_bytes,
     has_matrix_units,
@@ -21,7 +21,7 @@ from sekd_cli.networks.precision import (
     reads_weights_alike,
     resolve_precision,
 )
-from sekd_cli.networks.tracing import traced
+from sekd_cli.networks.tracing import RECORDING_PAYS, traced
 from sekd_cli.networks.weights_file import load_network, packaged_weights
 
 CPU = torch.device("cpu")
@@ -240,6 +240,24 @@ def test_without_tracing_the_network_runs_itself(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delattr(torch.jit, "trace")
     network = NETWORKS["compact"]()
     assert traced(network) is network
+
+
+@pytest.mark.parametrize("chosen", OF_COMPACT)
+def test_only_for_many_images_is_a_network_recorded(chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded: list[DenseNetwork] = []
+
+    def keep(network: DenseNetwork) -> DenseNetwork:
+        recorded.append(network)
+        return network
+
+    monkeypatch.setattr("sekd_cli.networks.inference.traced", keep)
+    network = NETWORKS["compact"]()
+    dense_function(network, chosen, CPU, RECORDING_PAYS - 1)
+    assert not recorded
+    for images in (RECORDING_PAYS, None):
+        dense_function(network, chosen, CPU, images)
+        assert len(recorded) == 1
+        recorded.clear()
 
 
 def test_matrix_units_that_onednn_may_not_use_are_none(monkeypatch: pytest.MonkeyPatch) -> None:

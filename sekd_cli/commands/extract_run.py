@@ -82,7 +82,7 @@ def run(options: ExtractOptions) -> int:
         folder.check((job.entry.name for job in jobs), overwrite=options.overwrite)
     threads = wanted_threads(options.threads)
     set_threads(1)  # see `workers`
-    extractor, attributes = _set_up(options, shard)
+    extractor, attributes = _set_up(options, shard, len(jobs))
     settings = _pipeline_settings(options, extractor.device, threads, len(jobs))
     processes = 0 if settings.threads == 1 else min(settings.threads, len(jobs))
     with (
@@ -142,7 +142,7 @@ def _mask_of(name: str, folder: Path | None) -> Path | None:
     return path
 
 
-def _set_up(options: ExtractOptions, shard: Shard) -> tuple[Extractor, dict[str, Any]]:
+def _set_up(options: ExtractOptions, shard: Shard, images: int) -> tuple[Extractor, dict[str, Any]]:
     """The extractor, and the attributes of its feature file: all that decides the numbers in it."""
     device = resolve_device(options.device)
     keep_freed_memory()
@@ -153,7 +153,7 @@ def _set_up(options: ExtractOptions, shard: Shard) -> tuple[Extractor, dict[str,
     )
     views = ViewSettings(max_size=options.max_size, scales=parse_scales(options.scales), rotations=options.rotations)
     extractor = Extractor(
-        network, detection, device=device, views=views, tile=options.tile, precision=options.precision
+        network, detection, device=device, views=views, tile=options.tile, precision=options.precision, images=images
     )
     decisive = {
         **asdict(extractor.settings),

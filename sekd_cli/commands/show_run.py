@@ -151,7 +151,8 @@ class _FeatureSource:
             network = load_network(self._options.weights or packaged_weights())
             limit = self._options.max_keypoints
             settings = DetectionSettings() if limit is None else DetectionSettings(max_keypoints=limit)
-            self._extractor = Extractor(network, settings, device=torch.device("cpu"), precision="auto")
+            cpu, few = torch.device("cpu"), len(self._options.images)
+            self._extractor = Extractor(network, settings, device=cpu, precision="auto", images=few)
         photograph = read_image(path, max_pixels=self._options.max_pixels, enough=self._extractor.enough)
         return self._extractor.extract([self._extractor.prepare(photograph)])[0]
 

@@ -13,17 +13,23 @@ from sekd_cli.networks.packing import Unpack, pack_fine_levels
 from sekd_cli.networks.precision import has_matrix_units, has_vnni, resolve_precision
 from sekd_cli.networks.quantising import quantise
 from sekd_cli.networks.sparse_images import BytesWhereTheySuit
-from sekd_cli.networks.tracing import DenseFunction, traced
+from sekd_cli.networks.tracing import RECORDING_PAYS, DenseFunction, traced
 
 
-def dense_function(network: DenseNetwork, precision: str, device: torch.device) -> DenseFunction:
-    """What a network says of images (B, 1, H, W) of bytes and their statistics (B, 2), as fast as a device can."""
+def dense_function(
+    network: DenseNetwork, precision: str, device: torch.device, images: int | None = None
+) -> DenseFunction:
+    """What a network says of images (B, 1, H, W) of bytes and their statistics (B, 2), as fast as a device can.
+
+    images: how many there will be, if that's known; for few it is sooner ready to begin, and slower.
+    """
     ready = inference_network(network, precision, device)
-    function = traced(ready) if device.type == "cpu" and ready.traceable else ready
+    records = device.type == "cpu" and ready.traceable and (images is None or images >= RECORDING_PAYS)
+    function = traced(ready) if records else ready
     if precision != "int8":
         return function
     otherwise = resolve_precision("auto", device, quantisable=False)
-    return BytesWhereTheySuit(function, partial(dense_function, network, otherwise, device))
+    return BytesWhereTheySuit(function, partial(dense_function, network, otherwise, device, images))
 
 
 def inference_network(network: DenseNetwork, precision: str, device: torch.device) -> DenseNetwork:

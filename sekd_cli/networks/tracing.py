@@ -17,6 +17,8 @@ from sekd_cli.networks.base import DenseMaps, DenseNetwork
 
 DenseFunction = Callable[[Tensor, Tensor], DenseMaps]
 
+RECORDING_PAYS = 100  # images, from which on what it gains is more than the quarter of a second that it takes
+
 
 @cache
 def recordable(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
