@@ -1,9 +1,13 @@
 """COLMAP databases, up to a reconstruction of a drawn room whose cameras are known."""
 
 import math
+import queue
 import shutil
+import signal
 import sqlite3
+import subprocess
 import sys
+import time
 from contextlib import closing
 from dataclasses import replace
 from itertools import combinations, pairwise
@@ -18,10 +22,12 @@ from PIL import Image
 
 from sekd_cli import cli
 from sekd_cli.errors import InputFileError, MissingExtraError, NothingToDoError, OutputError, UsageError
-from sekd_cli.export.colmap import READABLE, CameraSettings, ColmapExport, export_colmap
+from sekd_cli.export.colmap import READABLE, CameraSettings, ColmapExport, Tell, export_colmap
+from sekd_cli.export.colmap_watch import Watch
 from sekd_cli.feature_file import FeatureReader, FeatureWriter, file_attributes
 from sekd_cli.match_file import MatchReader
 from sekd_cli.stored_features import StoredFeatures
+from sekd_cli.workers import CAN_FORK
 
 ATTRIBUTES = file_attributes(network="compact", weights_sha256="ab" * 32, settings={})
 NAMES = ["a 1.png", "b/ü.png", "c.png"]
@@ -66,9 +72,10 @@ def write_matches(pairs: dict[tuple[str, str], list[int]]) -> Path:
     return Path("matches.h5")
 
 
-def exported(camera: CameraSettings = CAMERA, *, overwrite: bool = False) -> ColmapExport:
+def exported(camera: CameraSettings = CAMERA, *, overwrite: bool = False, tell: Tell = lambda *_: None) -> ColmapExport:
     with FeatureReader(Path("feats.h5")) as features, MatchReader(Path("matches.h5")) as matches:
-        return export_colmap(Path("photos"), features, matches, Path("database.db"), camera, overwrite=overwrite)
+        photos, database = Path("photos"), Path("database.db")
+        return export_colmap(photos, features, matches, database, camera, overwrite=overwrite, tell=tell)
 
 
 @pytest.fixture
@@ -78,6 +85,37 @@ def three_images() -> None:
         write_image(Path("photos") / name)
     write_features(NAMES)
     write_matches({(NAMES[0], NAMES[1]): [1, -1, 0], (NAMES[2], NAMES[1]): [-1, 5, 4, -1]})
+
+
+@pytest.mark.skipif(not CAN_FORK, reason="no other process looks there")
+def test_tables_are_watched_from_another_process() -> None:
+    seen: queue.SimpleQueue[int] = queue.SimpleQueue()
+    path = Path("some #1 ü.db").resolve()
+    with pytest.MonkeyPatch.context() as patch, Watch() as watch:
+        patch.setattr("sekd_cli.export.colmap_watch.EVERY", 0.01)
+        with watch.growth(path, "pairs", seen.put):
+            assert seen.get(timeout=20) == 0, "no such file"
+            with closing(sqlite3.connect(path)) as database:
+                database.execute("PRAGMA journal_mode=WAL")
+                database.execute("CREATE TABLE pairs (number INTEGER PRIMARY KEY)")
+                for count in (1, 2):
+                    database.execute("INSERT INTO pairs VALUES (?)", (count,))
+                    database.commit()
+                    while seen.get(timeout=20) < count:
+                        pass
+    while not seen.empty():
+        seen.get()
+    time.sleep(0.05)
+    assert seen.empty(), "nobody looks any more"
+
+
+def test_being_told_to_end_prints_no_stack() -> None:
+    pytest.importorskip("pycolmap")
+    code = "import os, signal; from sekd_cli.pycolmap_extra import require_pycolmap as load; load()"
+    ended = subprocess.run(
+        [sys.executable, "-c", f"{code}; os.kill(os.getpid(), signal.SIGTERM)"], capture_output=True, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (-signal.SIGTERM, b"")
 
 
 @pytest.mark.usefixtures("three_images")
@@ -98,7 +136,7 @@ def test_keypoints_are_half_a_pixel_on_and_matches_belong_to_the_names_they_had(
         assert database.num_descriptors() == 0
 
 
-def test_what_chance_has_is_not_verified() -> None:
+def test_what_chance_has_is_not_verified_and_how_far_it_is_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of wrong matches COLMAP finds 20 and more that agree, and takes 15."""
     pytest.importorskip("pycolmap")
     names, count = ["a.png", "b.png", "c.png"], 200
@@ -112,8 +150,16 @@ def test_what_chance_has_is_not_verified() -> None:
             writer.write(name, one)
     every = list(range(count))
     write_matches(dict.fromkeys(combinations(names, 2), every))
-    report = exported()
+    monkeypatch.setattr("sekd_cli.export.colmap_watch.EVERY", 0.0)
+    told: list[tuple[str, int, int | None]] = []
+    report = exported(tell=lambda *one: told.append(one))
     assert (report.pairs, report.verified_pairs, report.pairs_of_chance) == (3, 1, 2)
+    seen = {part: [one[1:] for one in told if one[0] == part] for part in dict.fromkeys(part for part, _, _ in told)}
+    if CAN_FORK:
+        assert list(seen) == ["read images", "write images", "write pairs", "verify pairs", "check pairs"]
+        assert {total for part in ("read images", "verify pairs") for _, total in seen[part]} == {3}
+    assert seen["write images"] == seen["check pairs"] == [(1, 3), (2, 3), (3, 3)]
+    assert seen["write pairs"] == [(1, None), (2, None), (3, None)]
 
 
 @pytest.mark.usefixtures("three_images")

@@ -44,6 +44,24 @@ def test_a_rate_is_told_of_what_is_not_done_yet() -> None:
     assert "pairs/s" in terminal.getvalue()
 
 
+def test_work_in_several_parts_has_a_bar_that_begins_anew() -> None:
+    with at_terminal() as terminal, progress_bar("read images", None) as bar:
+        bar.progress.get_time = iter(range(1000)).__next__
+        for done in (1, 3):
+            bar.tell("read images", done, 3)
+            bar.progress.refresh()
+        assert bar.progress.tasks[0].completed == 3
+        for done in (2, 5):
+            bar.tell("verify pairs", done, 9)
+            bar.progress.refresh()
+        assert (bar.progress.tasks[0].completed, bar.progress.tasks[0].total) == (5, 9)
+    shown = terminal.getvalue()
+    assert "3/3" in shown
+    assert "images/s" in shown
+    assert "5/9" in shown
+    assert shown.rindex("pairs/s") > shown.rindex("images/s")
+
+
 @pytest.mark.parametrize(("level", "shown"), [(logging.INFO, True), (logging.WARNING, False)])
 def test_quiet_shows_no_bar(level: int, shown: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     handler = logging.NullHandler()

@@ -67,11 +67,9 @@ def colmap(
     with (
         FeatureReader(features) as feature_reader,
         MatchReader(matches) as match_reader,
-        progress_bar("export", None, unit="pairs") as bar,
+        progress_bar("read images", None) as bar,
     ):
-        report = export_colmap(
-            images, feature_reader, match_reader, output, camera, overwrite=overwrite, advance=bar.advance
-        )
+        report = export_colmap(images, feature_reader, match_reader, output, camera, overwrite=overwrite, tell=bar.tell)
     for name in report.missing:
         logger.error("%s: not in %s, left out; give the folder that it was extracted from", name, images)
     for name in report.unreadable:

@@ -32,6 +32,12 @@ class Bar(NamedTuple):
         else:
             self.progress.update(self.task, advance=steps, note=note)
 
+    def tell(self, what: str, done: int, total: int | None) -> None:
+        """So many of `total` are done of `what` ("verify pairs"); if it told of something else the bar begins anew."""
+        if self.progress.tasks[self.task].description != what:
+            self.progress.reset(self.task, total=total, description=what, unit=what.rsplit(maxsplit=1)[-1], note="")
+        self.progress.update(self.task, completed=done, total=total)
+
 
 class _Rate(ProgressColumn):
     """How many a second."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from sekd_cli.config import VerificationSettings
 from sekd_cli.errors import InputFileError, NothingToDoError, OutputError, UsageError
+from sekd_cli.export.colmap_watch import Watch
 from sekd_cli.export.layouts import named_pairs
 from sekd_cli.feature_file import FeatureReader
 from sekd_cli.geometry import COLMAP_OFFSET
@@ -25,7 +26,12 @@ from sekd_cli.verification import is_chance
 
 IMAGES_AT_HAND = 64  # whose keypoints stay in memory, as neighbours in the list of pairs share images
 READABLE = "JPEG, PNG, TIFF, BMP, PPM, TGA"  # by pycolmap 4.2, of the formats that `sekd extract` takes
+BATCHES, LEAST_BATCH = 50, 100  # of pairs that COLMAP verifies before it writes them: by these it's seen how far it is
 SIDE_FILES = ("-wal", "-shm", "-journal")  # what SQLite keeps beside a database that is in use, or was when killed
+
+
+Tell = Callable[[str, int, int | None], None]
+"""What is being done ("verify pairs"), how many are done, and of how many, if that's known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +82,9 @@ def export_colmap(
     camera: CameraSettings,
     *,
     overwrite: bool = False,
-    advance: Callable[[], None] = lambda: None,
+    tell: Tell = lambda what, done, total: None,
 ) -> ColmapExport:
-    """Write cameras, images, keypoints and matches, and verify the matches; `advance` is called after each pair.
+    """Write cameras, images, keypoints and matches, and verify the matches; `tell` is called now and then.
 
     COLMAP verifies; what it takes for verified though chance would have as much (`verification.is_chance`) is not kept.
 
@@ -97,11 +103,12 @@ def export_colmap(
             f"{images} has none of the {len(names)} images of {features.path}; give their own folder"
         )
     report = ColmapExport(missing=sorted(known.difference(present)))
-    with _told_in_a_line(database), new_file(database, overwrite=overwrite) as path:
+    with Watch() as watch, _told_in_a_line(database), new_file(database, overwrite=overwrite) as path:
         path.touch()  # which tells why, where it can't be written
         path.unlink()
-        imported = _import_images(pycolmap, path, images, present, camera)
-        described = _write_keypoints(pycolmap, path, features, imported)
+        with watch.growth(path, "images", lambda rows: tell("read images", rows, len(present))):
+            imported = _import_images(pycolmap, path, images, present, camera)
+        described = _write_keypoints(pycolmap, path, features, imported, tell)
         for name in present:
             if name not in imported:
                 unreadable = pycolmap.Bitmap.read(images / name, as_rgb=False) is None
@@ -122,14 +129,17 @@ def export_colmap(
                     _write_pair(opened, *both, _indices(matches, pair, both), report)
                 else:
                     report.skipped_pairs += 1
-                advance()
+                tell("write pairs", report.pairs, None)
         if report.skipped_pairs and not of_these:
             raise NothingToDoError(f"{matches.path}: matches of other images; give those of {features.path}")
         geometry = pycolmap.TwoViewGeometryOptions()
         geometry.ransac.random_seed = 0  # the same database from run to run
-        pycolmap.geometric_verification(path, two_view_geometry_options=geometry)
+        pairing = pycolmap.ExistingMatchedPairingOptions()
+        pairing.batch_size = max(LEAST_BATCH, report.pairs // BATCHES)
+        with watch.growth(path, "two_view_geometries", lambda rows: tell("verify pairs", rows, report.pairs)):
+            pycolmap.geometric_verification(path, pairing_options=pairing, two_view_geometry_options=geometry)
         with pycolmap.Database.open(path) as opened, pycolmap.DatabaseTransaction(opened):
-            report.pairs_of_chance = _forget_chance(pycolmap, opened, geometry.ransac.max_error)
+            report.pairs_of_chance = _forget_chance(pycolmap, opened, geometry.ransac.max_error, tell)
             report.verified_pairs = opened.num_verified_image_pairs()
         _clear_side_files(Path(os.path.realpath(database)))
     return report
@@ -143,14 +153,16 @@ def _told_in_a_line(database: Path) -> Iterator[None]:
         raise OutputError(f"{database}: COLMAP can't write it ({one_line(error)}); is the disk full?") from error
 
 
-def _forget_chance(pycolmap: Any, database: Any, error: float) -> int:
+def _forget_chance(pycolmap: Any, database: Any, error: float, tell: Tell) -> int:
     """Delete the geometries that chance would have found as well; returns how many. error: of an inlier, pixels."""
     kinds = pycolmap.TwoViewGeometryConfiguration
     models = dict.fromkeys((kinds.PLANAR, kinds.PANORAMIC, kinds.PLANAR_OR_PANORAMIC), "homography")
     models[kinds.CALIBRATED] = "essential"
     points = lru_cache(IMAGES_AT_HAND)(lambda number: database.read_keypoints(number)[:, :2])
     forgotten = 0
-    for number, agreeing in zip(*database.read_two_view_geometry_num_inliers(), strict=True):
+    numbers, inliers = database.read_two_view_geometry_num_inliers()
+    for done, (number, agreeing) in enumerate(zip(numbers, inliers, strict=True), start=1):
+        tell("check pairs", done, len(numbers))
         if not agreeing:
             continue
         pair = pycolmap.pair_id_to_image_pair(number)
@@ -191,13 +203,14 @@ def _import_images(
 
 
 def _write_keypoints(
-    pycolmap: Any, path: Path, features: FeatureReader, imported: dict[str, _Imported]
+    pycolmap: Any, path: Path, features: FeatureReader, imported: dict[str, _Imported], tell: Tell
 ) -> dict[str, _Described]:
     """Keypoints in COLMAP's pixels, of the images that are as large as they were when extracted."""
     own = "sekd_schema" in features.attributes  # in files of other tools the size may be a guess
     described = {}
     with pycolmap.Database.open(path) as database, pycolmap.DatabaseTransaction(database):
-        for name, (number, size) in imported.items():
+        for done, (name, (number, size)) in enumerate(imported.items(), start=1):
+            tell("write images", done, len(imported))
             found = features.read(name)
             if own and found.image_size != size:
                 continue
