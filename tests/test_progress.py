@@ -50,7 +50,9 @@ def test_work_in_several_parts_has_a_bar_that_begins_anew() -> None:
         for done in (1, 3):
             bar.tell("read images", done, 3)
             bar.progress.refresh()
-        assert bar.progress.tasks[0].completed == 3
+        assert (bar.progress.tasks[0].completed, bar.progress.tasks[0].total) == (3, 3)
+        bar.tell("write pairs", 2, None)
+        assert (bar.progress.tasks[0].completed, bar.progress.tasks[0].total) == (2, None)
         for done in (2, 5):
             bar.tell("verify pairs", done, 9)
             bar.progress.refresh()

@@ -34,8 +34,10 @@ class Bar(NamedTuple):
 
     def tell(self, what: str, done: int, total: int | None) -> None:
         """So many of `total` are done of `what` ("verify pairs"); if it told of something else the bar begins anew."""
-        if self.progress.tasks[self.task].description != what:
-            self.progress.reset(self.task, total=total, description=what, unit=what.rsplit(maxsplit=1)[-1], note="")
+        task = self.progress.tasks[self.task]
+        if task.description != what:
+            task.total = total  # which `reset` leaves as it is if it isn't known
+            self.progress.reset(self.task, description=what, unit=what.rsplit(maxsplit=1)[-1], note="")
         self.progress.update(self.task, completed=done, total=total)
 
 

@@ -42,7 +42,7 @@ class Watch:
 
     @contextmanager
     def growth(self, database: Path, table: str, tell: Callable[[int], None]) -> Iterator[None]:
-        """While the block runs, `tell` in another thread, time and again, how many rows a table has."""
+        """While the block runs, `tell` in another thread, time and again, how many rows a table has; 0 at first."""
         ended = threading.Event()
 
         def look(worker: Worker[_Table, int]) -> None:
@@ -55,6 +55,7 @@ class Watch:
                     return
                 pause = max(EVERY, REST * (time.monotonic() - start))
 
+        tell(0)
         if self._worker is None:
             yield
             return
