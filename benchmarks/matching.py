@@ -84,23 +84,25 @@ def measure_memory() -> float:
 
 
 def measure_pipeline(images: int, threads: int) -> dict[str, float]:
-    """All pairs of a feature file to a match file, by as many processes: pairs a second."""
+    """All pairs of a feature file to a match file, by as many processes, and once more, when all are there."""
     with tempfile.TemporaryDirectory() as folder:
         path, names = Path(folder) / "feats.h5", [f"{index:05}.jpg" for index in range(images)]
         write_features(path, names, KEYPOINTS)
         settings = PipelineSettings(device=torch.device("cpu"), threads=threads)
         matcher = PairMatcher(path, settings.cache_bytes // threads, MatchingSettings())
-        start = time.perf_counter()
-        with (
-            FeatureReader(path) as reader,
-            workers(threads, matcher) as others,
-            MatchWriter(Path(folder) / "matches.h5", match_attributes(reader, {})) as matches,
-        ):
-            work = plan(exhaustive(names))
-            outcomes = match_all(work, reader, matches, settings, matching=MatchingSettings(), workers=others)
-            count = sum(1 for _ in outcomes)
-        seconds = time.perf_counter() - start
-    return {"pairs": count, "pairs_per_second": count / seconds}
+        rates = []
+        for _ in range(2):
+            start = time.perf_counter()
+            with (
+                FeatureReader(path) as reader,
+                workers(threads, matcher) as others,
+                MatchWriter(Path(folder) / "matches.h5", match_attributes(reader, {})) as matches,
+            ):
+                work = plan(exhaustive(names))
+                outcomes = match_all(work, reader, matches, settings, matching=MatchingSettings(), workers=others)
+                count = sum(1 for _ in outcomes)
+            rates.append(count / (time.perf_counter() - start))
+    return {"pairs": count, "pairs_per_second": rates[0], "pairs_per_second_again": rates[1]}
 
 
 def main() -> None:
@@ -132,7 +134,7 @@ def main() -> None:
     share = pipeline["pairs_per_second"] / alone
     print(
         f"{pipeline['pairs']} pairs from a feature file: {pipeline['pairs_per_second']:.1f} a second, "
-        f"{share:.0%} of matching alone"
+        f"{share:.0%} of matching alone; of those that are there already {pipeline['pairs_per_second_again']:.0f}"
     )
 
 

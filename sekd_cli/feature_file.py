@@ -15,7 +15,7 @@ import h5py
 
 from sekd_cli import __version__
 from sekd_cli.errors import ImageError, InputFileError
-from sekd_cli.hdf5_file import check_name, member, plain_attributes, settings_in
+from sekd_cli.hdf5_file import attribute, check_name, member, names_in, plain_attributes, settings_in
 from sekd_cli.kept_file import SCHEMA, KeptReader, KeptWriter, changed
 from sekd_cli.stored_features import Source, StoredFeatures, is_image, read_group, write_group
 
@@ -86,7 +86,7 @@ class FeatureWriter(KeptWriter):
             group = member(self._writer.file, name)
             if not isinstance(group, h5py.Group) or not is_image(group, own=True):
                 return False
-            if source is not None and tuple(group.attrs.get("source", source)) != tuple(source):
+            if source is not None and tuple(attribute(group, "source", source)) != tuple(source):
                 raise ChangedImageError(f"{name}: changed since its features were extracted")
             return True
 
@@ -155,7 +155,7 @@ def file_attributes(*, network: str, weights_sha256: str, settings: Mapping[str,
 
 def _images(group: h5py.Group, *, own: bool, prefix: str = "", above: frozenset[int] = frozenset()) -> Iterator[str]:
     """Names below a group; `above` are the addresses of its parents, so that a cycle of links ends."""
-    for key in group:
+    for key in names_in(group):
         child = member(group, key)
         if not isinstance(child, h5py.Group):
             continue

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import h5py
 
 from sekd_cli.errors import InputFileError
-from sekd_cli.hdf5_file import DAMAGE, member, one_line, plain
+from sekd_cli.hdf5_file import DAMAGE, attribute, member, names_in, one_line, plain
 from sekd_cli.new_file import error_number
 from sekd_cli.stored_features import is_image
 
@@ -60,7 +60,7 @@ def items(file: h5py.File, kind: str) -> Iterator[Item]:
         if kind == FEATURES:
             complete = is_image(group, own=own)
         else:
-            complete = "matches0" in group and (not own or bool(group.attrs.get("complete", False)))
+            complete = "matches0" in group and (not own or bool(attribute(group, "complete", False)))
         yield Item(name, group, complete)
 
 
@@ -68,14 +68,15 @@ def _leaves(
     group: h5py.Group, prefix: str = "", above: frozenset[int] = frozenset()
 ) -> Iterator[tuple[str, h5py.Group]]:
     """Groups that hold datasets, or nothing; `above` are the addresses of parents, so that a cycle of links ends."""
-    for key in group:
+    for key in names_in(group):
         child = member(group, key)
         if not isinstance(child, h5py.Group):
             continue
         address = h5py.h5o.get_info(child.id).addr
         if address in above:
             continue
-        if len(child) == 0 or any(isinstance(member(child, inner), h5py.Dataset) for inner in child):
+        inner = [name for name in child if isinstance(name, str)]
+        if len(child) == 0 or any(isinstance(member(child, name), h5py.Dataset) for name in inner):
             yield prefix + key, child
         else:
             yield from _leaves(child, f"{prefix}{key}/", above | {address})

@@ -17,7 +17,7 @@ import numpy as np
 from sekd_cli import __version__
 from sekd_cli.errors import InputFileError, OutputError, UsageError
 from sekd_cli.feature_file import FeatureReader
-from sekd_cli.hdf5_file import add_attribute, check_name, member, plain_attributes
+from sekd_cli.hdf5_file import add_attribute, attribute, check_name, member, names_in, plain_attributes
 from sekd_cli.kept_file import SCHEMA, KeptReader, KeptWriter, changed
 from sekd_cli.pairs import Pair
 from sekd_cli.stored_features import StoredFeatures
@@ -81,8 +81,8 @@ class MatchWriter(KeptWriter):
     def _is_complete(self, pair: Pair, fingerprints: tuple[int, int]) -> bool:
         for names, expected in ((pair, fingerprints), (pair[::-1], fingerprints[::-1])):
             group = member(self._writer.file, _place(names))
-            if isinstance(group, h5py.Group) and group.attrs.get("complete", False):
-                if tuple(group.attrs.get("features", ())) != expected or _names_of(group) != tuple(names):
+            if isinstance(group, h5py.Group) and attribute(group, "complete", False):
+                if tuple(attribute(group, "features", ())) != expected or _names_of(group) != tuple(names):
                     raise ChangedFeaturesError(
                         f"{self.path}: the features of {names[0]} or {names[1]} changed since these were matched; "
                         "give --update to match such pairs again, --overwrite for all"
@@ -144,9 +144,9 @@ class MatchReader(KeptReader):
             yield from (flat for flat, group in self._groups() if _names_of(group) is None)
 
     def _groups(self) -> Iterator[tuple[Pair, h5py.Group]]:
-        for first in self._file:
+        for first in names_in(self._file):
             inner = member(self._file, first)
-            for second in inner if isinstance(inner, h5py.Group) else ():
+            for second in names_in(inner) if isinstance(inner, h5py.Group) else ():
                 group = member(inner, second)
                 if isinstance(group, h5py.Group) and self._is_complete(group):
                     yield (first, second), group
@@ -169,7 +169,7 @@ class MatchReader(KeptReader):
         """Fingerprints of the two images' features that were matched; none where the file doesn't tell."""
         with self._reading():
             group = self._find(pair)
-            return () if group is None else tuple(int(one) for one in group.attrs.get("features", ()))
+            return () if group is None else tuple(int(one) for one in attribute(group, "features", ()))
 
     def _find(self, pair: Pair) -> h5py.Group | None:
         group = member(self._file, _place(pair))
@@ -180,12 +180,12 @@ class MatchReader(KeptReader):
     def _is_complete(self, group: h5py.Group) -> bool:
         if not isinstance(member(group, "matches0"), h5py.Dataset):
             return False
-        return not self._own or bool(group.attrs.get("complete", False))
+        return not self._own or bool(attribute(group, "complete", False))
 
 
 def _names_of(group: h5py.Group) -> Pair | None:
     """Both names, None where there are none. Raises ValueError if they can't be."""
-    stored = group.attrs.get("names")
+    stored = attribute(group, "names")
     if stored is None:
         return None
     first, second = (stored if isinstance(stored, str) else bytes(stored).decode()).split("\t")

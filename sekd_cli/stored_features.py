@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from sekd_cli.errors import InputFileError
-from sekd_cli.hdf5_file import add_attribute, check_arrays, member, write_arrays
+from sekd_cli.hdf5_file import add_attribute, attribute, check_arrays, member, write_arrays
 
 DATASETS = ("keypoints", "scores", "descriptors", "image_size", "scales")
 SIZE_GUESSED = "image_size_guessed"  # attribute of a group whose `image_size` is there for tools that ask for one
@@ -59,7 +59,7 @@ def source_of(path: Path, mask: Path | None = None) -> Source:
 def is_image(group: h5py.Group, *, own: bool) -> bool:
     """Whether a group holds an image's complete features; in a file of another tool (`own` false) all that do."""
     if own:
-        return bool(group.attrs.get("complete", False))
+        return bool(attribute(group, "complete", False))
     return all(isinstance(member(group, name), h5py.Dataset) for name in ("keypoints", "descriptors"))
 
 
@@ -112,7 +112,7 @@ def read_group(group: h5py.Group, where: str, *, turned: bool) -> StoredFeatures
         scores=scores,
         descriptors=np.ascontiguousarray(descriptors.T),
         image_size=smallest_size(keypoints) if (size := arrays.get("image_size")) is None else _two(size, where),
-        size_stated=size is not None and not group.attrs.get(SIZE_GUESSED, False),
+        size_stated=size is not None and not attribute(group, SIZE_GUESSED, False),
         scales=scales,
         turned=others,
     )

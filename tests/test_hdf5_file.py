@@ -17,8 +17,10 @@ from sekd_cli.errors import InputFileError, OutputError
 from sekd_cli.hdf5_file import (
     CHECKSUM,
     add_attribute,
+    attribute,
     check_name,
     create_hdf5,
+    member,
     open_for_reading,
     write_arrays,
     write_reason,
@@ -86,6 +88,51 @@ def test_arrays_and_attributes_make_the_file_that_h5py_makes_of_them(path: Path)
         for name, value in {CHECKSUM: checksum, **attributes}.items():
             group.attrs[name] = value
     assert path.read_bytes() == other.read_bytes()
+
+
+ATTRIBUTES = {
+    "flag": True,
+    "number": np.int32(-4),
+    "numbers": np.arange(6, dtype=">i8").reshape(2, 3),
+    "none of two": np.zeros((0, 2), np.float16),
+    "bytes": np.bytes_(b"a\tb"),
+    "several bytes": np.array([b"a", b"bcd"]),
+    "text": "\u00fc",
+    "texts": ["x", "yy"],
+    "nothing": h5py.Empty("f4"),
+    "complex": 1 + 2j,
+    "record": np.array((1, 2.0), dtype=[("x", "i4"), ("y", "f8")]),
+    "opaque": np.void(b"abcd"),
+    "\u00fc": 3,
+}
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_an_attribute_is_what_h5py_reads(name: str, path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file.attrs[name] = ATTRIBUTES[name]
+        found, expected = attribute(file, name, "default"), file.attrs[name]
+        assert type(found) is type(expected)
+        assert getattr(found, "dtype", None) == getattr(expected, "dtype", None)
+        if name != "nothing":
+            np.testing.assert_array_equal(found, expected)
+        assert attribute(file, f"no {name}") is None
+        assert attribute(file, f"no {name}", 5) == 5
+
+
+def test_a_member_is_what_h5py_opens_and_none_if_it_leads_nowhere(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file["folder/\u00fc"] = [1, 2]
+        file["link"], file["nowhere"] = h5py.SoftLink("/folder"), h5py.SoftLink("/gone")
+        file["elsewhere"] = h5py.ExternalLink("gone.h5", "/x")
+        file["type"] = np.dtype("f4")
+        for name in ("folder", "link", "folder/\u00fc", "link/\u00fc"):
+            found, expected = member(file, name), file.get(name)
+            assert type(found) is type(expected)
+            assert found == expected
+        assert not isinstance(member(file, "type"), h5py.Group | h5py.Dataset)
+        for name in ("nowhere", "elsewhere", "gone", "folder/gone", "nowhere/gone"):
+            assert member(file, name) is None
 
 
 def test_a_kill_after_any_single_operation_on_the_disk_loses_nothing(

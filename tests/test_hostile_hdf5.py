@@ -179,6 +179,24 @@ def test_groups_of_any_name_are_read_under_it_or_left_out(tmp_path: Path, names:
             assert name not in reader
 
 
+def test_names_that_are_no_text_are_told_and_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    features, matches = tmp_path / "f.h5", tmp_path / "m.h5"
+    with h5py.File(features, "w") as file:
+        file["a.jpg/keypoints"], file["a.jpg/descriptors"] = np.ones((1, 2)), np.ones((4, 1))
+        h5py.h5g.create(file.id, b"gr\xfcn.jpg")
+    with h5py.File(matches, "w") as file:
+        file["a.jpg/b.jpg/matches0"] = np.zeros(3, dtype=np.int32)
+        for group in (file, file["a.jpg"]):
+            h5py.h5g.create(group.id, b"gr\xfcn.jpg")
+    with FeatureReader(features) as reader:
+        assert list(reader.names()) == ["a.jpg"]
+    with MatchReader(matches) as reader:
+        assert list(reader.pairs()) == [("a.jpg", "b.jpg")]
+    for path, count in ((features, 1), (matches, 2)):
+        assert caplog.text.count(rf"{path}: the name b'gr\xfcn.jpg' is no UTF-8; left out") == count
+    assert file_info(features)["images"] == file_info(matches)["pairs"] == 1
+
+
 def test_names_in_a_match_file_that_lead_elsewhere_are_damage(tmp_path: Path) -> None:
     for names in (b"..\ta", b"/etc/x\tb", b"\xff\tb", b"\t", b"a"):
         with h5py.File(tmp_path / "m.h5", "w") as file:
