@@ -1,24 +1,38 @@
 """What `sekd match --verify` makes of matches whose truth is known.
 
     python benchmarks/verification.py [--runs 20] [--poses]
+    python benchmarks/verification.py --photographs RUN
 
 Matches in 640x480 pixels: points of a scene in depth (for a homography of a plane) seen from two sides, with normal
 errors of half a pixel, and points that have nothing to do with each other. For each model, number of matches and share
 of right ones: how many of the runs keep a model, and how many if only the number of inliers counts (the least of 15).
 With --poses: how far off the pose is that follows from the model (the larger of both angles, degrees, median), and the
 share of right matches that is kept; beside essential matrices as they are, those that OpenCV finds of directions.
+With --photographs it is told of what `sekd pairs --nearest 10` lists of the views of `benchmarks/retrieval.py`, as many
+of each kind and a thousand of those that don't belong together: what share keeps a model, what share if chance is
+judged as if points lay anywhere, and by the number of inliers alone. RUN is a folder of `sekd train`; of its
+photographs some few do show the same.
 """
 
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import cv2
 import numpy as np
+import torch
+from retrieval import KINDS, views, write
 
 from sekd_cli import verification
+from sekd_cli.config import MatchingSettings
 from sekd_cli.evaluation.cameras import Pose
 from sekd_cli.evaluation.pose import pose_error
+from sekd_cli.feature_file import FeatureReader
+from sekd_cli.matching import match_descriptors
+from sekd_cli.pairs import natural_order
+from sekd_cli.retrieval import nearest
 from sekd_cli.verification import DEFAULT_THRESHOLDS, Camera, verification_settings, verify
 
 SIZE = (640, 480)
@@ -99,13 +113,58 @@ def show_poses(runs: int) -> None:
             print(f"{count:7} {share:6.0%}" + "".join(f"{error:8.2f} {kept:5.1f} " for error, kept in cells))
 
 
+def listed_pairs(run: Path, count: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Matches of listed pairs, `count` of each kind and ten times as many of "apart", by the kind."""
+    left = dict.fromkeys(KINDS, count) | {"apart": 10 * count}
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "feats.h5"
+        write(path, views(run, count, 3 * count))
+        with FeatureReader(path) as reader:
+            pairs = list(nearest(reader, natural_order(reader.names()), 10, {}))
+            for row in np.random.default_rng(0).permutation(len(pairs)):
+                kind, other = (name.rpartition("/")[0] for name in pairs[row])
+                kind = kind.partition("/")[0] if kind == other else "apart"
+                if left[kind]:
+                    left[kind] -= 1
+                    one, two = (reader.read(name) for name in pairs[row])
+                    descriptors = (torch.from_numpy(each.descriptors) for each in (one, two))
+                    matched = match_descriptors(*descriptors, MatchingSettings())[0].numpy()
+                    first = np.flatnonzero(matched >= 0)
+                    yield kind, one.keypoints[first], two.keypoints[matched[first]]
+
+
+def show_photographs(run: Path) -> None:
+    """Print a line a kind of pairs."""
+    judged, settings = verification.is_chance, verification_settings("fundamental")
+    ways = {
+        "kept": judged,
+        "as if anywhere": lambda *given: judged(*given[:4]),
+        "by number alone": lambda *_: False,
+    }
+    found: dict[str, list[list[bool]]] = {}
+    for kind, xy0, xy1 in listed_pairs(run, 100):
+        row = found.setdefault(kind, [])
+        row.append([])
+        for way in ways.values():
+            verification.is_chance = way
+            row[-1].append(verify(xy0, xy1, settings)[1] is not None)
+    verification.is_chance = judged
+    print(f"{'pairs':8} {'number':>6}" + "".join(f"{way:>18}" for way in ways))
+    for kind in (*KINDS, "apart"):
+        print(f"{kind:8} {len(found[kind]):6}" + "".join(f"{100 * share:16.1f} %" for share in np.mean(found[kind], 0)))
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--poses", action="store_true")
+    parser.add_argument("--photographs", type=Path, metavar="RUN")
     options = parser.parse_args()
     runs = options.runs
+    if options.photographs is not None:
+        show_photographs(options.photographs)
+        return
     if options.poses:
         show_poses(runs)
         return

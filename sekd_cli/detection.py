@@ -16,6 +16,7 @@ from sekd_cli.config import DetectionSettings
 
 Array = TypeVar("Array", Tensor, np.ndarray)
 
+EDGE = 1  # pixels along a map's border, where none can be told from what rises beyond it
 OCTAVE_COST = 0.5  # logits that a keypoint loses for each time the image was halved (docs/EXPERIMENTS.md, 85)
 MOST_LOST = 32  # of the best local maxima, as others of their plateau are kept
 MOST_OF_A_KIND = 8  # local maxima of one value in a row, beyond which they are compared in the map
@@ -33,6 +34,19 @@ def local_maxima(score_logits: Tensor, radius: int) -> Tensor:
         return torch.stack([local_maxima(one, radius) for one in score_logits])
     values = score_logits.numpy()
     return torch.from_numpy(np.equal(values, dilate(values, radius)))
+
+
+def _maxima_within(score_logits: Tensor, radius: int, mask: Tensor | None) -> Tensor:
+    """The local maxima (..., H, W) of maps where their masks are true, but for those on the outermost pixels.
+
+    There most are slopes that rise towards the outside, and one in twenty of their matches is right
+    (docs/EXPERIMENTS.md, 122).
+    """
+    within = torch.zeros_like(score_logits, dtype=torch.bool)
+    within[..., EDGE:-EDGE, EDGE:-EDGE] = True
+    if mask is not None:
+        within &= mask
+    return within & local_maxima(score_logits, radius)
 
 
 def dilate(values: np.ndarray, radius: int) -> np.ndarray:
@@ -187,9 +201,7 @@ def detect_places(
     score_logits = score_logits.detach().float().contiguous()
     if settings.nms_radius is None or settings.threshold is None:
         raise ValueError("settings without a threshold or a suppression radius: complete them with the network's own")
-    candidate = local_maxima(score_logits, settings.nms_radius)
-    if mask is not None:
-        candidate &= mask
+    candidate = _maxima_within(score_logits, settings.nms_radius, mask)
     flat, logits = _candidates(candidate, score_logits)
     if settings.threshold:
         above = np.flatnonzero(logits > _logit(settings.threshold))
@@ -236,9 +248,7 @@ def detect_at_once(
     """
     score_logits = score_logits.detach().float()
     radius = settings.nms_radius or 0
-    candidate = local_maxima(score_logits, radius)
-    if mask is not None:
-        candidate &= mask
+    candidate = _maxima_within(score_logits, radius, mask)
     if settings.threshold:
         candidate &= score_logits > _logit(settings.threshold)
     most = int(candidate.flatten(1).sum(dim=1).max())

@@ -16,6 +16,7 @@ from sekd_cli.errors import UsageError
 FEWEST_MATCHES = {"homography": 4, "fundamental": 8, "essential": 6}
 SAMPLE = {"homography": 4, "fundamental": 7, "essential": 5}  # matches that determine a model
 DEFAULT_THRESHOLDS = {"homography": 3.0, "fundamental": 1.0, "essential": 1.0}  # pixels
+NEIGHBOURS, MOST_EXCHANGED = 4, 200  # one match in so many is near another; matches that are looked at
 MIRROR = (-1.0, 1.0)  # of x and y
 CONFIDENCE = 0.9999
 ITERATIONS = 10_000  # with OpenCV's 1000 the mAA of one set of matches moves by 4 points from seed to seed
@@ -33,6 +34,11 @@ class Camera:
     def __post_init__(self) -> None:
         if not (all(map(math.isfinite, (*self.focal, *self.centre))) and min(self.focal) > 0):
             raise UsageError(f"camera: focal {self.focal}, centre {self.centre}; focal lengths are positive")
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """(3, 3): from directions to pixels."""
+        return np.array([[self.focal[0], 0, self.centre[0]], [0, self.focal[1], self.centre[1]], [0, 0, 1]])
 
     def directions(self, xy: np.ndarray) -> np.ndarray:
         """Points (M, 2) in pixels as x / z, y / z, (M, 2) float64."""
@@ -95,23 +101,36 @@ def _agreed(
         return nothing
     inliers = np.asarray(mask).ravel() > 0
     agreeing = int(inliers.sum())
-    if agreeing < settings.min_inliers or (settings.min_inliers and is_chance(agreeing, xy0, xy1, settings)):
+    if agreeing < settings.min_inliers:
+        return nothing
+    lines = _line_matrix(model, settings, cameras)
+    if settings.min_inliers and is_chance(agreeing, xy0, xy1, settings, lines):
         return nothing
     if settings.model == "essential":
         model = model / np.linalg.norm(model, 2)  # OpenCV's is of any size where points say little
     return inliers, np.asarray(model, dtype=np.float64)
 
 
-def is_chance(agreeing: int, xy0: np.ndarray, xy1: np.ndarray, settings: VerificationSettings) -> bool:
+def is_chance(
+    agreeing: int,
+    xy0: np.ndarray,
+    xy1: np.ndarray,
+    settings: VerificationSettings,
+    fundamental: np.ndarray | None = None,
+) -> bool:
     """Whether so many of the matches (M, 2) may agree on some model though all are wrong.
 
     A number of false alarms (Moisan and Stival 2004) of one or more: of all models that samples of the matches give,
-    how many are expected to have so many more matches within the threshold, if points lie anywhere.
+    how many are expected to have so many more matches within the threshold, if points lie anywhere; or, of a model of
+    lines, if `fundamental` (3, 3) is given, no farther from where they belong than wrong matches do.
     """
     count, sample = len(xy0), SAMPLE[settings.model]
     if agreeing <= sample:
         return True
-    beside = math.log(max(_share_within(xy, settings) for xy in (xy0, xy1)))
+    within = max(_share_within(xy, settings) for xy in (xy0, xy1))
+    if fundamental is not None:
+        within = max(within, _share_exchanged(xy0, xy1, fundamental, settings.threshold))
+    beside = math.log(within)
     ways = math.log(count - sample) + _log_choices(count, agreeing) + _log_choices(agreeing, sample)
     return ways + (agreeing - sample) * beside >= 0
 
@@ -124,6 +143,40 @@ def _share_within(xy: np.ndarray, settings: VerificationSettings) -> float:
     else:
         near = 2 * settings.threshold * math.hypot(width, height)
     return float(min(1.0, near / (width * height)))
+
+
+def _share_exchanged(xy0: np.ndarray, xy1: np.ndarray, fundamental: np.ndarray, threshold: float) -> float:
+    """The share of matches (M, 2) that agree with a fundamental matrix, had each the second point of another one.
+
+    Of one whose first point is among the nearest: photographs that have nothing in common have their sky above and
+    their ground below, and there points lie together.
+    """
+    count = len(xy0)
+    some = np.linspace(0, count - 1, min(count, MOST_EXCHANGED)).round().astype(int)
+    distance = np.linalg.norm(xy0[some, None] - xy0, axis=2)
+    distance[np.arange(len(some)), some] = np.inf
+    near = np.argpartition(distance, count // NEIGHBOURS, axis=1)[:, : count // NEIGHBOURS]
+    first = np.repeat(xy0[some], count // NEIGHBOURS, axis=0)
+    agreeing = _line_errors(fundamental, first, xy1[near.ravel()]) < threshold
+    return float(max(agreeing.sum(), 1) / len(agreeing))
+
+
+def _line_errors(fundamental: np.ndarray, xy0: np.ndarray, xy1: np.ndarray) -> np.ndarray:
+    """How far points (M, 2) are from each other's epipolar lines: Sampson's distance, (M,) pixels."""
+    one, other = (np.column_stack((xy, np.ones(len(xy)))) for xy in (xy0, xy1))
+    lines, back = one @ fundamental.T, other @ fundamental
+    slopes = np.hypot(np.linalg.norm(lines[:, :2], axis=1), np.linalg.norm(back[:, :2], axis=1))
+    return np.asarray(np.abs((other * lines).sum(axis=1)) / np.maximum(slopes, np.finfo(float).tiny))
+
+
+def _line_matrix(
+    model: np.ndarray, settings: VerificationSettings, cameras: tuple[Camera, Camera] | None
+) -> np.ndarray | None:
+    """The fundamental matrix that a model is, or stands for; None if it has no lines."""
+    if settings.model == "essential" and cameras is not None:
+        first, second = (np.linalg.inv(camera.matrix) for camera in cameras)
+        return np.asarray(second.T @ model @ first)
+    return model if settings.model == "fundamental" else None
 
 
 def _log_choices(count: int, chosen: int) -> float:

@@ -469,7 +469,8 @@ def test_a_corpus_of_two_hundred_hostile_files(extract: Extract, capfd: pytest.C
     assert len(errors) == len(broken) + 1
     for name in (*broken, "dangling.jpg"):
         assert sum(f"corpus/bad/{name}: " in line for line in errors) == 1, name
-    assert {line.split(": ")[1] for line in warnings} == {"corpus/good/even.png", "corpus/good/small_1x1.png"}
+    no_keypoints = {"even", "small_1x1", "small_2x1", "small_1x40", "small_3x3"}  # the small ones are nearly all edge
+    assert {line.split(": ")[1] for line in warnings} == {f"corpus/good/{name}.png" for name in no_keypoints}
     assert len(errors) + len(warnings) + 1 == len(lines), "the summary is the only other line"
     assert lines[-1].startswith(f"{len(whole)} images done, {len(errors)} failed; ")
     assert sorted(stored()) == sorted(f"good/{name}" for name in whole)

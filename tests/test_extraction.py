@@ -81,10 +81,10 @@ def untrained() -> CompactNetwork:
 
 
 def test_keypoints_are_where_the_pixels_are_best_first() -> None:
-    pixels = dots(50, 70, (3, 4), (69, 49), (40, 20))
+    pixels = dots(50, 70, (3, 4), (68, 48), (40, 20))
     pixels[20, 40] = 200
     features = extract(extractor(), photograph_of(pixels))
-    np.testing.assert_allclose(features.keypoints, [[3, 4], [69, 49], [40, 20]], atol=1e-4)
+    np.testing.assert_allclose(features.keypoints, [[3, 4], [68, 48], [40, 20]], atol=1e-4)
     assert features.scores[0] > features.scores[2] > 0.5
     assert features.image_size == (70, 50)
     np.testing.assert_array_equal(features.scales, [1, 1, 1])
@@ -154,7 +154,7 @@ def test_a_jpeg_decoded_smaller_has_its_keypoints_where_the_whole_one_has_them(
     path.write_bytes(encoded(picture, "JPEG", orientation=orientation))
     one = Extractor(
         load_network(packaged_weights()),
-        DetectionSettings(max_keypoints=200),
+        DetectionSettings(max_keypoints=150),
         device=CPU,
         views=ViewSettings(max_size=430),
     )
@@ -165,7 +165,7 @@ def test_a_jpeg_decoded_smaller_has_its_keypoints_where_the_whole_one_has_them(
     for allowed in (None, mask):
         quick, slow = (extract(one, photograph, allowed) for photograph in (smaller, whole))
         assert quick.image_size == slow.image_size == smaller.stored_size
-        assert len(quick) == len(slow) == 200
+        assert len(quick) == len(slow) == 150
         apart = quick.keypoints[:, None] - slow.keypoints
         nearest = np.linalg.norm(apart, axis=2).argmin(axis=1)
         apart = apart[np.arange(len(quick)), nearest]
@@ -179,7 +179,7 @@ def test_images_of_any_size_have_all_their_keypoints_inside(name: str, size: tup
     torch.manual_seed(0)
     pixels = drawn(320, 320)[: size[0], : size[1], 0]
     features = extract(extractor(NETWORKS[name](), threshold=0), photograph_of(pixels))
-    assert len(features) > 0
+    assert len(features) > 0 or min(size) < 4, "all on the edge"
     assert (features.keypoints >= -0.5).all()
     assert (features.keypoints <= np.array(size[::-1]) - 0.5).all()
     assert np.isfinite(features.descriptors).all()
@@ -194,10 +194,10 @@ def test_an_even_image_has_no_keypoints(size: tuple[int, int]) -> None:
 
 
 def test_padding_leaves_no_keypoints_and_suppresses_none() -> None:
-    """A bright right border repeats in the padding; its own maxima must be found all the same."""
-    pixels = dots(40, 40, (39, 10), (10, 39), (39, 39))
+    """A bright border repeats in the padding; maxima beside it must be found all the same."""
+    pixels = dots(40, 40, (38, 10), (10, 38), (38, 38), (39, 20), (20, 39))
     features = extract(extractor(nms_radius=2), photograph_of(pixels))
-    assert sorted(map(tuple, features.keypoints.round().astype(int))) == [(10, 39), (39, 10), (39, 39)]
+    assert sorted(map(tuple, features.keypoints.round().astype(int))) == [(10, 38), (38, 10), (38, 38)]
 
 
 def test_the_network_is_told_the_statistics_of_the_unpadded_image() -> None:

@@ -131,12 +131,14 @@ def test_no_two_keypoints_are_nearer_than_the_radius_however_many_pixels_tie(
 
 
 @given(st.integers(0, 1000))
-def test_without_ties_every_local_maximum_is_a_keypoint(seed: int) -> None:
+def test_without_ties_every_local_maximum_is_a_keypoint_but_for_those_on_the_edge(seed: int) -> None:
     values = random_map(20, 30, seed)
     keypoints, _ = detect(values, replace(PIXELS, threshold=0))
     found = torch.zeros(20, 30, dtype=torch.bool)
     found[keypoints[:, 1].long(), keypoints[:, 0].long()] = True
-    assert torch.equal(found, local_maxima(values, 2))
+    expected = local_maxima(values, 2)
+    expected[[0, -1]] = expected[:, [0, -1]] = False
+    assert torch.equal(found, expected)
 
 
 @given(st.integers(0, 1000), st.integers(1, 4), st.sampled_from([2, 4, 8, 40, 200]))
@@ -145,15 +147,30 @@ def test_a_maximum_counts_where_none_before_it_in_its_window_is_equal(seed: int,
     keypoints, _ = detect(
         few_values, DetectionSettings(max_keypoints=0, nms_radius=radius, subpixel=False, threshold=0)
     )
-    y, x = np.nonzero(maxima_by_brute_force(few_values.numpy(), radius))
+    maxima = maxima_by_brute_force(few_values.numpy(), radius)
+    maxima[[0, -1]] = maxima[:, [0, -1]] = False
+    y, x = np.nonzero(maxima)
     near = np.maximum(abs(y[:, None] - y), abs(x[:, None] - x)) <= radius
     first = ~np.tril(near, -1).any(axis=1)  # row by row; what shares a window is equal
     assert set(map(tuple, keypoints.int().tolist())) == set(zip(x[first].tolist(), y[first].tolist(), strict=True))
 
 
+def test_a_slope_that_rises_towards_the_edge_has_no_keypoint() -> None:
+    rising = torch.arange(30.0).expand(20, 30)
+    for values in (rising, rising.flip(1), rising[:, :20].T, rising[:, :20].T.flip(0)):
+        settings = DetectionSettings(nms_radius=2, threshold=0)
+        assert not len(detect(values.contiguous(), settings)[0])
+        assert not detect_at_once(values.contiguous()[None], settings)[1].any()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (2, 9), (9, 2)])
+def test_a_map_that_is_all_edge_has_no_keypoint(shape: tuple[int, int]) -> None:
+    assert not len(detect(torch.ones(shape), DetectionSettings(nms_radius=2, threshold=0))[0])
+
+
 def test_an_even_map_has_one_keypoint() -> None:
     keypoints, scores = detect(torch.zeros(40, 50), DetectionSettings(nms_radius=4, threshold=0.3))
-    assert keypoints.tolist() == [[0.0, 0.0]]
+    assert keypoints.tolist() == [[1.0, 1.0]]
     assert scores.tolist() == [0.5]
 
 

@@ -166,10 +166,12 @@ def _forget_chance(pycolmap: Any, database: Any, error: float, tell: Tell) -> in
         if not agreeing:
             continue
         pair = pycolmap.pair_id_to_image_pair(number)
-        model = models.get(database.read_two_view_geometry(*pair).config, "fundamental")
+        geometry = database.read_two_view_geometry(*pair)
+        model = models.get(geometry.config, "fundamental")
         indices = database.read_matches(*pair)
         xy0, xy1 = (points(image)[column] for image, column in zip(pair, indices.T, strict=True))
-        if is_chance(agreeing, xy0, xy1, VerificationSettings(model=model, threshold=error)):
+        lines = None if model == "homography" else geometry.F
+        if is_chance(agreeing, xy0, xy1, VerificationSettings(model=model, threshold=error), lines):
             database.delete_two_view_geometry(*pair)
             forgotten += 1
     return forgotten
