@@ -16,7 +16,7 @@ from sekd_cli.errors import UsageError
 FEWEST_MATCHES = {"homography": 4, "fundamental": 8, "essential": 6}
 SAMPLE = {"homography": 4, "fundamental": 7, "essential": 5}  # matches that determine a model
 DEFAULT_THRESHOLDS = {"homography": 3.0, "fundamental": 1.0, "essential": 1.0}  # pixels
-NEIGHBOURS, MOST_EXCHANGED = 4, 200  # one match in so many is near another; matches that are looked at
+NEIGHBOURS, MOST_EXCHANGED = 4, 200  # one match in so many is near another; how many matches are looked at
 MIRROR = (-1.0, 1.0)  # of x and y
 CONFIDENCE = 0.9999
 ITERATIONS = 10_000  # with OpenCV's 1000 the mAA of one set of matches moves by 4 points from seed to seed
@@ -151,22 +151,25 @@ def _share_exchanged(xy0: np.ndarray, xy1: np.ndarray, fundamental: np.ndarray, 
     Of one whose first point is among the nearest: photographs that have nothing in common have their sky above and
     their ground below, and there points lie together.
     """
-    count = len(xy0)
-    some = np.linspace(0, count - 1, min(count, MOST_EXCHANGED)).round().astype(int)
-    distance = np.linalg.norm(xy0[some, None] - xy0, axis=2)
-    distance[np.arange(len(some)), some] = np.inf
-    near = np.argpartition(distance, count // NEIGHBOURS, axis=1)[:, : count // NEIGHBOURS]
-    first = np.repeat(xy0[some], count // NEIGHBOURS, axis=0)
-    agreeing = _line_errors(fundamental, first, xy1[near.ravel()]) < threshold
+    some = np.linspace(0, len(xy0) - 1, min(len(xy0), MOST_EXCHANGED)).round().astype(int)
+    xy0, xy1 = xy0[some], xy1[some]
+    apart = np.linalg.norm(xy0[:, None] - xy0, axis=2)
+    np.fill_diagonal(apart, np.inf)
+    nearest = len(xy0) // NEIGHBOURS
+    near = apart <= np.partition(apart, nearest - 1, axis=1)[:, nearest - 1, None]
+    agreeing = _line_errors(fundamental, xy0, xy1)[near] < threshold
     return float(max(agreeing.sum(), 1) / len(agreeing))
 
 
 def _line_errors(fundamental: np.ndarray, xy0: np.ndarray, xy1: np.ndarray) -> np.ndarray:
-    """How far points (M, 2) are from each other's epipolar lines: Sampson's distance, (M,) pixels."""
+    """How far each of the points xy0 (M, 2) and each of xy1 (N, 2) are from each other's epipolar lines.
+
+    Sampson's distance, (M, N) pixels.
+    """
     one, other = (np.column_stack((xy, np.ones(len(xy)))) for xy in (xy0, xy1))
     lines, back = one @ fundamental.T, other @ fundamental
-    slopes = np.hypot(np.linalg.norm(lines[:, :2], axis=1), np.linalg.norm(back[:, :2], axis=1))
-    return np.asarray(np.abs((other * lines).sum(axis=1)) / np.maximum(slopes, np.finfo(float).tiny))
+    slopes = np.hypot(np.linalg.norm(lines[:, :2], axis=1)[:, None], np.linalg.norm(back[:, :2], axis=1))
+    return np.asarray(np.abs(lines @ other.T) / np.maximum(slopes, np.finfo(float).tiny))
 
 
 def _line_matrix(

@@ -1,6 +1,7 @@
 """Geometric verification on scenes whose geometry is known."""
 
 import math
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from sekd_cli.config import VerificationSettings
 from sekd_cli.errors import UsageError
-from sekd_cli.verification import Camera, camera_of, is_chance, verification_settings, verify
+from sekd_cli.verification import Camera, _share_exchanged, camera_of, is_chance, verification_settings, verify
 
 CAMERA = Camera(focal=(800.0, 820.0), centre=(320.0, 240.0))
 HALF = Camera(focal=(400.0, 410.0), centre=(159.75, 119.75))  # of the same photograph at half the size
@@ -227,6 +228,59 @@ def test_what_chance_has_is_a_number_of_false_alarms(shrunk0: int, shrunk1: int,
     for agreeing in range(8, 100):
         alarms = 93 * math.comb(100, agreeing) * math.comb(agreeing, 7) * share ** (agreeing - 7)
         assert is_chance(agreeing, xy / shrunk0, xy / shrunk1, settings) == (alarms >= 1)
+
+
+def look_alikes(seed: int, count: int = 150) -> Iterator[np.ndarray]:
+    """Wrong matches of photographs whose content lies in a strip, about as far left as what it looks like."""
+    random = np.random.default_rng(seed)
+    xy0, xy1 = (400 + random.normal(scale=8, size=(count, 2)) for _ in range(2))
+    xy0[:, 0] = random.uniform(0, 640, count)
+    xy1[:, 0] = xy0[:, 0] + random.normal(scale=100, size=count)
+    corners = np.array([[0, 0], [639, 479]])
+    yield from (np.concatenate((corners, xy)).astype(np.float32) for xy in (xy0, xy1))
+
+
+@pytest.mark.parametrize("model", ["fundamental", "essential"])
+def test_wrong_matches_of_photographs_that_look_alike_are_chance(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = verification_settings(model)
+    pairs = [tuple(look_alikes(seed)) for seed in range(10)]
+    assert not any(verify(*pair, settings, (CAMERA, CAMERA))[1] is not None for pair in pairs)
+    monkeypatch.setattr("sekd_cli.verification._share_exchanged", lambda *_: 0.0)
+    assert sum(verify(*pair, settings, (CAMERA, CAMERA))[1] is not None for pair in pairs) > 5
+
+
+@pytest.mark.parametrize("model", ["fundamental", "essential"])
+def test_a_scene_in_a_strip_is_no_chance(model: str) -> None:
+    xy0, xy1, _ = scene(300, 60)
+    strip = (abs(xy0[:, 1] - 240) < 60) | (np.arange(len(xy0)) >= 300)
+    inliers, found = verify(xy0[strip], xy1[strip], verification_settings(model), (CAMERA, CAMERA))
+    assert found is not None
+    assert inliers.sum() >= 0.9 * (strip[:300].sum())
+
+
+@pytest.mark.parametrize("count", [8, 33, 200])
+def test_matches_are_exchanged_with_their_nearest(count: int) -> None:
+    random = np.random.default_rng(count)
+    xy0, xy1 = random.uniform(0, 100, (2, count, 2))
+    matrix = random.normal(size=(3, 3))
+    errors = []
+    for one in range(count):
+        nearest = sorted(set(range(count)) - {one}, key=lambda other: math.dist(xy0[one], xy0[other]))
+        for other in nearest[: count // 4]:
+            first, second = np.array([*xy0[one], 1]), np.array([*xy1[other], 1])
+            slopes = [*(matrix @ first)[:2], *(matrix.T @ second)[:2]]
+            errors.append(abs(second @ matrix @ first) / math.hypot(*slopes))
+    for part in (0.2, 0.5, 0.9):
+        threshold = float(np.quantile(errors, part)) + 1e-9
+        assert _share_exchanged(xy0, xy1, matrix, threshold) == pytest.approx(np.mean(np.array(errors) < threshold))
+
+
+def test_of_many_matches_some_are_exchanged_and_one_agrees_at_least() -> None:
+    random = np.random.default_rng(0)
+    xy0, xy1 = random.uniform(0, 100, (2, 5000, 2))
+    sideways = np.array([[0, 0, 0], [0, 0, -1], [0, 1, 0]])  # what is in one row
+    assert _share_exchanged(xy0, xy1, sideways, 5.0) == pytest.approx(0.135, abs=0.02)  # of differences of rows
+    assert 0 < _share_exchanged(xy0, xy1, sideways, 1e-12) < 1e-3
 
 
 def test_the_usual_thresholds_in_pixels_and_number_of_inliers() -> None:
