@@ -121,8 +121,8 @@ def is_chance(
     """Whether so many of the matches (M, 2) may agree on some model though all are wrong.
 
     A number of false alarms (Moisan and Stival 2004) of one or more: of all models that samples of the matches give,
-    how many are expected to have so many more matches within the threshold, if points lie anywhere; or, of a model of
-    lines, if `fundamental` (3, 3) is given, no farther from where they belong than wrong matches do.
+    how many are expected to have so many more matches within the threshold, if points lie anywhere; of a model of
+    lines, whose `fundamental` matrix (3, 3) is given, also if each match had the second point of one nearby.
     """
     count, sample = len(xy0), SAMPLE[settings.model]
     if agreeing <= sample:
