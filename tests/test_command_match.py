@@ -224,6 +224,7 @@ def test_how_pairs_are_verified_is_kept_and_another_way_needs_overwrite(capfd: p
     assert cli.main(essential) == 0
     with h5py.File("e.h5", "r+") as file:
         settings = json.loads(file.attrs["settings"])
+        assert settings["of_chance"] == "nothing exchanged"
         assert settings.pop("essential_of") == "pixels"
         file.attrs["settings"] = np.bytes_(json.dumps(settings, sort_keys=True).encode())  # as before 111
     assert cli.main(essential) == BAD_OUTPUT

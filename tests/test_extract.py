@@ -416,6 +416,18 @@ def test_what_decides_the_numbers_stays_as_it_was(
     assert "made with other settings" in capsys.readouterr().err
 
 
+def test_a_file_with_keypoints_on_the_outermost_pixels_is_not_gone_on_with(
+    extract: Extract, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert extract("photos/a.jpg") == 0
+    with h5py.File("feats.h5", "r+") as file:
+        settings = json.loads(file.attrs["settings"])
+        assert settings.pop("edge") == 1
+        file.attrs["settings"] = np.bytes_(json.dumps(settings, sort_keys=True).encode())  # as before 122
+    assert extract("photos/a.jpg") == 5
+    assert "edge None there, 1 now" in capsys.readouterr().err
+
+
 def test_a_file_names_the_precision_that_auto_was_and_another_does_not_go_on_with_it(
     extract: Extract, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

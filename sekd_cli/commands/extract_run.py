@@ -15,6 +15,7 @@ from sekd_cli.commands.failure_list import FailureList, same_file
 from sekd_cli.commands.progress import progress_bar
 from sekd_cli.config import DetectionSettings, ViewSettings, parse_scales
 from sekd_cli.cores import available_cores
+from sekd_cli.detection import EDGE
 from sekd_cli.device import keep_freed_memory, resolve_device, set_threads, wanted_threads
 from sekd_cli.errors import SOME_FAILED, NothingToDoError, OutputError, UsageError
 from sekd_cli.export.layout_folder import layout_folder
@@ -158,6 +159,7 @@ def _set_up(options: ExtractOptions, shard: Shard, images: int) -> tuple[Extract
     decisive = {
         **asdict(extractor.settings),
         **asdict(extractor.views),
+        "edge": EDGE,  # since 122 of docs/EXPERIMENTS.md; files of before have keypoints there
         "precision": extractor.precision,  # what auto was
         "descriptor_dtype": options.descriptor_dtype,
         "masks": options.masks is not None,

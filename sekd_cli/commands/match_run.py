@@ -90,7 +90,8 @@ def run(options: MatchOptions) -> int:
     shard = Shard() if options.shard is None else parse_shard(options.shard)
     decisive = asdict(matching) | ({"model": None} if verification is None else asdict(verification))
     if verification is not None and verification.min_inliers:
-        decisive["of_chance"] = "nothing"  # since 107 of docs/EXPERIMENTS.md; files of before have it
+        lines = verification.model != "homography"
+        decisive["of_chance"] = "nothing exchanged" if lines else "nothing"  # 123 and 107 of docs/EXPERIMENTS.md
     if verification is not None and verification.model == "essential":
         decisive["essential_of"] = "pixels"  # since 111; of directions before
     decisive["shard"] = str(shard)  # so that merging notices one that is missing or double
