@@ -22,7 +22,6 @@ from tempfile import TemporaryDirectory
 
 import cv2
 import numpy as np
-import torch
 from retrieval import KINDS, views, write
 
 from sekd_cli import verification
@@ -30,7 +29,7 @@ from sekd_cli.config import MatchingSettings
 from sekd_cli.evaluation.cameras import Pose
 from sekd_cli.evaluation.pose import pose_error
 from sekd_cli.feature_file import FeatureReader
-from sekd_cli.matching import match_descriptors
+from sekd_cli.pair_matching import match_images, matchable_image
 from sekd_cli.pairs import natural_order
 from sekd_cli.retrieval import nearest
 from sekd_cli.verification import DEFAULT_THRESHOLDS, Camera, verification_settings, verify
@@ -78,8 +77,7 @@ def poses(model: str, count: int, share: float, runs: int) -> tuple[float, float
         if found is None:
             errors.append(float("inf"))
             continue
-        matrix = np.array([[FOCAL, 0, CAMERA.centre[0]], [0, FOCAL, CAMERA.centre[1]], [0, 0, 1]])
-        essential = found if model == "essential" else matrix.T @ found @ matrix
+        essential = found if model == "essential" else CAMERA.matrix.T @ found @ CAMERA.matrix
         directions = (CAMERA.directions(xy[inliers]) for xy in (xy0, xy1))
         _, turn, step, _ = cv2.recoverPose(essential, *directions, np.eye(3))
         errors.append(pose_error((np.asarray(turn), np.asarray(step)[:, 0]), truth))
@@ -126,11 +124,9 @@ def listed_pairs(run: Path, count: int) -> Iterator[tuple[str, np.ndarray, np.nd
                 kind = kind.partition("/")[0] if kind == other else "apart"
                 if left[kind]:
                     left[kind] -= 1
-                    one, two = (reader.read(name) for name in pairs[row])
-                    descriptors = (torch.from_numpy(each.descriptors) for each in (one, two))
-                    matched = match_descriptors(*descriptors, MatchingSettings())[0].numpy()
-                    first = np.flatnonzero(matched >= 0)
-                    yield kind, one.keypoints[first], two.keypoints[matched[first]]
+                    one, two = (matchable_image(name, reader.read(name)) for name in pairs[row])
+                    first, second = match_images(one, two, MatchingSettings()).indices().T
+                    yield kind, one.keypoints[first], two.keypoints[second]
 
 
 def show_photographs(run: Path) -> None:

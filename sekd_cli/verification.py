@@ -103,8 +103,7 @@ def _agreed(
     agreeing = int(inliers.sum())
     if agreeing < settings.min_inliers:
         return nothing
-    lines = _line_matrix(model, settings, cameras)
-    if settings.min_inliers and is_chance(agreeing, xy0, xy1, settings, lines):
+    if settings.min_inliers and is_chance(agreeing, xy0, xy1, settings, _line_matrix(model, settings, cameras)):
         return nothing
     if settings.model == "essential":
         model = model / np.linalg.norm(model, 2)  # OpenCV's is of any size where points say little
