@@ -1,6 +1,7 @@
 """`sekd` from Python: from images to features, and from features to matches (README shows it in three lines)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -28,6 +29,16 @@ from sekd_cli.pair_matching import MatchableImage, comparable, match_images
 from sekd_cli.verification import Camera, verification_settings
 
 
+@contextmanager
+def _plain_tensors_on_the_cpu() -> Iterator[None]:
+    """What the core takes for granted, whatever `torch.set_default_device` says to the program around it."""
+    if torch.get_default_device().type == "cpu":
+        yield
+    else:
+        with torch.device("cpu"):
+            yield
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Matches:
     """What two images have in common, M matches, in the order of the first image's keypoints (its best first)."""
@@ -51,6 +62,7 @@ class Sekd:
         self._max_pixels = max_pixels
 
     @classmethod
+    @_plain_tensors_on_the_cpu()
     def from_pretrained(
         cls,
         weights: str | Path | None = None,
@@ -89,6 +101,7 @@ class Sekd:
             keep_freed_tensors()
         return cls(extractor, max_pixels)
 
+    @_plain_tensors_on_the_cpu()
     def extract(self, image: str | Path | np.ndarray, *, mask: np.ndarray | None = None) -> Features:
         """The features of an image, best keypoint first, on the CPU.
 
@@ -111,6 +124,7 @@ class Sekd:
             turned=None if stored.turned is None else torch.from_numpy(stored.turned),
         )
 
+    @_plain_tensors_on_the_cpu()
     def match(
         self,
         features0: Features,

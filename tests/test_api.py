@@ -87,6 +87,24 @@ def test_every_option_of_extraction_counts(untrained_weights: Path, examples: Pa
         assert {"precision": extractor.precision, "tile": extractor.tile} == options
 
 
+@pytest.mark.parametrize("precision", ["float32", "auto"])
+def test_the_default_device_of_a_program_is_not_that_of_its_features(
+    precision: str, untrained_weights: Path, examples: Path
+) -> None:
+    def found() -> tuple[Features, Features]:
+        sekd = Sekd.from_pretrained(untrained_weights, device="cpu", threshold=0.0, precision=precision)
+        features = sekd.extract(examples / "box.png")
+        assert len(sekd.match(features, features, temperature=0.1)) == len(features)
+        return features, sekd.extract(np.zeros((40, 40), np.uint8))
+
+    expected = found()
+    with torch.device("meta"):  # any but the CPU
+        for features, same in zip(found(), expected, strict=True):
+            assert torch.equal(features.keypoints, same.keypoints)
+            assert torch.equal(features.descriptors, same.descriptors)
+        assert torch.zeros(1).is_meta
+
+
 def test_on_a_cpu_freed_memory_is_kept(untrained_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[object] = []
     monkeypatch.setattr("sekd_cli.device._tell_malloc", told.append)
