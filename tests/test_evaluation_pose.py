@@ -263,6 +263,19 @@ def test_a_scene_without_images_or_without_pairs_is_told(tmp_path: Path) -> None
         evaluate_scenes(scenes, [Exact(points)], PoseProtocol(), nothing)
 
 
+def test_scenes_that_are_left_out_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    points = Orbit().write_strecha(tmp_path / "whole")
+    points |= Orbit().write_strecha(tmp_path / "far")
+    for camera in sorted((tmp_path / "far" / "cameras").iterdir())[1:-1]:
+        camera.unlink()
+    Orbit().write_images(tmp_path / "untold" / "images")
+    scenes = find_scenes(tmp_path, PairSelection(neighbours=1, max_angle=13))
+    found = evaluate_scenes(scenes, [Exact(points)], PoseProtocol(seeds=1), nothing)["exact"]
+    assert {result.scene for result in found} == {"whole"}
+    assert f"{tmp_path / 'untold'}: left out, as it has images/, but no cameras/" in caplog.text
+    assert "far: left out, as it has no pairs" in caplog.text
+
+
 def test_a_missing_image_is_named(tmp_path: Path) -> None:
     for layout in LAYOUTS:
         getattr(Orbit(), f"write_{layout}")(tmp_path / layout)

@@ -1,5 +1,6 @@
 """`sekd evaluate pose`: the relative pose of two photographs by an essential matrix (paper Sec. 4.3)."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from sekd_cli.evaluation.plots import Panel
 from sekd_cli.evaluation.pose import mean_average_accuracy, pose_error
 from sekd_cli.evaluation.scenes import PosePair, Scene
 from sekd_cli.evaluation.tables import Row, Table, mark, number, percent, text
+
+logger = logging.getLogger(__name__)
 
 AUC_THRESHOLDS = (5, 10, 20)  # degrees
 MAA_LIMIT = 10  # degrees; IMC's
@@ -70,6 +73,9 @@ def evaluate_scenes(
         raise InputFileError(f"{names}: no pairs to measure; give more --neighbours or a larger --max-angle")
     results: dict[str, list[PoseResult]] = {method.label: [] for method in methods}
     for scene in scenes:
+        if not scene.pairs:
+            logger.warning("%s: left out, as it has no pairs; try a larger --max-angle or --neighbours", scene.name)
+            continue
         for method in methods:
             features = scene_features(scene, method, protocol.max_size)
             for pair in scene.pairs:

@@ -10,6 +10,7 @@
   they lie there.
 """
 
+import logging
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -22,6 +23,8 @@ from sekd_cli.evaluation.colmap_model import holds_colmap_model, read_colmap_mod
 from sekd_cli.evaluation.homography import invertible
 from sekd_cli.evaluation.images import folder_name
 from sekd_cli.evaluation.pose import relative_pose, viewing_angle
+
+logger = logging.getLogger(__name__)
 
 PAIR_FIELDS = 38  # of a line of a pairs file
 MINIMUM_OVERLAP = 0.1  # IMC's: of the points of the view that shows fewer, the other shows at least this share
@@ -63,9 +66,13 @@ def find_scenes(root: Path, selection: PairSelection) -> list[Scene]:
 
     Raises InputFileError where there are none, or ground truth is wrong or an image missing.
     """
-    folders = [root] if _layout(root) else [path for path in sorted(root.iterdir()) if path.is_dir() and _layout(path)]
+    every = [root] if _layout(root) else [path for path in sorted(root.iterdir()) if path.is_dir()]
+    folders = [folder for folder in every if _layout(folder)]
     if not folders:
         raise InputFileError(f"{root}: no scenes; give a folder with cameras/, a COLMAP model, or pairs.txt")
+    for folder in every:
+        if folder not in folders and (folder / "images").is_dir():
+            logger.warning("%s: left out, as it has images/, but no cameras/, COLMAP model or pairs.txt", folder)
     return [_read_scene(folder, selection) for folder in folders]
 
 
