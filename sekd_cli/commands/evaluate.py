@@ -64,7 +64,7 @@ _output_options = _together(
     click.option("--markdown", "output", flag_value="markdown", help="The table, as Markdown."),
     click.option("--plot", type=FILE, help="Draw curves or bars: png, pdf, svg."),
 )
-_per_pair_option = click.option("--per-pair", is_flag=True, help="List every pair, those that failed marked.")
+_per_pair_option = click.option("--per-pair", is_flag=True, help="All pairs, failed ones marked; --csv: these alone.")
 
 
 def _seeds_option(default: int) -> Callable[[Command], Command]:
