@@ -13,7 +13,7 @@ import safetensors
 from sekd_cli.config import MODELS
 from sekd_cli.errors import InputFileError
 from sekd_cli.file_contents import FEATURES, MATCHES, items, kind_of, reading
-from sekd_cli.hdf5_file import HDF5_MAGIC, open_for_reading, plain, settings_in
+from sekd_cli.hdf5_file import HDF5_MAGIC, open_for_reading, plain, read_numbers, settings_in
 from sekd_cli.networks.weights_file import load_network, may_be_weights, weights_digest
 
 HISTOGRAM_BINS = 16
@@ -125,7 +125,7 @@ def _matches_info(file: h5py.File) -> dict[str, Any]:
 
 def _pair_facts(group: h5py.Group) -> tuple[int, tuple[str, ...]]:
     """Number of matches; models that they were verified by."""
-    return int((group["matches0"][()] >= 0).sum()), tuple(model for model in MODELS if model in group)
+    return int((read_numbers(group, "matches0") >= 0).sum()), tuple(model for model in MODELS if model in group)
 
 
 def _flat_info(file: h5py.File) -> dict[str, Any]:

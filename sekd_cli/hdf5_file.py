@@ -31,6 +31,9 @@ DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeEr
 """What h5py raises on a damaged file, and our code on content of the wrong kind."""
 UNTIMED = h5p.create(h5p.DATASET_CREATE)
 UNTIMED.set_obj_track_times(False)  # the same numbers make the same file
+MAXIMUM_VALUES = 2**31  # in one dataset; a larger claim is damage, not features
+UNPACKED = 1100  # bytes of a stored one at most: zlib packs so well
+LEAST_STORED = 256 << 10  # bytes that are no claim: what is left out of a chunked dataset isn't stored
 CHECKSUM = "crc32"  # attribute of a group: of its arrays, which HDF5 doesn't check
 
 
@@ -135,6 +138,16 @@ def check_arrays(group: h5py.Group, arrays: Mapping[str, np.ndarray], checksum: 
     stored = attribute(group, checksum)
     if stored is not None and int(stored) != _checksum(arrays):
         raise ValueError("its numbers are no longer those that were written")
+
+
+def read_numbers(holder: h5py.Group, name: str) -> np.ndarray:
+    """An array of numbers. Raises ValueError if it is none, or of a size that a few bytes only claim."""
+    dataset = holder[name]
+    if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "iuf" or dataset.shape is None:
+        raise ValueError(f"{name} is no array of numbers")
+    if dataset.nbytes > UNPACKED * max(dataset.id.get_storage_size(), LEAST_STORED) or dataset.size > MAXIMUM_VALUES:
+        raise ValueError(f"{name} claims {dataset.shape} numbers, which are not there")
+    return np.asarray(dataset[()])
 
 
 def _checksum(arrays: Mapping[str, np.ndarray]) -> int:

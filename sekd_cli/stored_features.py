@@ -13,13 +13,20 @@ import h5py
 import numpy as np
 
 from sekd_cli.errors import InputFileError
-from sekd_cli.hdf5_file import add_attribute, attribute, check_arrays, member, write_arrays
+from sekd_cli.hdf5_file import (
+    MAXIMUM_VALUES,
+    add_attribute,
+    attribute,
+    check_arrays,
+    member,
+    read_numbers,
+    write_arrays,
+)
 
 DATASETS = ("keypoints", "scores", "descriptors", "image_size", "scales")
 SIZE_GUESSED = "image_size_guessed"  # attribute of a group whose `image_size` is there for tools that ask for one
 TURNED = "descriptors_turned"  # (3, D, N): of the upright image turned counter-clockwise by 1, 2 and 3 quarters
 TURNED_CHECKSUM = "crc32_turned"  # of its own, as most readers leave them
-MAXIMUM_VALUES = 2**31  # in one dataset; a larger claim is damage, not features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +95,8 @@ def write_group(group: h5py.Group, features: StoredFeatures, source: Source | No
 
 
 def read_group(group: h5py.Group, where: str, *, turned: bool) -> StoredFeatures:
-    """The features in an image's group; `turned`: at other turns too. Raises InputFileError if they are damaged."""
-    arrays = {name: _read_array(group, name, where) for name in DATASETS if name in group}
+    """The features in an image's group; `turned`: at other turns too. For damage InputFileError, ValueError."""
+    arrays = {name: read_numbers(group, name) for name in DATASETS if name in group}
     check_arrays(group, arrays)
     with np.errstate(over="ignore"):  # found below
         floats = {name: values.astype(np.float32, copy=False) for name, values in arrays.items()}
@@ -120,7 +127,7 @@ def read_group(group: h5py.Group, where: str, *, turned: bool) -> StoredFeatures
 
 def _read_turned(group: h5py.Group, where: str, shape: tuple[int, ...]) -> np.ndarray:
     """(3, N, D) beside descriptors of `shape` (D, N)."""
-    turned = _read_array(group, TURNED, where)
+    turned = read_numbers(group, TURNED)
     check_arrays(group, {TURNED: turned}, TURNED_CHECKSUM)
     if turned.shape != (3, *shape):
         raise InputFileError(f"{where}: {TURNED} {turned.shape} beside descriptors {shape}; extract it again")
@@ -138,10 +145,3 @@ def _two(image_size: np.ndarray, where: str) -> tuple[int, int]:
     if image_size.shape != (2,):
         raise InputFileError(f"{where}: image_size is {image_size.shape}, not width and height; extract it again")
     return int(image_size[0]), int(image_size[1])
-
-
-def _read_array(group: h5py.Group, name: str, where: str) -> np.ndarray:
-    dataset = group[name]
-    if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "iuf" or dataset.size > MAXIMUM_VALUES:
-        raise InputFileError(f"{where}: {name} is no array of numbers; give a feature file")
-    return np.asarray(dataset[()])

@@ -12,8 +12,7 @@ import h5py
 import numpy as np
 
 from sekd_cli.config import MODELS
-from sekd_cli.hdf5_file import add_attribute, check_arrays, write_arrays
-from sekd_cli.stored_features import MAXIMUM_VALUES
+from sekd_cli.hdf5_file import add_attribute, check_arrays, read_numbers, write_arrays
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +51,7 @@ def write_group(group: h5py.Group, matches: StoredMatches) -> None:
 
 def read_group(group: h5py.Group) -> StoredMatches:
     """The matches in a pair's group. Raises ValueError if they are none."""
-    arrays = {name: _read_array(group, name) for name in ("matches0", "matching_scores0", *MODELS) if name in group}
+    arrays = {name: read_numbers(group, name) for name in ("matches0", "matching_scores0", *MODELS) if name in group}
     check_arrays(group, arrays)
     matches0 = arrays["matches0"]
     scores0 = arrays.get("matching_scores0", np.ones(matches0.shape))
@@ -76,10 +75,3 @@ def _arrays(matches: StoredMatches) -> dict[str, np.ndarray]:
     if matches.model_name is not None and matches.model is not None:
         arrays[matches.model_name] = matches.model.astype(np.float64, copy=False)
     return arrays
-
-
-def _read_array(group: h5py.Group, name: str) -> np.ndarray:
-    dataset = group[name]
-    if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "iuf" or dataset.size > MAXIMUM_VALUES:
-        raise ValueError(f"{name} of {group.name} is no array of numbers")
-    return np.asarray(dataset[()])

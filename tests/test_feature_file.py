@@ -267,13 +267,25 @@ def test_an_image_has_the_longest_name_that_its_path_ends_with(tmp_path: Path) -
     assert name_of(tmp_path / "x1.jpg", names) is None
 
 
-def test_a_claim_of_billions_of_keypoints_does_not_fill_the_memory(path: Path) -> None:
+@pytest.mark.parametrize("count", [2**26, 2**30, 2**40])
+def test_a_claim_of_many_keypoints_does_not_fill_the_memory(path: Path, count: int) -> None:
     with h5py.File(path, "w") as file:
         group = file.create_group("a")
-        group.create_dataset("keypoints", (2**40, 2), dtype="f4", chunks=(1024, 2))
-        group.create_dataset("descriptors", (64, 2**40), dtype="f4", chunks=(64, 1024))
-    with FeatureReader(path) as reader, pytest.raises(InputFileError, match="no array of numbers"):
+        group.create_dataset("keypoints", (count, 2), dtype="f4", chunks=(1024, 2))
+        group.create_dataset("descriptors", (64, count), dtype="f4", chunks=(64, 1024))
+    with FeatureReader(path) as reader, pytest.raises(InputFileError, match="numbers, which are not there"):
         reader.read("a")
+
+
+def test_what_packs_best_is_read(path: Path) -> None:
+    count = 2**22
+    with h5py.File(path, "w") as file:
+        group = file.create_group("a")
+        packed = {"compression": 9, "shuffle": True}
+        group.create_dataset("keypoints", data=np.zeros((count, 2), np.float32), **packed)
+        group.create_dataset("descriptors", data=np.zeros((1, count), np.float32), **packed)
+    with FeatureReader(path) as reader:
+        assert len(reader.read("a")) == count
 
 
 def test_links_in_circles_and_to_nowhere_end(path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from sekd_cli.errors import InputFileError, UsageError
 from sekd_cli.export.layouts import FEATURE_FILES, PairMatches, key_of
-from sekd_cli.hdf5_file import open_for_reading, watching_for_damage
+from sekd_cli.hdf5_file import open_for_reading, read_numbers, watching_for_damage
 from sekd_cli.image_search import find_images
 from sekd_cli.images import read_image_size
 from sekd_cli.pairs import Pair
@@ -94,7 +94,7 @@ class FlatFolder:
         with self._reading("matches"):
             for place, dataset in self._match_datasets():
                 first, second = self._split(place, names)
-                indices = np.asarray(dataset[()]).astype(np.int64)
+                indices = read_numbers(self._files["matches"], place).astype(np.int64)
                 if not indices.size:
                     indices = indices.reshape(0, 2)  # some tools write (0,)
                 elif "/" not in place:
@@ -145,7 +145,7 @@ class FlatFolder:
 
     def _array(self, kind: str, key: str) -> np.ndarray:
         with self._reading(kind):
-            return np.asarray(self._files[kind][key][()], dtype=np.float32)
+            return read_numbers(self._files[kind], key).astype(np.float32, copy=False)
 
     def _reading(self, kind: str) -> AbstractContextManager[None]:
         return watching_for_damage(f"{self.folder / kind}.h5", "mend the files")
