@@ -95,11 +95,11 @@ class Worker(Generic[Task, Reply]):
         """Whether it can take a task: it didn't die, and wasn't killed, on an earlier one."""
         return not self._died
 
-    def stop(self) -> None:
-        """Let it end."""
+    def stop(self, patience: float = SECONDS_TO_STOP) -> None:
+        """Let it end, in so many seconds."""
         with contextlib.suppress(OSError):
             self._connection.send(None)
-        self._process.join(SECONDS_TO_STOP)
+        self._process.join(patience)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()

@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 import pytest
 from drawn_scene import COLMAP_PARAMETERS, VIEWS, camera_from_world, direction_error, draw_scene
+from full_disk import files_of_at_most
 from PIL import Image
 
 from sekd_cli import cli
@@ -27,7 +28,7 @@ from sekd_cli.export.colmap_watch import Watch
 from sekd_cli.feature_file import FeatureReader, FeatureWriter, file_attributes
 from sekd_cli.match_file import MatchReader
 from sekd_cli.stored_features import StoredFeatures
-from sekd_cli.workers import CAN_FORK
+from sekd_cli.workers import CAN_FORK, Worker
 
 ATTRIBUTES = file_attributes(network="compact", weights_sha256="ab" * 32, settings={})
 NAMES = ["a 1.png", "b/ü.png", "c.png"]
@@ -274,6 +275,43 @@ def test_what_killed_exports_left_is_cleared_away() -> None:
         Path(f".database.db.{name}").write_bytes(b"half")  # of no such processes, and of one that runs
     exported()
     assert sorted(path.name for path in Path().glob(".*")) == [".database.db.1.part", ".database.db.1.part-wal"]
+
+
+@pytest.mark.skipif(not CAN_FORK, reason="COLMAP would end the tests")
+@pytest.mark.parametrize("size", [50_000, 180_000, 300_000])
+def test_a_full_disk_is_told_in_a_line_and_leaves_nothing(size: int) -> None:
+    pytest.importorskip("pycolmap")
+    names = [f"{number}.png" for number in range(10)]
+    for name in names:
+        write_image(Path("photos") / name)
+    write_features(names)
+    write_matches({pair: list(range(20)) for pair in combinations(names, 2)})
+    with files_of_at_most(size), pytest.raises(OutputError, match=r"database.db: COLMAP .*disk full"):
+        exported()
+    assert sorted(path.name for path in Path().iterdir()) == ["feats.h5", "matches.h5", "photos"]
+
+
+@pytest.mark.skipif(not CAN_FORK, reason="SQLite's locks are a process's own")
+@pytest.mark.usefixtures("three_images")
+def test_a_database_that_sqlite_did_not_finish_is_not_taken_for_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = []
+
+    def hold(path: Path) -> None:
+        """While another process reads a database, closing it leaves a part of it beside it."""
+        held.append(sqlite3.connect(path))
+        held[0].execute("SELECT * FROM images").fetchall()
+
+    reader = Worker(hold)
+
+    def of_chance(*_: object) -> list[tuple[int, int]]:
+        reader(next(Path().glob(".database.db.*.part")))
+        return []
+
+    monkeypatch.setattr("sekd_cli.export.colmap._of_chance", of_chance)
+    with pytest.raises(OutputError, match="could not finish it"):
+        exported()
+    reader.stop()
+    assert sorted(path.name for path in Path().iterdir()) == ["feats.h5", "matches.h5", "photos"]
 
 
 @pytest.mark.usefixtures("three_images")

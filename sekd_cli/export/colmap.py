@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +21,9 @@ from sekd_cli.hdf5_file import one_line
 from sekd_cli.match_file import MatchReader, fingerprint
 from sekd_cli.new_file import new_file
 from sekd_cli.pairs import Pair
-from sekd_cli.pycolmap_extra import require_pycolmap
+from sekd_cli.pycolmap_extra import apart, require_pycolmap
 from sekd_cli.verification import is_chance
+from sekd_cli.workers import WorkerDiedError
 
 IMAGES_AT_HAND = 64  # whose keypoints stay in memory, as neighbours in the list of pairs share images
 READABLE = "JPEG, PNG, TIFF, BMP, PPM, TGA"  # by pycolmap 4.2, of the formats that `sekd extract` takes
@@ -120,7 +121,7 @@ def export_colmap(
                 f"{images}: COLMAP can use none of the {len(present)} images; "
                 f"it takes {READABLE} files, as large as when they were extracted"
             )
-        with pycolmap.Database.open(path) as opened, pycolmap.DatabaseTransaction(opened):
+        with pycolmap.Database.open(path) as opened:
             of_these = False  # whether any pair is of images that have features
             for pair in named_pairs(matches, names):
                 of_these = of_these or known.issuperset(pair)
@@ -137,11 +138,18 @@ def export_colmap(
         pairing = pycolmap.ExistingMatchedPairingOptions()
         pairing.batch_size = max(LEAST_BATCH, report.pairs // BATCHES)
         with watch.growth(path, "two_view_geometries", lambda rows: tell("verify pairs", rows, report.pairs)):
-            pycolmap.geometric_verification(path, pairing_options=pairing, two_view_geometry_options=geometry)
-        with pycolmap.Database.open(path) as opened, pycolmap.DatabaseTransaction(opened):
-            report.pairs_of_chance = _forget_chance(pycolmap, opened, geometry.ransac.max_error, tell)
-            report.verified_pairs = opened.num_verified_image_pairs()
-        _clear_side_files(Path(os.path.realpath(database)))
+            verify = partial(pycolmap.geometric_verification, path, pairing_options=pairing)
+            apart(lambda: verify(two_view_geometry_options=geometry))
+        with pycolmap.Database.open(path) as opened:
+            of_chance = _of_chance(pycolmap, opened, geometry.ransac.max_error, tell)
+            report.pairs_of_chance = len(of_chance)
+            report.verified_pairs = opened.num_verified_image_pairs() - len(of_chance)
+        if of_chance:
+            apart(lambda: _forget(pycolmap, path, of_chance))
+        if path.with_name(path.name + SIDE_FILES[0]).exists():  # of which closing took nothing, and told nobody
+            raise RuntimeError("SQLite could not finish it")
+        for suffix in SIDE_FILES:  # of an earlier database, which SQLite would apply to the new one
+            Path(os.path.realpath(database) + suffix).unlink(missing_ok=True)
     return report
 
 
@@ -149,17 +157,21 @@ def export_colmap(
 def _told_in_a_line(database: Path) -> Iterator[None]:
     try:
         yield
+    except WorkerDiedError as error:
+        raise OutputError(f"{database}: COLMAP crashed ({error}); is the disk full, or the memory?") from error
     except RuntimeError as error:  # pycolmap's of its database, which tells of a full disk by no number
         raise OutputError(f"{database}: COLMAP can't write it ({one_line(error)}); is the disk full?") from error
+    finally:
+        _clear_side_files(Path(os.path.realpath(database)))
 
 
-def _forget_chance(pycolmap: Any, database: Any, error: float, tell: Tell) -> int:
-    """Delete the geometries that chance would have found as well; returns how many. error: of an inlier, pixels."""
+def _of_chance(pycolmap: Any, database: Any, error: float, tell: Tell) -> list[tuple[int, int]]:
+    """The pairs whose geometries chance would have found as well. error: of an inlier, pixels."""
     kinds = pycolmap.TwoViewGeometryConfiguration
     models = dict.fromkeys((kinds.PLANAR, kinds.PANORAMIC, kinds.PLANAR_OR_PANORAMIC), "homography")
     models[kinds.CALIBRATED] = "essential"
     points = lru_cache(IMAGES_AT_HAND)(lambda number: database.read_keypoints(number)[:, :2])
-    forgotten = 0
+    found = []
     numbers, inliers = database.read_two_view_geometry_num_inliers()
     for done, (number, agreeing) in enumerate(zip(numbers, inliers, strict=True), start=1):
         tell("check pairs", done, len(numbers))
@@ -172,15 +184,20 @@ def _forget_chance(pycolmap: Any, database: Any, error: float, tell: Tell) -> in
         xy0, xy1 = (points(image)[column] for image, column in zip(pair, indices.T, strict=True))
         lines = None if model == "homography" else geometry.F
         if is_chance(agreeing, xy0, xy1, VerificationSettings(model=model, threshold=error), lines):
+            found.append(pair)
+    return found
+
+
+def _forget(pycolmap: Any, path: Path, pairs: list[tuple[int, int]]) -> None:
+    """Delete the geometries of pairs; COLMAP then writes the whole database anew."""
+    with pycolmap.Database.open(path) as database:
+        for pair in pairs:
             database.delete_two_view_geometry(*pair)
-            forgotten += 1
-    return forgotten
 
 
 def _clear_side_files(database: Path) -> None:
-    """Remove what an earlier database left beside it, which SQLite would apply to the new one, and killed exports."""
+    """Remove what failed and killed exports left beside it."""
     for suffix in SIDE_FILES:
-        database.with_name(database.name + suffix).unlink(missing_ok=True)
         for left in database.parent.glob(f".{glob.escape(database.name)}.*.part{suffix}"):
             if not left.with_name(left.name.removesuffix(suffix)).exists():  # which `new_file` has cleared away
                 left.unlink(missing_ok=True)
@@ -195,7 +212,7 @@ def _import_images(
     options.camera_model, options.camera_params = camera.model, camera.parameters
     pycolmap.Database.open(path).close()
     try:
-        pycolmap.import_images(path, images, mode, names, options)
+        apart(lambda: pycolmap.import_images(path, images, mode, names, options))
     except ValueError as error:
         given = f"--camera-model {camera.model} --camera-params {camera.parameters!r}"
         raise UsageError(f"{given}: COLMAP refuses them; give a model's name and as many numbers as it has") from error
@@ -210,7 +227,7 @@ def _write_keypoints(
     """Keypoints in COLMAP's pixels, of the images that are as large as they were when extracted."""
     own = "sekd_schema" in features.attributes  # in files of other tools the size may be a guess
     described = {}
-    with pycolmap.Database.open(path) as database, pycolmap.DatabaseTransaction(database):
+    with pycolmap.Database.open(path) as database:
         for done, (name, (number, size)) in enumerate(imported.items(), start=1):
             tell("write images", done, len(imported))
             found = features.read(name)
