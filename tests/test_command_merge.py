@@ -205,6 +205,16 @@ def test_files_of_other_tools_are_joined() -> None:
         assert reader.names() == ["one.jpg", "two.jpg"]
 
 
+def test_an_image_of_another_tool_may_come_again_whatever_else_it_holds() -> None:
+    for name, inner in (("one", 1), ("two", 1), ("three", 2)):
+        with h5py.File(f"{name}.h5", "w") as file:
+            file["a.jpg/keypoints"], file["a.jpg/descriptors"] = np.zeros((2, 2)), np.full((8, 2), np.nan)
+            file["a.jpg/lines/ends"], file["a.jpg/note"] = inner, "of another tool"
+    assert merge([Path("one.h5"), Path("two.h5")], WHOLE) == Merged("features", 1, 1, 0)
+    with pytest.raises(InputFileError, match=r"a.jpg differs in one.h5 and three.h5"):
+        merge([Path("one.h5"), Path("three.h5")], WHOLE, overwrite=True)
+
+
 def test_nothing_is_overwritten_by_mistake(capfd: pytest.CaptureFixture[str]) -> None:
     shards = [str(write_shard(number, 2)) for number in (1, 2)]
     before = [Path(shard).read_bytes() for shard in shards]
