@@ -75,8 +75,8 @@ def verify(
 
     cameras: of the two images, needed for the essential matrix. Returns inliers (M,) bool and the model (3, 3) float64,
     or no inliers and None where fewer than `min_inliers` agree, or no more than chance has (`is_chance`; any will do if
-    `min_inliers` is 0). Homography H: x1 ~ H x0. Fundamental matrix F:
-    x1^T F x0 = 0. Essential matrix E: d1^T E d0 = 0 for directions d = (x - cx) / fx, (y - cy) / fy, 1.
+    `min_inliers` is 0). Homography H: x1 ~ H x0. Fundamental matrix F: x1^T F x0 = 0. Essential matrix E: d1^T E d0 = 0
+    for directions d = (x - cx) / fx, (y - cy) / fy, 1.
     """
     nothing = np.zeros(len(xy0), dtype=bool), None
     if len(xy0) < max(FEWEST_MATCHES[settings.model], settings.min_inliers):
@@ -129,9 +129,8 @@ def is_chance(
     within = max(_share_within(xy, settings) for xy in (xy0, xy1))
     if fundamental is not None:
         within = max(within, _share_exchanged(xy0, xy1, fundamental, settings.threshold))
-    beside = math.log(within)
     ways = math.log(count - sample) + _log_choices(count, agreeing) + _log_choices(agreeing, sample)
-    return ways + (agreeing - sample) * beside >= 0
+    return ways + (agreeing - sample) * math.log(within) >= 0
 
 
 def _share_within(xy: np.ndarray, settings: VerificationSettings) -> float:
@@ -189,21 +188,18 @@ def _fit(
     xy0: np.ndarray, xy1: np.ndarray, settings: VerificationSettings, cameras: tuple[Camera, Camera] | None
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     if settings.model == "homography":
-        found = cv2.findHomography(
+        model, mask = cv2.findHomography(
             xy0, xy1, cv2.USAC_MAGSAC, settings.threshold, maxIters=ITERATIONS, confidence=CONFIDENCE
         )
-        if found[0] is not None:
-            found = _refined(found[0], xy0, xy1, settings.threshold)
-    elif settings.model == "fundamental":
-        found = cv2.findFundamentalMat(xy0, xy1, cv2.USAC_MAGSAC, settings.threshold, CONFIDENCE, ITERATIONS)
-    else:
-        if cameras is None:
-            raise ValueError("the essential matrix needs both cameras")
-        focal = float(np.mean([camera.focal for camera in cameras]))
-        directions = cameras[0].directions(xy0), cameras[1].directions(xy1)
-        return fit_essential(*directions, focal, threshold=settings.threshold, confidence=CONFIDENCE)
-    model, mask = found
-    return model, mask
+        return (None, None) if model is None else _refined(model, xy0, xy1, settings.threshold)
+    if settings.model == "fundamental":
+        model, mask = cv2.findFundamentalMat(xy0, xy1, cv2.USAC_MAGSAC, settings.threshold, CONFIDENCE, ITERATIONS)
+        return model, mask
+    if cameras is None:
+        raise ValueError("the essential matrix needs both cameras")
+    focal = float(np.mean([camera.focal for camera in cameras]))
+    directions = cameras[0].directions(xy0), cameras[1].directions(xy1)
+    return fit_essential(*directions, focal, threshold=settings.threshold, confidence=CONFIDENCE)
 
 
 def fit_essential(
