@@ -28,7 +28,9 @@ GEOMETRY = VerificationSettings(model="fundamental", threshold=1.0, min_inliers=
 def agreement(sekd: Sekd, first: Features, second: Features) -> tuple[int, int]:
     """How many matches agree, and how many there are."""
     matches = sekd.match(first, second)
-    agreeing, _ = verify(matches.keypoints0.numpy(), matches.keypoints1.numpy(), GEOMETRY)
+    agreeing, _ = verify(
+        matches.keypoints0.numpy(), matches.keypoints1.numpy(), GEOMETRY, scores=matches.scores.numpy()
+    )
     return int(agreeing.sum()), len(agreeing)
 
 

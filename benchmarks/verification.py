@@ -4,10 +4,11 @@
     python benchmarks/verification.py --photographs RUN
 
 Matches in 640x480 pixels: points of a scene in depth (for a homography of a plane) seen from two sides, with normal
-errors of half a pixel, and points that have nothing to do with each other. For each model, number of matches and share
-of right ones: how many of the runs keep a model, and how many if only the number of inliers counts (the least of 15).
-With --poses: how far off the pose is that follows from the model (the larger of both angles, degrees, median), and the
-share of right matches that is kept; beside essential matrices as they are, those that OpenCV finds of directions.
+errors of half a pixel, and points that have nothing to do with each other; the scores of right ones are higher by one
+standard deviation. For each model, number of matches and share of right ones: how many of the runs keep a model, and
+how many if only the number of inliers counts (the least of 15). With --poses: how far off the pose is that follows from
+the model (the larger of both angles, degrees, median), the share of right matches that is kept, and milliseconds; as
+it is, and by MAGSAC with samples of any matches, as it was before.
 With --photographs it is told of what `sekd pairs --nearest 10` lists of the views of `benchmarks/retrieval.py`, as many
 of each kind and a thousand of those that don't belong together: what share keeps a model, what share if chance is
 judged as if points lay anywhere, and by the number of inliers alone. RUN is a folder of `sekd train`; of its
@@ -15,10 +16,12 @@ photographs some few do show the same.
 """
 
 import argparse
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -40,8 +43,17 @@ CAMERA = Camera(focal=(FOCAL, FOCAL), centre=((SIZE[0] - 1) / 2, (SIZE[1] - 1) /
 NOISE = 0.5  # pixels, along x and y
 
 
-def matches(count: int, right: int, *, flat: bool, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, Pose]:
-    """Two views' points (count, 2), of which the first `right` are the same points of a scene, and the pose between."""
+class Matches(NamedTuple):
+    """Two views' points, and the pose between the views."""
+
+    xy0: np.ndarray  # (M, 2) pixels
+    xy1: np.ndarray  # (M, 2)
+    scores: np.ndarray  # (M,)
+    pose: Pose
+
+
+def matches(count: int, right: int, *, flat: bool, random: np.random.Generator) -> Matches:
+    """So many matches, of which the first `right` are the same points of a scene."""
     xy0 = random.uniform(0, SIZE, (count, 2))
     depth = np.full(count, 6.0) if flat else random.uniform(4, 10, count)
     angle = random.uniform(0.05, 0.2) * random.choice((-1, 1))
@@ -52,7 +64,8 @@ def matches(count: int, right: int, *, flat: bool, random: np.random.Generator) 
     xy1 = seen[:, :2] / seen[:, 2:] * FOCAL + CAMERA.centre
     xy1[right:] = random.uniform(0, SIZE, (count - right, 2))
     xy1 += random.normal(scale=NOISE, size=xy1.shape)
-    return xy0.astype(np.float32), xy1.astype(np.float32), (turn, step)
+    scores = random.normal(size=count) + (np.arange(count) < right)
+    return Matches(xy0.astype(np.float32), xy1.astype(np.float32), scores, (turn, step))
 
 
 def kept(model: str, count: int, share: float, runs: int) -> float:
@@ -61,18 +74,20 @@ def kept(model: str, count: int, share: float, runs: int) -> float:
     found = 0
     for run in range(runs):
         random = np.random.default_rng((run, count, round(100 * share)))
-        xy0, xy1, _ = matches(count, round(count * share), flat=model == "homography", random=random)
-        found += verify(xy0, xy1, settings, (CAMERA, CAMERA))[1] is not None
+        given = matches(count, round(count * share), flat=model == "homography", random=random)
+        found += verify(given.xy0, given.xy1, settings, (CAMERA, CAMERA), given.scores)[1] is not None
     return 100 * found / runs
 
 
-def poses(model: str, count: int, share: float, runs: int) -> tuple[float, float]:
-    """Median error of the pose, degrees, and percent of the right matches that are kept."""
+def poses(model: str, count: int, share: float, runs: int) -> tuple[float, float, float]:
+    """Median error of the pose, degrees, percent of the right matches that are kept, and milliseconds."""
     settings, right = verification_settings(model), round(count * share)
-    errors, shares = [], []
+    errors, shares, seconds = [], [], 0.0
     for run in range(runs):
-        xy0, xy1, truth = matches(count, right, flat=False, random=np.random.default_rng((run, count)))
-        inliers, found = verify(xy0, xy1, settings, (CAMERA, CAMERA))
+        xy0, xy1, scores, truth = matches(count, right, flat=False, random=np.random.default_rng((run, count)))
+        start = time.perf_counter()
+        inliers, found = verify(xy0, xy1, settings, (CAMERA, CAMERA), scores)
+        seconds += time.perf_counter() - start
         shares.append(100 * inliers[:right].mean())
         if found is None:
             errors.append(float("inf"))
@@ -81,38 +96,45 @@ def poses(model: str, count: int, share: float, runs: int) -> tuple[float, float
         directions = (CAMERA.directions(xy[inliers]) for xy in (xy0, xy1))
         _, turn, step, _ = cv2.recoverPose(essential, *directions, np.eye(3))
         errors.append(pose_error((np.asarray(turn), np.asarray(step)[:, 0]), truth))
-    return float(np.median(errors)), float(np.mean(shares))
+    return float(np.median(errors)), float(np.mean(shares)), 1e3 * seconds / runs
 
 
 @contextmanager
-def of_directions() -> Iterator[None]:
-    """Essential matrices found as if the focal length were one pixel, as they were before."""
-    real = cv2.findEssentialMat
-
-    def find(xy0: np.ndarray, xy1: np.ndarray, matrix: np.ndarray, *, threshold: float, **rest: object) -> object:
-        focal = matrix[0, 0]
-        return real(xy0 / focal, xy1 / focal, np.eye(3), threshold=threshold / focal, **rest)
-
-    cv2.findEssentialMat = find
+def any_samples() -> Iterator[None]:
+    """Models of lines found by MAGSAC, as they were before."""
+    real = cv2.USAC_PROSAC
+    cv2.USAC_PROSAC = cv2.USAC_MAGSAC
     try:
         yield
     finally:
-        cv2.findEssentialMat = real
+        cv2.USAC_PROSAC = real
 
 
 def show_poses(runs: int) -> None:
     """Print a line a number of matches."""
-    print("matches  right   fundamental     essential    of directions   (degrees, % of the right ones kept)")
-    for count in (50, 200, 1000):
-        for share in (0.5, 0.8):
-            cells = [poses(model, count, share, runs) for model in ("fundamental", "essential")]
-            with of_directions():
-                cells.append(poses("essential", count, share, runs))
-            print(f"{count:7} {share:6.0%}" + "".join(f"{error:8.2f} {kept:5.1f} " for error, kept in cells))
+    models = ("fundamental", "essential")
+    print("degrees, % of the right ones kept, ms")
+    print("matches  right" + "".join(f"{name:>23}" for model in models for name in (f"{model}, before", "now")))
+    for count, share in (
+        (50, 0.3),
+        (50, 0.8),
+        (200, 0.15),
+        (200, 0.3),
+        (200, 0.8),
+        (1000, 0.1),
+        (1000, 0.3),
+        (1000, 0.8),
+    ):
+        cells = []
+        for model in models:
+            with any_samples():
+                cells.append(poses(model, count, share, runs))
+            cells.append(poses(model, count, share, runs))
+        print(f"{count:7} {share:6.0%}" + "".join(f"{error:9.2f} {kept:6.1f} {ms:6.0f}" for error, kept, ms in cells))
 
 
-def listed_pairs(run: Path, count: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Matches of listed pairs, `count` of each kind and ten times as many of "apart", by the kind."""
+def listed_pairs(run: Path, count: int) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
+    """Matches of listed pairs and their scores, `count` of each kind and ten times as many of "apart", by the kind."""
     left = dict.fromkeys(KINDS, count) | {"apart": 10 * count}
     with TemporaryDirectory() as folder:
         path = Path(folder) / "feats.h5"
@@ -125,8 +147,9 @@ def listed_pairs(run: Path, count: int) -> Iterator[tuple[str, np.ndarray, np.nd
                 if left[kind]:
                     left[kind] -= 1
                     one, two = (matchable_image(name, reader.read(name)) for name in pairs[row])
-                    first, second = match_images(one, two, MatchingSettings()).indices().T
-                    yield kind, one.keypoints[first], two.keypoints[second]
+                    found = match_images(one, two, MatchingSettings())
+                    first, second = found.indices().T
+                    yield kind, one.keypoints[first], two.keypoints[second], found.scores0[first]
 
 
 def show_photographs(run: Path) -> None:
@@ -138,12 +161,12 @@ def show_photographs(run: Path) -> None:
         "by number alone": lambda *_: False,
     }
     found: dict[str, list[list[bool]]] = {}
-    for kind, xy0, xy1 in listed_pairs(run, 100):
+    for kind, xy0, xy1, scores in listed_pairs(run, 100):
         row = found.setdefault(kind, [])
         row.append([])
         for way in ways.values():
             verification.is_chance = way
-            row[-1].append(verify(xy0, xy1, settings)[1] is not None)
+            row[-1].append(verify(xy0, xy1, settings, scores=scores)[1] is not None)
     verification.is_chance = judged
     print(f"{'pairs':8} {'number':>6}" + "".join(f"{way:>18}" for way in ways))
     for kind in (*KINDS, "apart"):

@@ -103,7 +103,7 @@ MODELS = ("homography", "fundamental", "essential")  # of the geometry of a pair
 
 @dataclass(frozen=True, kw_only=True)
 class VerificationSettings:
-    """Which matches agree on the geometry of a pair (OpenCV's USAC with MAGSAC scores)."""
+    """Which matches agree on the geometry of a pair (OpenCV's USAC)."""
 
     model: str  # one of MODELS
     threshold: float  # largest error of an inlier, pixels

@@ -168,7 +168,7 @@ def _verified(
     pairs = matches.indices()
     cameras = (image0.camera, image1.camera) if image0.camera and image1.camera else None
     xy0, xy1 = image0.keypoints[pairs[:, 0]], image1.keypoints[pairs[:, 1]]
-    inliers, model = verify(xy0, xy1, verification, cameras)
+    inliers, model = verify(xy0, xy1, verification, cameras, matches.scores0[pairs[:, 0]])
     outliers = pairs[~inliers, 0]
     matches.matches0[outliers], matches.scores0[outliers] = -1, 0
     name = None if model is None else verification.model

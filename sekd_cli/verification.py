@@ -1,7 +1,8 @@
 """Geometric verification: the matches of a pair that one homography, fundamental or essential matrix explains.
 
-OpenCV's USAC framework with MAGSAC scores (Barath et al., CVPR 2020), then, for a homography, least squares. Its
-sampling starts from the same state each time, so equal matches give equal results.
+OpenCV's USAC framework: for a homography MAGSAC (Barath et al., CVPR 2020), then least squares; for a fundamental or
+essential matrix PROSAC (Chum and Matas, CVPR 2005), which draws its first samples from the best matches. Its sampling
+starts from the same state each time, so equal matches give equal results.
 """
 
 import math
@@ -69,15 +70,25 @@ def camera_of(values: tuple[float, ...], image_size: tuple[int, int]) -> Camera:
 
 
 def verify(
-    xy0: np.ndarray, xy1: np.ndarray, settings: VerificationSettings, cameras: tuple[Camera, Camera] | None = None
+    xy0: np.ndarray,
+    xy1: np.ndarray,
+    settings: VerificationSettings,
+    cameras: tuple[Camera, Camera] | None = None,
+    scores: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Which of the matches xy0, xy1 (M, 2), in pixels, agree on the model, and the model.
 
-    cameras: of the two images, needed for the essential matrix. Returns inliers (M,) bool and the model (3, 3) float64,
-    or no inliers and None where fewer than `min_inliers` agree, or no more than chance has (`is_chance`; any will do if
-    `min_inliers` is 0). Homography H: x1 ~ H x0. Fundamental matrix F: x1^T F x0 = 0. Essential matrix E: d1^T E d0 = 0
-    for directions d = (x - cx) / fx, (y - cy) / fy, 1.
+    cameras: of the two images, needed for the essential matrix. scores: of the matches, (M,), by which they are tried;
+    None where they come best first. Returns inliers (M,) bool and the model (3, 3) float64, or no inliers and None
+    where fewer than `min_inliers` agree, or no more than chance has (`is_chance`; any will do if `min_inliers` is 0).
+    Homography H: x1 ~ H x0. Fundamental matrix F: x1^T F x0 = 0. Essential matrix E: d1^T E d0 = 0 for directions
+    d = (x - cx) / fx, (y - cy) / fy, 1.
     """
+    if scores is not None:
+        order = np.argsort(-scores, kind="stable")
+        inliers = np.zeros(len(xy0), dtype=bool)
+        inliers[order], model = verify(xy0[order], xy1[order], settings, cameras)
+        return inliers, model
     nothing = np.zeros(len(xy0), dtype=bool), None
     if len(xy0) < max(FEWEST_MATCHES[settings.model], settings.min_inliers):
         return nothing
@@ -193,28 +204,30 @@ def _fit(
         )
         return (None, None) if model is None else _refined(model, xy0, xy1, settings.threshold)
     if settings.model == "fundamental":
-        model, mask = cv2.findFundamentalMat(xy0, xy1, cv2.USAC_MAGSAC, settings.threshold, CONFIDENCE, ITERATIONS)
+        model, mask = cv2.findFundamentalMat(xy0, xy1, cv2.USAC_PROSAC, settings.threshold, CONFIDENCE, ITERATIONS)
         return model, mask
     if cameras is None:
         raise ValueError("the essential matrix needs both cameras")
     focal = float(np.mean([camera.focal for camera in cameras]))
     directions = cameras[0].directions(xy0), cameras[1].directions(xy1)
-    return fit_essential(*directions, focal, threshold=settings.threshold, confidence=CONFIDENCE)
+    return fit_essential(
+        *directions, focal, method=cv2.USAC_PROSAC, threshold=settings.threshold, confidence=CONFIDENCE
+    )
 
 
 def fit_essential(
-    directions0: np.ndarray, directions1: np.ndarray, focal: float, *, threshold: float, confidence: float
+    directions0: np.ndarray, directions1: np.ndarray, focal: float, *, method: int, threshold: float, confidence: float
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Essential matrices (3 K, 3), one below the other, of directions (M, 2), and which of these agree, (M, 1).
 
-    threshold: largest error of an inlier, pixels of a camera of this focal length, in whose pixels the points are: of
-    directions alone, with errors of 1e-3, USAC refines nothing (docs/EXPERIMENTS.md, 111).
+    method: OpenCV's. threshold: largest error of an inlier, pixels of a camera of this focal length, in whose pixels
+    the points are: of directions alone, with errors of 1e-3, USAC refines nothing (docs/EXPERIMENTS.md, 111).
     """
     model, mask = cv2.findEssentialMat(
         directions0 * focal,
         directions1 * focal,
         np.diag((focal, focal, 1.0)),
-        method=cv2.USAC_MAGSAC,
+        method=method,
         prob=confidence,
         threshold=threshold,
         maxIters=ITERATIONS,

@@ -283,6 +283,34 @@ def test_of_many_matches_some_are_exchanged_and_one_agrees_at_least() -> None:
     assert 0 < _share_exchanged(xy0, xy1, sideways, 1e-12) < 1e-3
 
 
+@pytest.mark.parametrize(("model", "right", "wrong"), [("fundamental", 30, 170), ("essential", 40, 460)])
+def test_matches_are_tried_by_their_scores(model: str, right: int, wrong: int) -> None:
+    """Where few are right, samples of any matches have no chance (Chum and Matas 2005)."""
+    xy0, xy1, _ = scene(right, wrong)
+    random = np.random.default_rng(3)
+    scores = random.normal(size=len(xy0)) + 2 * (np.arange(len(xy0)) < right)
+    order = random.permutation(len(xy0))
+    given, settings = (xy0[order], xy1[order]), verification_settings(model)
+    inliers, found = verify(*given, settings, (CAMERA, CAMERA), scores[order])
+    assert found is not None
+    assert inliers[order < right].mean() > 0.9
+    assert inliers.sum() < 1.2 * right
+    assert verify(*given, settings, (CAMERA, CAMERA), -scores[order])[1] is None
+
+
+@pytest.mark.parametrize("model", ["homography", "fundamental", "essential"])
+def test_without_scores_matches_come_best_first(model: str) -> None:
+    xy0, xy1, _ = scene(120, 60)
+    scores = np.random.default_rng(4).normal(size=len(xy0)).round(1)  # some are equal
+    order = np.array(sorted(range(len(xy0)), key=lambda index: -scores[index]))
+    settings = VerificationSettings(model=model, threshold=3, min_inliers=0)
+    inliers, found = verify(xy0, xy1, settings, (CAMERA, CAMERA), scores)
+    expected, as_given = verify(xy0[order], xy1[order], settings, (CAMERA, CAMERA))
+    np.testing.assert_array_equal(found, as_given)
+    np.testing.assert_array_equal(inliers[order], expected)
+    assert 0 < inliers.sum() < len(inliers)
+
+
 def test_the_usual_thresholds_in_pixels_and_number_of_inliers() -> None:
     usual = [verification_settings(model) for model in ("homography", "fundamental", "essential")]
     assert [settings.threshold for settings in usual] == [3, 1, 1]

@@ -92,8 +92,8 @@ def run(options: MatchOptions) -> int:
     if verification is not None and verification.min_inliers:
         lines = verification.model != "homography"
         decisive["of_chance"] = "nothing exchanged" if lines else "nothing"  # 123 and 107 of docs/EXPERIMENTS.md
-    if verification is not None and verification.model == "essential":
-        decisive["essential_of"] = "pixels"  # since 111; of directions before
+    if verification is not None:
+        decisive["tried"] = "best first"  # since 124
     decisive["shard"] = str(shard)  # so that merging notices one that is missing or double
     device = resolve_device(options.device)
     cores = min(MOST_PROCESSES, available_cores())

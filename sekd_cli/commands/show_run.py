@@ -165,7 +165,7 @@ def _draw_pair(first: _Loaded, second: _Loaded, options: ShowOptions) -> np.ndar
     note = f"{len(pairs):,} match{'' if len(pairs) == 1 else 'es'}"
     outliers = 0
     if options.verify is not None:
-        inliers = _inliers(first, second, pairs, options.verify)
+        inliers = _inliers(first, second, pairs, scores, options.verify)
         order = np.argsort(inliers, kind="stable")  # inliers on top
         colours: list[Colour] = [INLIER if inlier else OUTLIER for inlier in inliers[order]]
         outliers = int((~inliers).sum())
@@ -194,9 +194,9 @@ def _matches(first: _Loaded, second: _Loaded, options: ShowOptions) -> StoredMat
     return matches
 
 
-def _inliers(first: _Loaded, second: _Loaded, pairs: np.ndarray, model: str) -> np.ndarray:
+def _inliers(first: _Loaded, second: _Loaded, pairs: np.ndarray, scores: np.ndarray, model: str) -> np.ndarray:
     xy0, xy1 = first.features.keypoints[pairs[:, 0]], second.features.keypoints[pairs[:, 1]]
-    return verify(xy0, xy1, verification_settings(model))[0]
+    return verify(xy0, xy1, verification_settings(model), scores=scores)[0]
 
 
 def _model_words(model: str) -> str:

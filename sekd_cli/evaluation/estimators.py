@@ -59,7 +59,9 @@ def estimate_pose(
     xy0, xy1 = _shuffled(cameras[0].normalise(xy0), cameras[1].normalise(xy1), seed)
     focal = (cameras[0].focal_length + cameras[1].focal_length) / 2
     try:
-        matrices, mask = fit_essential(xy0, xy1, focal, threshold=threshold, confidence=POSE_CONFIDENCE)
+        matrices, mask = fit_essential(
+            xy0, xy1, focal, method=cv2.USAC_MAGSAC, threshold=threshold, confidence=POSE_CONFIDENCE
+        )
         if matrices is None or mask is None:
             return None
         poses = [
