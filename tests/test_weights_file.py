@@ -1,6 +1,7 @@
 import math
 import pickle
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -257,6 +258,35 @@ def test_weights_that_are_no_numbers_are_refused(broken: float, tmp_path: Path) 
     network.level8[0][0].weight.data[3, 2, 1, 0] = broken
     save_network(tmp_path / "mine.safetensors", network, {})
     with pytest.raises(InputFileError, match=r"mine\.safetensors: level8\.0\.0\.weight holds what is no number"):
+        load_network(tmp_path / "mine.safetensors")
+
+
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.bool, torch.complex64, torch.int32])
+def test_weights_of_a_kind_that_holds_no_plain_numbers_are_refused(kind: torch.dtype, tmp_path: Path) -> None:
+    path = tmp_path / "mine.safetensors"
+    state = CompactNetwork().state_dict()
+    state["level2.0.0.weight"] = state["level2.0.0.weight"].to(kind)
+    safetensors.torch.save_file(state, path, {"network": "compact"})
+    with pytest.raises(InputFileError, match=r"mine\.safetensors: level2\.0\.0\.weight holds no plain numbers"):
+        load_network(path)
+
+
+@pytest.mark.parametrize("change", [Tensor.to_sparse, lambda weight: weight.to("meta")], ids=["sparse", "meta"])
+def test_a_checkpoint_whose_tensors_are_not_all_there_is_refused(
+    change: Callable[[Tensor], Tensor], tmp_path: Path
+) -> None:
+    state = PublishedNetwork().state_dict()
+    state["stem.weight"] = change(state["stem.weight"])
+    torch.save({"state_dict": state}, tmp_path / "other.pth")
+    with pytest.raises(InputFileError, match=r"other\.pth: stem\.weight holds no plain numbers"):
+        load_network(tmp_path / "other.pth")
+
+
+def test_weights_too_large_for_the_network_are_refused(tmp_path: Path) -> None:
+    state = CompactNetwork().state_dict()
+    state["detector.bias"] = torch.full_like(state["detector.bias"], 1e300, dtype=torch.float64)
+    safetensors.torch.save_file(state, tmp_path / "mine.safetensors", {"network": "compact"})
+    with pytest.raises(InputFileError, match=r"detector\.bias holds what is no number"):
         load_network(tmp_path / "mine.safetensors")
 
 

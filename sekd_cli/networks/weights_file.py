@@ -17,6 +17,7 @@ from torch import Tensor
 from sekd_cli.errors import InputFileError
 from sekd_cli.networks import NETWORKS, DenseNetwork
 
+NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)  # the last: batch norms' counters
 CHECKPOINT_MAGICS = (b"PK", b"\x80")  # of the authors' checkpoint: a zip of torch's, or a pickle
 
 # The authors' names for the parts of the published network, and ours. `N` stands for a number, kept as it is.
@@ -66,11 +67,12 @@ def load_network(path: Path) -> DenseNetwork:
     """The network that a weights file holds, on the CPU, in evaluation mode.
 
     Raises InputFileError, naming the file, if it is missing or neither kind of weights, or the tensors that are
-    missing, extra or of another shape.
+    missing, extra, of another shape or of a kind that holds no plain numbers.
     """
     if not path.is_file():
         raise InputFileError(f"{path}: no such weights file; give a .safetensors of sekd train")
     name, tensors = _read_safetensors(path) if _is_safetensors(path) else _read_authors_checkpoint(path)
+    _check_kinds(path, tensors)
     network = NETWORKS[name].holding(tensors)
     _check_tensors(path, network, tensors)
     network.load_state_dict(tensors)
@@ -123,6 +125,13 @@ def _our_name(name: str) -> str:
     return bare
 
 
+def _check_kinds(path: Path, tensors: dict[str, Tensor]) -> None:
+    for name, tensor in sorted(tensors.items()):
+        if tensor.dtype not in NUMBERS or tensor.layout is not torch.strided or tensor.device.type != "cpu":
+            kind = f"{tensor.dtype}, {tensor.layout}, {tensor.device.type}".replace("torch.", "")
+            raise InputFileError(f"{path}: {name} holds no plain numbers ({kind}); save it as float32")
+
+
 def _check_tensors(path: Path, network: DenseNetwork, tensors: dict[str, Tensor]) -> None:
     expected = network.state_dict()
     for name in expected:  # older checkpoints lack this counter, which inference never reads
@@ -137,5 +146,5 @@ def _check_tensors(path: Path, network: DenseNetwork, tensors: dict[str, Tensor]
         problems.append("other shapes for " + ", ".join(f"{n} {tuple(tensors[n].shape)}" for n in wrong))
     if problems:
         raise InputFileError(f"{path}: not the {network.name} network: {'; '.join(problems)}")
-    if broken := sorted(name for name, tensor in tensors.items() if not tensor.isfinite().all()):
+    if broken := sorted(name for name, tensor in tensors.items() if not tensor.float().isfinite().all()):
         raise InputFileError(f"{path}: {broken[0]} holds what is no number; train again, or from an earlier checkpoint")
