@@ -21,9 +21,10 @@ def test_settings_survive_toml_and_wrong_ones_are_named(tmp_path: Path) -> None:
         settings_from({"colour": 1}, PRESETS["default"], "x")
     with pytest.raises(UsageError, match="rounds is 'many'"):
         settings_from({"rounds": "many"}, PRESETS["default"], "x")
-    file.write_text("rounds = [")
-    with pytest.raises(InputFileError, match=r"config\.toml"):
-        read_settings(file)
+    for unreadable in ("rounds = [", f"rounds = {'9' * 5000}", "rounds = " + "[" * 100_000):
+        file.write_text(unreadable)
+        with pytest.raises(InputFileError, match=r"config\.toml"):
+            read_settings(file)
     with pytest.raises(InputFileError, match="no such file"):
         read_settings(tmp_path / "none.toml")
 

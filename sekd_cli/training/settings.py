@@ -276,7 +276,7 @@ def read_settings(path: Path) -> TrainingSettings:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputFileError(f"{path}: no such file; give a TOML file or one of {', '.join(PRESETS)}") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # of tomllib, also for numbers of thousands of digits
         raise InputFileError(f"{path}: not a readable TOML file ({error})") from error
     preset = content.pop("preset", "default")
     if not isinstance(preset, str) or preset not in PRESETS:
