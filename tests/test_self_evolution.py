@@ -70,7 +70,8 @@ class Told(Reporter):
         del step_seconds
         self.rounds = rounds
 
-    def label_ended(self, phase: Phase, done: int, total: int) -> None:
+    def label_ended(self, phase: Phase, done: int, total: int, labels: int) -> None:
+        del labels
         self.labellings.append((phase.round, done, total))
 
     def stepped(self, step: int, figures: dict[str, float]) -> None:

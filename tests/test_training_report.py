@@ -67,12 +67,26 @@ def test_a_folder_without_a_run_has_no_report_and_a_begun_run_has_one(tmp_path: 
 def test_a_labelling_cut_short_is_told_and_noted(run: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
     told = RunReport(run, run.settings())
     for phase, done in enumerate((77, 8)):
-        told.label_ended(Phase(round=phase, action="label", what="corners"), done, 77)
+        told.label_ended(Phase(round=phase, action="label", what="corners"), done, 77, 100 * done)
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
         "round 1: its time was enough to label 8 of 77 photographs, and it learns from these; "
         "give more --minutes for more"
     ]
     assert [entry["photographs"] for entry in run.entries() if entry["action"] == "label"] == [77, 8]
+
+
+def test_a_labelling_that_found_next_to_nothing_is_told_and_the_report_has_the_numbers(
+    run: RunFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = RunReport(run, run.settings())
+    for index, labels in enumerate((3105, 99, 0)):
+        told.label_ended(Phase(round=index, action="label", what="corners"), 10, 10, labels)
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [warning.partition(",")[0] for warning in warnings] == [
+        "round 1: 99 labels on 10 photographs",
+        "round 2: 0 labels on 10 photographs",
+    ]
+    assert "| labels a photograph | 310.5, 9.9, 0.0 |" in write_report(run).read_text(encoding="utf-8")
 
 
 def test_what_a_run_is_made_of_is_not_changed_when_it_goes_on(run: RunFolder) -> None:

@@ -21,6 +21,8 @@ from sekd_cli.training.settings import TrainingSettings
 
 logger = logging.getLogger(__name__)
 
+FEW_LABELS = 10  # a photograph: of plain walls, or by a network that has learned too little; usual are hundreds
+
 
 def photographs_at(data: tuple[str, ...]) -> list[ImageEntry]:
     """The images that are meant, each file once; pictures in the folders of training runs are no photographs."""
@@ -96,9 +98,10 @@ class RunReport(Reporter):
         """So many photographs are labelled."""
         self._reach(done)
 
-    def label_ended(self, phase: Phase, done: int, total: int) -> None:
-        """So many photographs have labels to learn from."""
-        self.run.log({"action": "label", "round": phase.round, "what": phase.what, "photographs": done, "of": total})
+    def label_ended(self, phase: Phase, done: int, total: int, labels: int) -> None:
+        """So many photographs have so many labels to learn from."""
+        entry = {"action": "label", "round": phase.round, "what": phase.what, "photographs": done, "of": total}
+        self.run.log(entry | {"labels": labels})
         if done < total:
             logger.warning(
                 "round %d: its time was enough to label %d of %d photographs, and it learns from these; "
@@ -106,6 +109,14 @@ class RunReport(Reporter):
                 phase.round,
                 done,
                 total,
+            )
+        if labels < FEW_LABELS * done:
+            logger.warning(
+                "round %d: %d labels on %d photographs, from which a network learns to find next to nothing; "
+                "look at the photographs, give the updates more steps, or set a lower adaptation_threshold",
+                phase.round,
+                labels,
+                done,
             )
 
     def stepped(self, step: int, figures: dict[str, float]) -> None:

@@ -79,6 +79,10 @@ def _summary(steps: Entries, entries: Entries, settings: TrainingSettings) -> st
     data = [entry for entry in entries if entry["action"] == "data"]
     if data:
         rows.append(("photographs", f"{data[-1]['photographs']:,} ({data[-1]['megabytes']:,.0f} MB decoded)"))
+    labelled = [entry for entry in entries if entry["action"] == "label" and "labels" in entry]
+    if labelled:
+        each = ", ".join(f"{entry['labels'] / entry['photographs']:.1f}" for entry in labelled)
+        rows.append(("labels a photograph", each))
     seconds = sum(entry["seconds"] for entry in steps)
     if seconds:
         waited = sum(entry["waited"] for entry in steps)

@@ -47,8 +47,8 @@ class Reporter:
     def labelled(self, done: int) -> None:
         """So many photographs of this phase are labelled."""
 
-    def label_ended(self, phase: Phase, done: int, total: int) -> None:
-        """A labelling is over: `done` photographs have labels, fewer than `total` if its time was short."""
+    def label_ended(self, phase: Phase, done: int, total: int, labels: int) -> None:
+        """A labelling is over: `done` photographs got `labels`, fewer than `total` if its time was short."""
 
     def stepped(self, step: int, figures: dict[str, float]) -> None:
         """A step of this phase is done, with its losses, learning rate, and seconds spent and waited."""
@@ -158,7 +158,7 @@ class SelfEvolution:
         return self.folder / f"labels-{index}.npy"
 
     def _label(self, phase: Phase) -> None:
-        chosen, end = self._chosen(phase), self._end()
+        chosen, end, file = self._chosen(phase), self._end(), self._label_file(self.phase_index)
         self.reporter.phase(phase, len(chosen), 0)
         self.labelled = label_photographs(
             phase.what,
@@ -167,12 +167,13 @@ class SelfEvolution:
             chosen,
             self.settings,
             key=(self.settings.seed, self.phase_index),
-            file=self._label_file(self.phase_index),
+            file=file,
             progress=self.reporter.labelled,
             stop=lambda: (self.settings.minutes > 0 and self._elapsed() >= end) or self._pausing(),
         )
-        if not self._pausing():
-            self.reporter.label_ended(phase, self.labelled, len(chosen))
+        if not self._pausing() and rank() == 0:
+            found = int(np.isfinite(np.load(file, mmap_mode="r")[: self.labelled, :, 0]).sum())
+            self.reporter.label_ended(phase, self.labelled, len(chosen), found)
 
     def labels(self) -> tuple[np.ndarray, np.ndarray]:
         """The photographs (n,) that were labelled last, and their labels (n, K, 3). Raises InputFileError."""
