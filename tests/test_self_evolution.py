@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -623,3 +624,17 @@ def test_a_skipped_step_is_told(photographs: Photographs, tmp_path: Path, monkey
     monkeypatch.setattr(self_evolution, "losses_of", lost)
     _, told = evolve(tmp_path / "run", photographs, replace(COMPACT, rounds=1))
     assert [figures["skipped"] for figures in told.losses] == [1.0, 1.0]
+
+
+def test_data_processes_say_nothing_of_who_took_their_batches_and_went_away(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    threads = torch.get_num_threads()
+    try:
+        self_evolution._begin_data_process(0)
+        for error in (EOFError(), ConnectionResetError(104, "reset"), ValueError("a fault")):
+            sys.excepthook(type(error), error, None)
+    finally:
+        torch.set_num_threads(threads)
+    assert capsys.readouterr().err.strip() == "ValueError: a fault"

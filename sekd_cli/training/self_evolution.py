@@ -5,10 +5,12 @@ phase made. Everything that a phase does follows from (settings, seed, phase, st
 killed anywhere goes on to the same end.
 """
 
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 import torch
@@ -197,7 +199,7 @@ class SelfEvolution:
             num_workers=self.workers,
             prefetch_factor=4 if self.workers else None,
             pin_memory=self.device.type == "cuda",
-            worker_init_fn=_one_thread,
+            worker_init_fn=_begin_data_process,
         )
         for part in loader:
             if isinstance(part, PairPlan):
@@ -291,7 +293,16 @@ class SelfEvolution:
         save_network(self.folder / name, self.learner.average, facts)
 
 
-def _one_thread(worker: int) -> None:
-    """Data processes use one thread each: two busy processes waiting for each other's threads cost ten times."""
+def _begin_data_process(worker: int) -> None:
+    """Data processes use one thread each: two busy processes waiting for each other's threads cost ten times.
+
+    Nor do they complain when who takes their batches goes away in the middle of one, which is what Ctrl-C does.
+    """
     del worker
     torch.set_num_threads(1)
+    sys.excepthook = _but_for_broken_connections  # what goes wrong with a batch is raised by whoever takes it
+
+
+def _but_for_broken_connections(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+    if not issubclass(kind, EOFError | ConnectionError):
+        sys.__excepthook__(kind, error, where)
