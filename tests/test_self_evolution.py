@@ -6,6 +6,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -638,3 +639,23 @@ def test_data_processes_say_nothing_of_who_took_their_batches_and_went_away(
     finally:
         torch.set_num_threads(threads)
     assert capsys.readouterr().err.strip() == "ValueError: a fault"
+
+
+def test_an_interrupt_while_an_updates_data_processes_end_ends_the_run(
+    photographs: Photographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    join, ended = BaseProcess.join, []
+
+    def interrupted(process: BaseProcess, timeout: float | None = None) -> None:
+        join(process, timeout)
+        if not ended:
+            ended.append(process)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(BaseProcess, "join", interrupted)
+    once = replace(COMPACT, rounds=1)
+    run = SelfEvolution(tmp_path, photographs, once, Told(), device=torch.device("cpu"), workers=1)
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    assert ended
+    assert run.phase_step == once.last_steps

@@ -7,7 +7,7 @@ killed anywhere goes on to the same end.
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -188,7 +188,7 @@ class SelfEvolution:
             raise InputFileError(f"{file}: missing or damaged; put it back, or start a new run") from error
         return self._chosen(phases[index])[: self.labelled], labels[: self.labelled]
 
-    def _batches(self) -> Iterator[PairBatch]:
+    def _batches(self) -> Generator[PairBatch, None, None]:
         key = (self.settings.seed, self.phase_index)
         pairs = PairDataset(self.photographs, *self.labels(), self.settings, key, share=(rank(), ranks()))
         itself = self.device.type == "cpu"  # or data processes send what to render, and the device renders it
@@ -201,11 +201,15 @@ class SelfEvolution:
             pin_memory=self.device.type == "cuda",
             worker_init_fn=_begin_data_process,
         )
-        for part in loader:
-            if isinstance(part, PairPlan):
-                yield render(part, self.settings.height, self.settings.width, self.device)
-            else:
-                yield part
+        parts = iter(loader)
+        try:
+            for part in parts:
+                if isinstance(part, PairPlan):
+                    yield render(part, self.settings.height, self.settings.width, self.device)
+                else:
+                    yield part
+        finally:  # here, as Python ignores a Ctrl-C while it destroys `parts`, which waits for the processes too
+            getattr(parts, "_shutdown_workers", lambda: None)()
 
     def _update(self) -> None:
         phase, end = self._phase(), self._end()
@@ -241,6 +245,7 @@ class SelfEvolution:
             if time.monotonic() - saved > SAVE_SECONDS:
                 self._save(note=f"step {self.learner.step}")
                 saved = time.monotonic()
+        batches.close()
 
     def _annealed(self, phase: Phase, now: float, end: float) -> float:
         """How far the last update has come, by its steps or by its time, whichever ends first; 0 before."""
