@@ -57,7 +57,8 @@ def test_every_number_must_be_finite(name: str, value: float) -> None:
         *(("adaptation_threshold", 1.5), ("adaptation_threshold", 1.0), ("target_sigma", -1.0), ("label_border", -1)),
         *(("last_steps", 0), ("label_nms_radius", 101), ("shear", 90.0), ("zoom", 0.5), ("height", 32)),
         *(("batch_size", 1), ("validation_share", 0.5), ("photographs_per_round", 0.0), ("octaves", 5)),
-        *(("similarity_scale", 101.0), ("photograph_size", 95)),
+        *(("similarity_scale", 101.0), ("photograph_size", 95), ("rotation", 1e300), ("zoom", 101.0)),
+        *(("stretch", 1e30), ("farthest", 1e30), ("closest", 1e-30)),
     ],
 )
 def test_a_setting_out_of_its_range_is_named(name: str, value: float) -> None:

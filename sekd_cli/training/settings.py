@@ -28,6 +28,7 @@ LEAST = {  # the smallest value, of these settings
     64: ("height", "width"),  # pixels
     96: ("photograph_size",),  # as `photographs.SHORTEST_EDGE`
 }
+MOST = {360: ("rotation",), 100: ("zoom", "stretch", "farthest")}  # beyond, float32 can't turn views back
 SHARES = (  # from 0 to 1
     *("average_decay", "any_rotation_share", "shift", "hidden_share", "parallax_share", "parallax", "exposed_share"),
     *("plain_share", "low_level_weight"),
@@ -147,6 +148,7 @@ class TrainingSettings:
                 for least in LEAST
                 for name in LEAST[least]
             ),
+            *((getattr(self, name) <= most, f"{name}: give {most} or less") for most in MOST for name in MOST[most]),
             *((0 <= getattr(self, name) <= 1, f"{name}: give 0 to 1") for name in SHARES),
             (self.start.encode(errors="ignore").decode() == self.start, "start: give a path that is valid UTF-8"),
             (self.seed < 2**64, "seed: give less than 2^64"),
@@ -158,7 +160,7 @@ class TrainingSettings:
             ),
             (0 < self.photographs_per_round <= 1, "photographs_per_round: give a share, more than 0, at most 1"),
             (0 <= self.validation_share < 0.5, "validation_share: give a share from 0 up to 0.5"),
-            (0 < self.closest <= self.farthest, "closest, farthest: give more than 0, the first at most the second"),
+            (0.01 <= self.closest <= self.farthest, "closest, farthest: give 0.01 or more, the second not less"),
             (self.detected_points + self.random_points > 0, "detected_points, random_points: give 1 or more together"),
             (self.gradient_norm > 0, "gradient_norm: give more than 0"),
             (0 <= self.shear < 90, "shear: give 0 (none) up to 90"),
