@@ -12,14 +12,7 @@ import numpy as np
 
 from sekd_cli.errors import InputFileError, UsageError
 from sekd_cli.export.flat_folder import FlatFolder
-from sekd_cli.export.layouts import (
-    FEATURE_FILES,
-    PairMatches,
-    named_pairs,
-    write_features,
-    write_matches,
-    write_stored_matches,
-)
+from sekd_cli.export.layouts import FEATURE_FILES, FlatOutput, PairMatches, named_pairs
 from sekd_cli.feature_file import FeatureReader, FeatureWriter
 from sekd_cli.file_contents import FEATURES, FLAT, MATCHES, kind_of, reading
 from sekd_cli.hdf5_file import HDF5_SUFFIXES, create_hdf5, open_for_reading
@@ -77,14 +70,16 @@ def convert(
             with ExitStack() as outputs:
                 if layout == "hloc":
                     return _flat_to_hloc(folder, output, outputs, overwrite=overwrite)
-                return _flat_to_flat(folder, layout, output, outputs, overwrite=overwrite)
+                flat = FlatOutput(layout=layout, folder=output, outputs=outputs, overwrite=overwrite)
+                return _flat_to_flat(folder, flat)
     if layout == "hloc":
         raise UsageError(f"{inputs[0]}: in hloc's layout already; give --to imc or --to kaggle")
     _spare_inputs(inputs, _written(layout, output, features=FEATURES in by_kind, matches=MATCHES in by_kind))
     with ExitStack() as readers, ExitStack() as outputs:
         features = readers.enter_context(FeatureReader(by_kind[FEATURES])) if FEATURES in by_kind else None
         matches = readers.enter_context(MatchReader(by_kind[MATCHES])) if MATCHES in by_kind else None
-        return _hloc_to_flat(features, matches, layout, output, outputs, overwrite=overwrite)
+        flat = FlatOutput(layout=layout, folder=output, outputs=outputs, overwrite=overwrite)
+        return _hloc_to_flat(features, matches, flat)
 
 
 def _written(layout: str, output: Path, *, features: bool, matches: bool) -> list[Path]:
@@ -100,24 +95,15 @@ def _spare_inputs(inputs: Sequence[Path], written: Sequence[Path]) -> None:
             raise UsageError(f"{path}: is an input too; give another output with -o")
 
 
-def _hloc_to_flat(
-    features: FeatureReader | None,
-    matches: MatchReader | None,
-    layout: str,
-    output: Path,
-    outputs: ExitStack,
-    *,
-    overwrite: bool,
-) -> Converted:
+def _hloc_to_flat(features: FeatureReader | None, matches: MatchReader | None, output: FlatOutput) -> Converted:
     if features is not None and matches is not None:
         _check_belonging(features, matches)
-    images = None if features is None else write_features(features, layout, output, outputs, overwrite=overwrite)
+    images = None if features is None else output.write_features(features)
     if matches is None:
         return Converted(images, None)
     if features is None:
         _warn_of_flat_names(matches)
-    names = [] if features is None else features.names()
-    return Converted(images, write_stored_matches(matches, names, layout, output, outputs, overwrite=overwrite))
+    return Converted(images, output.write_stored_matches(matches, [] if features is None else features.names()))
 
 
 def _warn_of_flat_names(matches: MatchReader) -> None:
@@ -141,12 +127,9 @@ def _check_belonging(features: FeatureReader, matches: MatchReader) -> None:
                 )
 
 
-def _flat_to_flat(folder: FlatFolder, layout: str, output: Path, outputs: ExitStack, *, overwrite: bool) -> Converted:
-    images = write_features(folder, layout, output, outputs, overwrite=overwrite) if folder.has_features else None
-    pairs = None
-    if folder.has_matches:
-        pairs = write_matches(folder.matches(), folder.names(), layout, output, outputs, overwrite=overwrite)
-    return Converted(images, pairs)
+def _flat_to_flat(folder: FlatFolder, output: FlatOutput) -> Converted:
+    images = output.write_features(folder) if folder.has_features else None
+    return Converted(images, output.write_matches(folder.matches(), folder.names()) if folder.has_matches else None)
 
 
 def _flat_to_hloc(folder: FlatFolder, output: Path, outputs: ExitStack, *, overwrite: bool) -> Converted:

@@ -4,14 +4,14 @@ The file stays what a command goes on with. The folder is made of it once all is
 and remembers the state of what it was made of, so that running a command again makes it again only where it must.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import h5py
 
 from sekd_cli.errors import OutputError, UsageError
-from sekd_cli.export.layouts import FEATURE_FILES, FLAT_LAYOUTS, keys_of, write_features, write_stored_matches
+from sekd_cli.export.layouts import FEATURE_FILES, FLAT_LAYOUTS, FlatOutput, keys_of
 from sekd_cli.feature_file import FeatureReader
 from sekd_cli.hdf5_file import HDF5_SUFFIXES, plain_attributes
 from sekd_cli.match_file import MatchReader
@@ -50,34 +50,26 @@ class LayoutFolder:
                 raise OutputError(f"{path}: {message} {self._source}; give --overwrite, or another folder with -o")
 
     def write_features(self) -> None:
-        """Make the files anew unless they are of the feature file as it is. Raises as `layouts.write_features`."""
-
-        def write(attributes: Mapping[str, str]) -> None:
-            with FeatureReader(self._source) as features, ExitStack() as outputs:
-                write_features(features, self._layout, self.path, outputs, overwrite=True, attributes=attributes)
-
-        self._unless_up_to_date(write)
+        """Make the files anew unless they are of the feature file as it is. Raises as `FlatOutput`."""
+        with ExitStack() as outputs:
+            if output := self._output(outputs):
+                with FeatureReader(self._source) as features:
+                    output.write_features(features)
 
     def write_matches(self, feature_file: Path) -> None:
-        """The same of a match file, and of the names of all images. Raises as `layouts.write_matches`."""
+        """The same of a match file, and of the names of all images. Raises as `FlatOutput`."""
+        with ExitStack() as outputs:
+            if output := self._output(outputs):
+                with FeatureReader(feature_file) as features, MatchReader(self._source) as matches:
+                    output.write_stored_matches(matches, features.names())
 
-        def write(attributes: Mapping[str, str]) -> None:
-            with (
-                FeatureReader(feature_file) as features,
-                MatchReader(self._source) as matches,
-                ExitStack() as outputs,
-            ):
-                write_stored_matches(
-                    matches, features.names(), self._layout, self.path, outputs, overwrite=True, attributes=attributes
-                )
-
-        self._unless_up_to_date(write)
-
-    def _unless_up_to_date(self, write: Callable[[Mapping[str, str]], None]) -> None:
+    def _output(self, outputs: ExitStack) -> FlatOutput | None:
+        """Where to write the files; None if they are up to date."""
         status = self._source.stat()
         origin = {SOURCE: self._source.name, STATE: f"{status.st_size} {status.st_mtime_ns}"}
-        if not all(_origin(path) == origin for path in self._files):
-            write(origin)
+        if all(_origin(path) == origin for path in self._files):
+            return None
+        return FlatOutput(layout=self._layout, folder=self.path, outputs=outputs, overwrite=True, attributes=origin)
 
 
 def layout_folder(source: Path, layout: str, kinds: Sequence[str], *, sharded: bool) -> LayoutFolder | None:

@@ -6,10 +6,10 @@ A > B as strings; Kaggle's baselines take the file name with its extension, and 
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 FLAT_LAYOUTS = ("imc", "kaggle")
 FEATURE_FILES = ("keypoints", "descriptors", "scores", "scales")
-NO_ATTRIBUTES: Mapping[str, str] = MappingProxyType({})
 IMC_MOST_KEYPOINTS = 8000  # of an image; its validator refuses more
 
 
@@ -64,89 +63,73 @@ def keys_of(names: Iterable[str], layout: str) -> dict[str, str]:
     return {name: key for key, name in owners.items()}
 
 
-def write_features(
-    source: FeatureSource,
-    layout: str,
-    folder: Path,
-    outputs: ExitStack,
-    *,
-    overwrite: bool = False,
-    attributes: Mapping[str, str] = NO_ATTRIBUTES,
-) -> int:
-    """Write all features into the files of a flat layout, each with these root attributes; returns how many images.
+@dataclass(frozen=True, kw_only=True)
+class FlatOutput:
+    """The files of a flat layout to be written; they appear when `outputs` closes, none of them if that is by an error.
 
-    The files appear when `outputs` closes, none of them if that is by an error. Raises UsageError if keys collide,
-    OutputError if one of the files exists (unless `overwrite`) or can't be written.
+    Its methods raise UsageError if keys collide, OutputError if a file exists (unless `overwrite`) or can't be written.
     """
-    keys = keys_of(source.names(), layout)
-    paths = [outputs.enter_context(new_file(folder / f"{kind}.h5", overwrite=overwrite)) for kind in FEATURE_FILES]
-    with ExitStack() as stack:
-        keypoints, descriptors, scores, scales = (stack.enter_context(create_hdf5(path, attributes)) for path in paths)
-        for name, key in keys.items():
-            features = source.read(name)
-            if layout == "imc" and len(features) > IMC_MOST_KEYPOINTS:
-                logger.warning("%s: %d keypoints, the IMC benchmark takes %d", name, len(features), IMC_MOST_KEYPOINTS)
-            keypoints[key] = features.keypoints.astype(np.float32, copy=False)
-            descriptors[key] = features.descriptors.astype(np.float32, copy=False)
-            scores[key] = features.scores.astype(np.float32, copy=False)
-            scale = np.ones(len(features)) if features.scales is None else features.scales
-            scales[key] = scale.astype(np.float32, copy=False)
-    return len(keys)
 
+    layout: str  # of FLAT_LAYOUTS
+    folder: Path
+    outputs: ExitStack
+    overwrite: bool = False
+    attributes: Mapping[str, str] = field(default_factory=dict)  # of the root of each file
 
-def write_matches(
-    matches: Iterable[PairMatches],
-    names: Iterable[str],
-    layout: str,
-    folder: Path,
-    outputs: ExitStack,
-    *,
-    overwrite: bool = False,
-    attributes: Mapping[str, str] = NO_ATTRIBUTES,
-) -> int:
-    """Write matches into `matches.h5` of a flat layout, with these root attributes; returns the number of pairs.
+    def write_features(self, source: FeatureSource) -> int:
+        """Write all features; returns how many images."""
+        keys = keys_of(source.names(), self.layout)
+        paths = [self._new(kind) for kind in FEATURE_FILES]
+        with ExitStack() as stack:
+            files = (stack.enter_context(create_hdf5(path, self.attributes)) for path in paths)
+            keypoints, descriptors, scores, scales = files
+            for name, key in keys.items():
+                features = source.read(name)
+                if self.layout == "imc" and len(features) > IMC_MOST_KEYPOINTS:
+                    logger.warning(
+                        "%s: %d keypoints, the IMC benchmark takes %d", name, len(features), IMC_MOST_KEYPOINTS
+                    )
+                keypoints[key] = features.keypoints.astype(np.float32, copy=False)
+                descriptors[key] = features.descriptors.astype(np.float32, copy=False)
+                scores[key] = features.scores.astype(np.float32, copy=False)
+                scale = np.ones(len(features)) if features.scales is None else features.scales
+                scales[key] = scale.astype(np.float32, copy=False)
+        return len(keys)
 
-    names: of all images in any pair, and of others whose keys shall not collide either. A pair that comes again, either
-    way round, is left out. Raises as `write_features` does, UsageError also if two pairs would have the same key.
-    """
-    keys = keys_of(names, layout)
-    owners: dict[str, Pair] = {}
-    path = outputs.enter_context(new_file(folder / "matches.h5", overwrite=overwrite))
-    with create_hdf5(path, attributes) as file:
-        for (name0, name1), indices in matches:
-            place, reverse = _place(keys[name0], keys[name1], layout)
-            other = owners.get(place) or owners.get(_place(keys[name1], keys[name0], layout)[0])
-            if other is not None and set(other) != {name0, name1}:
-                pairs = f"{other[0]} and {other[1]}, {name0} and {name1}"
-                raise UsageError(f"{pairs} would both be {place} in the {layout} layout; convert them apart")
-            if other is not None:
-                logger.warning("%s and %s: there twice, the second left out", name0, name1)
-                continue
-            owners[place] = name0, name1
-            ordered = indices[:, ::-1] if reverse else indices
-            file[place] = (ordered.T if layout == "imc" else ordered).astype(np.int32)
-    count = len(owners)
-    if layout == "imc" and count < len(keys) * (len(keys) - 1) // 2:
-        logger.warning("%d pairs of %d images: the IMC benchmark's validator asks for all pairs", count, len(keys))
-    return count
+    def write_matches(self, matches: Iterable[PairMatches], names: Iterable[str]) -> int:
+        """Write matches; returns the number of pairs. UsageError also if two pairs would have the same key.
 
+        names: of all images in any pair, and of others whose keys shall not collide either. A pair that comes again,
+        either way round, is left out.
+        """
+        keys = keys_of(names, self.layout)
+        owners: dict[str, Pair] = {}
+        with create_hdf5(self._new("matches"), self.attributes) as file:
+            for (name0, name1), indices in matches:
+                place, reverse = _place(keys[name0], keys[name1], self.layout)
+                other = owners.get(place) or owners.get(_place(keys[name1], keys[name0], self.layout)[0])
+                if other is not None and set(other) != {name0, name1}:
+                    pairs = f"{other[0]} and {other[1]}, {name0} and {name1}"
+                    raise UsageError(f"{pairs} would both be {place} in the {self.layout} layout; convert them apart")
+                if other is not None:
+                    logger.warning("%s and %s: there twice, the second left out", name0, name1)
+                    continue
+                owners[place] = name0, name1
+                ordered = indices[:, ::-1] if reverse else indices
+                file[place] = (ordered.T if self.layout == "imc" else ordered).astype(np.int32)
+        count = len(owners)
+        if self.layout == "imc" and count < len(keys) * (len(keys) - 1) // 2:
+            logger.warning("%d pairs of %d images: the IMC benchmark's validator asks for all pairs", count, len(keys))
+        return count
 
-def write_stored_matches(
-    matches: MatchReader,
-    names: Iterable[str],
-    layout: str,
-    folder: Path,
-    outputs: ExitStack,
-    *,
-    overwrite: bool = False,
-    attributes: Mapping[str, str] = NO_ATTRIBUTES,
-) -> int:
-    """`write_matches` of a match file in hloc's layout; `names` are those of the images in the feature file, if any."""
-    names = list(names)
-    pairs = list(named_pairs(matches, names))
-    involved = {*names, *(name for pair in pairs for name in pair)}
-    every = (PairMatches(pair, matches.read(pair).indices()) for pair in pairs)
-    return write_matches(every, involved, layout, folder, outputs, overwrite=overwrite, attributes=attributes)
+    def write_stored_matches(self, matches: MatchReader, names: Sequence[str]) -> int:
+        """`write_matches` of a match file in hloc's layout; `names` are those in the feature file, if there is one."""
+        pairs = list(named_pairs(matches, names))
+        involved = {*names, *(name for pair in pairs for name in pair)}
+        return self.write_matches((PairMatches(pair, matches.read(pair).indices()) for pair in pairs), involved)
+
+    def _new(self, kind: str) -> Path:
+        return self.outputs.enter_context(new_file(self.folder / f"{kind}.h5", overwrite=self.overwrite))
 
 
 def _place(key0: str, key1: str, layout: str) -> tuple[str, bool]:
