@@ -9,7 +9,7 @@ from sekd_cli.networks.precision import mixed_precision
 from sekd_cli.training.dataset import PairBatch
 from sekd_cli.training.descriptor_update import dual_softmax_loss, hardest_in_batch_loss
 from sekd_cli.training.detector_update import draw_targets, focal_loss
-from sekd_cli.training.octaves import as_seen
+from sekd_cli.training.octaves import images_at
 from sekd_cli.training.ranking import (
     OwnKeypoints,
     matching_losses,
@@ -87,7 +87,7 @@ def losses_of(
     own: OwnKeypoints | None = None
     if settings.own_keypoints:
         with mixed_precision(device):
-            smaller = [network(as_seen(batch.images, octave)) for octave in range(1, settings.octaves)]
+            smaller = [network(images_at(batch.images, octave)) for octave in range(1, settings.octaves)]
         own = own_keypoints((maps, *smaller), batch.seen, settings.own_keypoints, settings.label_nms_radius)
     if part in ("both", "descriptor"):
         losses |= descriptor_losses(maps, batch, own, settings)

@@ -6,7 +6,7 @@ from torch import Tensor
 from sekd_cli.geometry import halved
 
 
-def as_seen(images: Tensor, octave: int) -> Tensor:
+def images_at(images: Tensor, octave: int) -> Tensor:
     """Images (B, 1, H, W) halved `octave` times, (B, 1, h, w), channels last in memory."""
     return halved(images, octave).contiguous(memory_format=torch.channels_last)
 

@@ -15,7 +15,7 @@ from sekd_cli.matching import match_descriptors
 from sekd_cli.networks import DenseMaps, DenseNetwork
 from sekd_cli.networks.precision import mixed_precision
 from sekd_cli.training.dataset import PairDataset
-from sekd_cli.training.octaves import as_seen, seen_at
+from sekd_cli.training.octaves import images_at, seen_at
 from sekd_cli.training.photographs import Photographs
 from sekd_cli.training.settings import TrainingSettings
 
@@ -106,7 +106,7 @@ def held_out_features(
         batch = pairs[row]
         images, seen = batch.images.to(device), batch.seen.to(device)
         with torch.inference_mode(), mixed_precision(device):
-            maps = [network(as_seen(images, octave)) for octave in octaves]
+            maps = [network(images_at(images, octave)) for octave in octaves]
         masks = [seen_at(seen, octave) for octave in octaves]
         for pair in range(views.batch_size):
             both = (pair, views.batch_size + pair)
