@@ -20,11 +20,12 @@ from measuring import median_ms
 
 from sekd_cli.device import keep_freed_memory, resolve_device
 from sekd_cli.image_search import find_images
-from sekd_cli.training.dataset import PairBatch, PairDataset, generator_of, render
+from sekd_cli.training.dataset import PairBatch, PairDataset, render
 from sekd_cli.training.labelling import grey_of, label_photograph
 from sekd_cli.training.losses import losses_of
 from sekd_cli.training.optimisation import Learner
 from sekd_cli.training.photographs import Photographs, cache_photographs
+from sekd_cli.training.randomness import generator_of
 from sekd_cli.training.settings import PRESETS, TrainingSettings
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

@@ -6,7 +6,6 @@ covers x in [-0.5, W - 0.5]. No other file writes a half pixel or `align_corners
 A map is a 3x3 matrix named by its direction: `target_xy = warp_points(source_xy, target_from_source)`.
 """
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -197,13 +196,3 @@ def quarter_turn(turns: int, height: int, width: int) -> np.ndarray:
         matrix = np.array([[0, 1, 0], [-1, 0, width - 1], [0, 0, 1]], dtype=np.float64) @ matrix
         height, width = width, height
     return matrix
-
-
-def uniform(low: float, high: float, count: int, generator: torch.Generator) -> Tensor:
-    """(count,) float32 in [low, high)."""
-    return torch.rand(count, generator=generator) * (high - low) + low
-
-
-def log_uniform(low: float, high: float, count: int, generator: torch.Generator) -> Tensor:
-    """(count,) float32 in [low, high), as likely to halve as to double."""
-    return uniform(math.log(low), math.log(high), count, generator).exp()

@@ -23,11 +23,12 @@ from sekd_cli.networks import CompactNetwork, DenseMaps
 from sekd_cli.training import labelling
 from sekd_cli.training.affine_adaptation import References, adapted_scores, look_at_references
 from sekd_cli.training.checkpoint import load_checkpoint, save_checkpoint
-from sekd_cli.training.dataset import PairDataset, PlanDataset, generator_of, look, render, surround
+from sekd_cli.training.dataset import PairDataset, PlanDataset, look, render, surround
 from sekd_cli.training.labelling import grey_of, label_photograph, label_photographs, pad_to_stride
 from sekd_cli.training.occlusion import draw_hidden, hidden_at
 from sekd_cli.training.photographs import Photographs, cache_photographs
 from sekd_cli.training.photometric import LUMA, Light
+from sekd_cli.training.randomness import generator_of
 from sekd_cli.training.reliability import corner_strength, map_reliability, reliability
 from sekd_cli.training.settings import TrainingSettings
 from sekd_cli.training.validation import HeldOutPairs

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from sekd_cli.training.dataset import generator_of
 from sekd_cli.training.labelling import grey_of
 from sekd_cli.training.photometric import Light, blur_where_shrunk, change_light, convolve, draw_light, draw_mix
+from sekd_cli.training.randomness import generator_of
 
 
 def test_the_grey_of_a_colour_is_that_of_television() -> None:

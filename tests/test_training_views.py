@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sekd_cli.errors import UsageError
 from sekd_cli.geometry import translation, warp_points
-from sekd_cli.training.dataset import generator_of
+from sekd_cli.training.randomness import generator_of, log_uniform
 from sekd_cli.training.settings import TrainingSettings
 from sekd_cli.training.views import footprints, random_affinities, random_pairs
 
@@ -117,3 +117,12 @@ def test_references_are_in_the_papers_range_about_the_middle() -> None:
     assert degrees(maps).abs().max() == pytest.approx(40, rel=0.02)
     scale = torch.linalg.det(maps).sqrt()
     assert (scale.min(), scale.max()) == (pytest.approx(0.7, rel=0.02), pytest.approx(1.4, rel=0.02))
+
+
+def test_random_factors_stay_in_their_range_and_follow_their_generator() -> None:
+    factors = log_uniform(0.5, 2.0, 4000, torch.Generator().manual_seed(3))
+    assert 0.5 <= factors.min() < 0.51
+    assert 1.99 < factors.max() < 2.0
+    assert (factors < 1).float().mean().item() == pytest.approx(0.5, abs=0.03)
+    again = log_uniform(0.5, 2.0, 4000, torch.Generator().manual_seed(3))
+    assert torch.equal(factors, again)

@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sekd_cli.geometry import inside, look_through, uniform, warp_points
+from sekd_cli.geometry import inside, look_through, warp_points
 from sekd_cli.training.occlusion import draw_hidden, hidden_at
 from sekd_cli.training.parallax import Correspondence, bent, displacement, draw_parallax
 from sekd_cli.training.photographs import Photographs
 from sekd_cli.training.photometric import Light, blur_where_shrunk, change_light, draw_light, draw_mix
+from sekd_cli.training.randomness import generator_of, uniform
 from sekd_cli.training.settings import TrainingSettings
 from sekd_cli.training.views import footprints, random_pairs
 
@@ -44,12 +45,6 @@ class PairBatch(NamedTuple):
     def to(self, device: torch.device) -> "PairBatch":
         """The batch on another device."""
         return PairBatch(*(part.to(device, non_blocking=True) for part in self))
-
-
-def generator_of(*key: int) -> torch.Generator:
-    """Randomness that depends on the key alone."""
-    state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state) & 0x7FFF_FFFF_FFFF_FFFF)
 
 
 class PairPlan(NamedTuple):

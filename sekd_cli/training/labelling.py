@@ -17,9 +17,9 @@ from sekd_cli.geometry import inside, pixel_grid
 from sekd_cli.hdf5_file import write_reason
 from sekd_cli.networks import DenseNetwork
 from sekd_cli.training.affine_adaptation import adapted_scores, look_at_references
-from sekd_cli.training.dataset import generator_of
 from sekd_cli.training.photographs import Photographs
 from sekd_cli.training.photometric import LUMA
+from sekd_cli.training.randomness import generator_of
 from sekd_cli.training.ranks import gathered, rank, ranks, wait
 from sekd_cli.training.reliability import WEAKEST_CORNER, corner_strength, reliability
 from sekd_cli.training.run_folder import write_whole

@@ -6,7 +6,8 @@ A homography moves a whole view at once, so without them a descriptor may rely o
 import torch
 from torch import Tensor
 
-from sekd_cli.geometry import inside, resize_image, uniform
+from sekd_cli.geometry import inside, resize_image
+from sekd_cli.training.randomness import uniform
 
 COARSE, FINE = 6, 18  # numbers along each side of a view, that decide on the shape of what hides and on its outline
 RAGGED = 0.25  # of the outline, in units of the shape's

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sekd_cli.geometry import log_uniform, rescale_points, resize_image, sample_map, uniform, warp_points
+from sekd_cli.geometry import rescale_points, resize_image, sample_map, warp_points
+from sekd_cli.training.randomness import log_uniform, uniform
 
 COARSE, NODES = 4, 24  # numbers along each side of a photograph: that depth is drawn by, that displacements are kept at
 ROUND, SHARP = 0.5, 4.0  # what depth is multiplied by before a hyperbolic tangent: hills, and planes one before another

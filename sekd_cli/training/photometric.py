@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sekd_cli.geometry import log_uniform, resize_image, uniform
+from sekd_cli.geometry import resize_image
+from sekd_cli.training.randomness import log_uniform, uniform
 
 BLUR_SHARE = 0.3  # of the images; the paper blurs a fifth
 MOTION_SHARE = 0.1

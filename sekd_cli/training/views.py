@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from sekd_cli.geometry import affinity, log_uniform, tilt, translation, uniform
+from sekd_cli.geometry import affinity, tilt, translation
+from sekd_cli.training.randomness import log_uniform, uniform
 from sekd_cli.training.settings import TrainingSettings
 
 FIRST_ROTATION = 15.0  # degrees; photographs are mostly taken upright
