@@ -63,9 +63,8 @@ class FeatureReader(KeptReader):
 
     def _example(self) -> str:
         """A name that is there, to compare a wrong one with."""
-        if self._names is None:
-            self.names()
-        return f" (but of {self._names[0]})" if self._names else ""
+        names = self.names()
+        return f" (but of {names[0]})" if names else ""
 
     @property
     def has_turns(self) -> bool:

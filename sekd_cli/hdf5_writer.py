@@ -142,11 +142,15 @@ def _create_locked(path: Path, attributes: Mapping[str, Any], *, replace: bool) 
         with create_hdf5(temporary, attributes):
             pass
         descriptor = os.open(temporary, os.O_RDWR)
-        lock(descriptor)
-        if replace:
-            temporary.replace(path)
-        else:
-            _put_in_place(temporary, path)
+        try:
+            lock(descriptor)
+            if replace:
+                temporary.replace(path)
+            else:
+                _put_in_place(temporary, path)
+        except BaseException:
+            os.close(descriptor)
+            raise
     except FileExistsError as error:
         raise BlockingIOError(errno.EAGAIN, "created by another process meanwhile") from error
     finally:

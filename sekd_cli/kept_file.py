@@ -23,17 +23,19 @@ class KeptReader:
         """Raises InputFileError if the file is missing, damaged, not HDF5, of the other kind or of a later version."""
         self.path = Path(path)
         self._file = open_for_reading(self.path, self.content)
-        with self._reading():
-            self.attributes: Mapping[str, Any] = plain_attributes(self._file)
-        schema = self.attributes.get("sekd_schema")
-        self._own = schema is not None
-        if isinstance(schema, int) and schema > SCHEMA:
+        try:
+            with self._reading():
+                self.attributes: Mapping[str, Any] = plain_attributes(self._file)
+            schema = self.attributes.get("sekd_schema")
+            self._own = schema is not None
+            if isinstance(schema, int) and schema > SCHEMA:
+                raise InputFileError(f"{path}: written by a later sekd (schema {schema}, not {SCHEMA}); update sekd")
+            kind = self.attributes.get("content", "features")  # which feature files don't say
+            if self._own and str(kind) != self.content:
+                raise InputFileError(f"{path}: holds {kind}, not {self.content}; give the {self.content} file")
+        except BaseException:
             self._file.close()
-            raise InputFileError(f"{path}: written by a later sekd (schema {schema}, not {SCHEMA}); update sekd")
-        kind = self.attributes.get("content", "features")  # which feature files don't say
-        if self._own and str(kind) != self.content:
-            self._file.close()
-            raise InputFileError(f"{path}: holds {kind}, not {self.content}; give the {self.content} file")
+            raise
 
     def close(self) -> None:
         """Close the file."""
@@ -67,10 +69,10 @@ class KeptWriter(ABC):
         try:
             with self._reading():
                 here = plain_attributes(self._writer.file)
-                kind, wanted = (one.get("content", "features") for one in (here, attributes))
-                if "sekd_schema" in here and kind != wanted:
-                    raise OutputError(f"{self.path}: holds {kind}, not {wanted}; give another output with -o")
                 own = "sekd_schema" in here
+                kind, wanted = (one.get("content", "features") for one in (here, attributes))
+                if own and kind != wanted:
+                    raise OutputError(f"{self.path}: holds {kind}, not {wanted}; give another output with -o")
                 if not own and len(self._writer.file):
                     remedy = "give another output with -o, or --overwrite to replace it"
                     raise OutputError(f"{self.path}: not a {self.called} of sekd; {remedy}")

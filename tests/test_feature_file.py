@@ -1,4 +1,5 @@
 import contextlib
+import os
 import shutil
 import zlib
 from pathlib import Path
@@ -383,3 +384,18 @@ def test_descriptors_at_other_turns_are_there_for_those_who_ask(tmp_path: Path) 
         del file["a.jpg"].attrs["crc32_turned"]
     with FeatureReader(path) as reader, pytest.raises(InputFileError, match=r"descriptors_turned \(3, 8, 4\)"):
         reader.read("a.jpg", turned=True)
+
+
+def test_a_file_whose_attributes_are_damaged_does_not_stay_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(_: object) -> None:
+        raise OSError("can't read data")
+
+    path = tmp_path / "feats.h5"
+    FeatureWriter(path, {}).close()
+    monkeypatch.setattr("sekd_cli.kept_file.plain_attributes", damaged)
+    before = os.listdir("/dev/fd")
+    with pytest.raises(InputFileError, match="damaged") as told:
+        FeatureReader(path)
+    assert os.listdir("/dev/fd") == before, told  # which would keep it open as well

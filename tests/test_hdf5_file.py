@@ -399,6 +399,17 @@ def test_without_hard_links_the_faster_of_two_processes_keeps_its_file(
     assert theirs.read_text() == "theirs"
 
 
+def test_the_slower_of_two_processes_leaves_no_file_open(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slower(*_: object) -> None:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+
+    monkeypatch.setattr("sekd_cli.hdf5_writer._put_in_place", slower)
+    before = os.listdir("/dev/fd")
+    with pytest.raises(OutputError, match="another process is using it"):
+        HDF5Writer(path, {})
+    assert os.listdir("/dev/fd") == before
+
+
 def test_a_file_system_without_locks_is_written_to_and_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))

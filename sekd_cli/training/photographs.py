@@ -30,9 +30,9 @@ class Photographs:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        index = np.load(folder / "photographs.npz", allow_pickle=False)
-        self.offsets: np.ndarray = index["offsets"]  # (n,) bytes
-        self.sizes: np.ndarray = index["sizes"]  # (n, 2) width, height
+        with np.load(folder / "photographs.npz", allow_pickle=False) as index:
+            self.offsets: np.ndarray = index["offsets"]  # (n,) bytes
+            self.sizes: np.ndarray = index["sizes"]  # (n, 2) width, height
         self._bytes = np.memmap(folder / "photographs.bin", dtype=np.uint8, mode="r")
 
     def __len__(self) -> int:
