@@ -1,8 +1,8 @@
 """From photographs to features: resize, pad, run the network in batches or tiles, bring keypoints back to the file.
 
-The network sees every image upright. What it is padded with repeats the border and is cut off its score
-map again, and the statistics that it normalises by are those of the image alone, so padding leaves no trace but a
-slight one along the right and bottom border.
+The network sees every image upright. Padding repeats the border and is cut off the score map again, and the statistics
+that it normalises by are those of the image alone, so padding leaves but a slight trace along the right and bottom
+border.
 
 With rotations it sees every image at all four quarter turns. Keypoints are then where the mean of the four score maps
 has them, so they are the same however a photograph lies, and each is described as it looks at each turn.
@@ -117,23 +117,19 @@ class Extractor:
             torch.cuda.empty_cache()
         return [self.extract([image])[0] for image in images]
 
-    @torch.inference_mode()
-    def _extract(self, images: Sequence[PreparedImage]) -> list[StoredFeatures]:
-        with self._own_precision():
-            return self._features(images)
-
     def _own_precision(self) -> torch.autocast:
         """A context in which a caller's autocast changes nothing: layers would get types that they can't take."""
         return torch.autocast(self.device.type, enabled=False)
 
-    def _features(self, images: Sequence[PreparedImage]) -> list[StoredFeatures]:
-        found: list[list[_Found]] = [[] for _ in images]
-        for same in zip(*(image.levels for image in images), strict=True):
-            tiled = self.tile and max(same[0].grey.shape) > self.tile
-            raw = [self._tiled(level) for level in same] if tiled else self._untiled(same)
-            for own, one in zip(found, raw, strict=True):
-                own.append(one)
-        return [_in_file(image, self._joined(image, own)) for image, own in zip(images, found, strict=True)]
+    @torch.inference_mode()
+    def _extract(self, images: Sequence[PreparedImage]) -> list[StoredFeatures]:
+        of_levels: list[list[_Found]] = []
+        with self._own_precision():
+            for same in zip(*(image.levels for image in images), strict=True):
+                tiled = self.tile and max(same[0].grey.shape) > self.tile
+                of_levels.append([self._tiled(level) for level in same] if tiled else self._untiled(same))
+            each = zip(images, zip(*of_levels, strict=True), strict=True)
+            return [_in_file(image, self._joined(image, found)) for image, found in each]
 
     def _joined(self, image: PreparedImage, found: Sequence["_Found"]) -> LevelFeatures:
         """The best of all levels of an image; only these are described."""
