@@ -108,7 +108,7 @@ def train(data: tuple[str, ...], output: Path | None, resume: Path | None, repor
             )
             if run.has_checkpoint:
                 evolution.resume()
-            told.begin(evolution.learner.step)
+            told.open_events(evolution.learner.step)
             finished = evolution.run()
             wait()  # for the first rank to have written
     finally:

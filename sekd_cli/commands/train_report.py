@@ -2,7 +2,6 @@
 
 import logging
 import os
-from collections.abc import Callable
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
@@ -56,12 +55,12 @@ class RunReport(Reporter):
         if self.events is not None:
             self.events.close()
 
-    def begin(self, step: int) -> None:
+    def open_events(self, step: int) -> None:
         """Open TensorBoard's events, of steps after the `step` that were done before."""
         if rank() == 0:
             self.events = Events(self.run.path, step + 1)
 
-    def _begin(self, name: str, total: int, done: int, unit: str) -> None:
+    def _start_bar(self, name: str, total: int, done: int, unit: str) -> None:
         self.bars.close()
         self.bar = self.bars.enter_context(progress_bar(name, total, unit))
         self.done = 0
@@ -75,9 +74,8 @@ class RunReport(Reporter):
     def decode(self, data: tuple[str, ...], folder: Path, size: int) -> Photographs:
         """The photographs, decoded once into `folder`, with a bar while that lasts."""
         entries = photographs_at(data)
-        self._begin("decoding", len(entries), 0, "photographs")
-        advance: Callable[[], None] = lambda: self._reach(self.done + 1)  # noqa: E731
-        photographs = cache_photographs(entries, folder, size, advance)
+        self._start_bar("decoding", len(entries), 0, "photographs")
+        photographs = cache_photographs(entries, folder, size, lambda: self._reach(self.done + 1))
         logger.info("%d photographs, decoded in %s (%.0f MB)", len(photographs), folder, photographs.megabytes)
         if self.settings.validation_share and not len(held_out_photographs(photographs, self.settings)):
             logger.warning(
@@ -92,7 +90,7 @@ class RunReport(Reporter):
         """A phase begins."""
         self.now = phase
         unit = "photographs" if phase.action == "label" else "steps"
-        self._begin(f"round {phase.round}: {phase.action} {phase.what}", total, done, unit)
+        self._start_bar(f"round {phase.round}: {phase.action} {phase.what}", total, done, unit)
 
     def labelled(self, done: int) -> None:
         """So many photographs are labelled."""
