@@ -47,7 +47,7 @@ class BatchExtractor:
         self._batches = 0
 
     def __call__(self, jobs: Batch) -> list[Extracted]:
-        """In a process of its own."""
+        """Decode images and find their features: called in a process of its own."""
         self._batches += 1
         if self._batches % GIVE_BACK_EVERY == 0:
             give_back_memory()

@@ -54,10 +54,10 @@ def set_threads(threads: int) -> None:
 def keep_freed_memory() -> None:
     """Let the C library keep what is freed for the next tensor, instead of having pages mapped and cleared anew.
 
-    There is one arena for all threads, as all but the first map blocks of 64 MB one by one.
-    Where the library isn't glibc nothing changes, and environment variables that set the same (MALLOC_...) rule.
+    There is one arena for all threads, as all but the first map blocks of 64 MB one by one; and nothing is mapped, as
+    blocks of 32 MB or more (an image of 8 megapixels) would be, one by one as well. Where the library isn't glibc
+    nothing changes, and environment variables that set the same (MALLOC_...) rule.
     """
-    # without a limit, blocks of 32 MB and more are mapped one by one, too, as an image of 8 megapixels has
     _tell_malloc({M_ARENA_MAX: 1, M_MMAP_MAX: 0, M_TRIM_THRESHOLD: KEPT_BYTES})
 
 

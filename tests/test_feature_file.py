@@ -1,5 +1,4 @@
 import contextlib
-import os
 import shutil
 import zlib
 from pathlib import Path
@@ -395,7 +394,7 @@ def test_a_file_whose_attributes_are_damaged_does_not_stay_open(
     path = tmp_path / "feats.h5"
     FeatureWriter(path, {}).close()
     monkeypatch.setattr("sekd_cli.kept_file.plain_attributes", damaged)
-    before = os.listdir("/dev/fd")
+    before = sorted(Path("/dev/fd").iterdir())
     with pytest.raises(InputFileError, match="damaged") as told:
         FeatureReader(path)
-    assert os.listdir("/dev/fd") == before, told  # which would keep it open as well
+    assert sorted(Path("/dev/fd").iterdir()) == before, told  # which would keep it open as well

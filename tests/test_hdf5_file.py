@@ -404,10 +404,10 @@ def test_the_slower_of_two_processes_leaves_no_file_open(path: Path, monkeypatch
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
 
     monkeypatch.setattr("sekd_cli.hdf5_writer._put_in_place", slower)
-    before = os.listdir("/dev/fd")
+    before = sorted(Path("/dev/fd").iterdir())
     with pytest.raises(OutputError, match="another process is using it"):
         HDF5Writer(path, {})
-    assert os.listdir("/dev/fd") == before
+    assert sorted(Path("/dev/fd").iterdir()) == before
 
 
 def test_a_file_system_without_locks_is_written_to_and_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,8 +152,9 @@ def pose(
     with progress_bar("evaluating", len(methods) * sum(len(scene.pairs) for scene in scenes), "pairs") as bar:
         results = benchmark.evaluate_scenes(scenes, methods, protocol, _advance(bar))
     summary = benchmark.summary_table(results)
-    tables = [summary, benchmark.pair_table(results)] if per_pair else [summary]
-    _report(tables, output, benchmark.panels(results), plot)
+    _report(
+        [summary, benchmark.pair_table(results)] if per_pair else [summary], output, benchmark.panels(results), plot
+    )
 
 
 @evaluate.command(epilog="Example:  sekd evaluate sfm strecha -m sekd -m sift")
@@ -192,8 +193,9 @@ def sfm(
     with progress_bar("evaluating", len(methods) * len(scenes) * seeds, "models") as bar:
         results = benchmark.evaluate_scenes(scenes, methods, protocol, _advance(bar))
     summary = benchmark.summary_table(results)
-    tables = [summary, benchmark.pair_table(results)] if per_pair else [summary]
-    _report(tables, output, benchmark.panels(summary), plot)
+    _report(
+        [summary, benchmark.pair_table(results)] if per_pair else [summary], output, benchmark.panels(summary), plot
+    )
 
 
 @evaluate.command(epilog="Example:  sekd evaluate speed photo.jpg -m sekd -m sift --threads 1")

@@ -33,7 +33,7 @@ class HomographyProtocol:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sequence:
+class ImageSequence:
     """One folder: image 1 and the others, each with its homography in the pixels of the files."""
 
     name: str
@@ -55,7 +55,7 @@ class PairResult:
     corner_errors: dict[str, NDArray[np.float64]]  # estimator -> (seeds,), pixels; inf where it failed
 
 
-def read_sequences(root: Path) -> list[Sequence]:
+def read_sequences(root: Path) -> list[ImageSequence]:
     """The sequences below a folder, or the folder itself if it is one; sorted by name.
 
     Raises InputFileError where there are none, or one lacks an image or has a homography that isn't three rows of three
@@ -86,7 +86,7 @@ def _homographies(folder: Path) -> list[Path]:
     return sorted(files, key=lambda path: int(path.name.removeprefix("H_1_")))
 
 
-def _read_sequence(folder: Path) -> Sequence:
+def _read_sequence(folder: Path) -> ImageSequence:
     images = [_image(folder, "1")]
     homographies = []
     for file in _homographies(folder):
@@ -105,7 +105,7 @@ def _read_sequence(folder: Path) -> Sequence:
             raise InputFileError(f"{file}: a matrix without an inverse is no homography; fetch it again")
         homographies.append(matrix / np.copysign(np.abs(matrix).max(), matrix[2, 2]))  # any factor means the same
         images.append(_image(folder, file.name.removeprefix("H_1_")))
-    return Sequence(name=folder_name(folder), images=tuple(images), homographies=tuple(homographies))
+    return ImageSequence(name=folder_name(folder), images=tuple(images), homographies=tuple(homographies))
 
 
 def _image(folder: Path, stem: str) -> Path:
@@ -116,7 +116,7 @@ def _image(folder: Path, stem: str) -> Path:
 
 
 def evaluate_sequences(
-    sequences: list[Sequence], methods: list[Method], protocol: HomographyProtocol, advance: Callable[[str], None]
+    sequences: list[ImageSequence], methods: list[Method], protocol: HomographyProtocol, advance: Callable[[str], None]
 ) -> dict[str, list[PairResult]]:
     """All pairs of all sequences by every method: label -> results. `advance(text)` is called after each pair."""
     results: dict[str, list[PairResult]] = {method.label: [] for method in methods}
@@ -130,7 +130,7 @@ def evaluate_sequences(
 
 
 def _evaluate_sequence(
-    sequence: Sequence, images: list[EvaluationImage], method: Method, protocol: HomographyProtocol
+    sequence: ImageSequence, images: list[EvaluationImage], method: Method, protocol: HomographyProtocol
 ) -> Iterator[PairResult]:
     """Match and measure each pair, in pixels of the evaluated images."""
     size, threshold, first = images[0].size, protocol.threshold, method.features(images[0])
