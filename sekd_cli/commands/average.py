@@ -13,12 +13,12 @@ from sekd_cli.errors import UsageError
 @click.command()
 @click.argument("weights", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="WEIGHTS...")
 @click.option("--output", "-o", type=FILE, required=True, help="A new file.")
-@click.option("--share", "shares", type=click.FloatRange(min=0), multiple=True, help="Of each; by default the same.")
+@click.option("--share", "shares", type=click.FloatRange(min=0), multiple=True, help="Share of each; default: equal.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
 def average(weights: tuple[Path, ...], output: Path, shares: tuple[float, ...], overwrite: bool) -> None:
-    """Write the mean of weights that training took on from the same ones.
+    """Average the weights of networks that were trained from the same starting weights.
 
-    It keeps most of what each has learned, at the cost of one.
+    The result keeps most of what each has learned, and is as fast as one.
 
     \b
     sekd average upright.safetensors turned.safetensors -o both.safetensors

@@ -14,11 +14,11 @@ logger = logging.getLogger(__name__)
 @click.command()
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path), metavar="IN...")
 @click.option("--to", "layout", type=click.Choice(("imc", "kaggle", "hloc")), required=True, help="The new layout.")
-@click.option("--output", "-o", type=click.Path(path_type=Path), required=True, help="Folder; or a file for hloc.")
+@click.option("--output", "-o", type=click.Path(path_type=Path), required=True, help="Folder; for hloc also a file.")
 @click.option(
     "--images",
     type=FOLDER,
-    help="Photographs, for names and sizes that imc and kaggle don't keep.",
+    help="Photographs, for the names and sizes that imc and kaggle don't keep.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace files that are there.")
 def convert(inputs: tuple[Path, ...], layout: str, output: Path, images: Path | None, overwrite: bool) -> None:

@@ -41,10 +41,12 @@ def _together(*options: Callable[[Command], Command]) -> Callable[[Command], Com
 def _method_options(max_keypoints: int) -> Callable[[Command], Command]:
     names = click.Choice(("sekd", "sift", "rootsift", "orb"))
     return _together(
-        click.option("-m", "--method", "methods", multiple=True, type=names, help="Features computed here; repeat."),
-        click.option("-w", "--weights", multiple=True, type=FILE, help="sekd's weights; a row for each file."),
+        click.option("-m", "--method", "methods", multiple=True, type=names, help="Features to compute here; repeat."),
+        click.option("-w", "--weights", multiple=True, type=FILE, help="Weights of sekd; a row for each file."),
         click.option("--max-keypoints", type=COUNT, default=max_keypoints, show_default=True, help="0 for all."),
-        click.option("--threshold", type=float, help="sekd's keypoint probability.  [default: the network's own]"),
+        click.option(
+            "--threshold", type=float, help="sekd's smallest keypoint probability.  [default: the network's own]"
+        ),
         click.option("--device", default="auto", show_default=True, help="Of sekd: auto, cpu, cuda, cuda:1 or mps."),
         click.option(
             "--precision", "precisions", multiple=True, help="Of sekd: auto (default), float32, bfloat16, int8; repeat."
@@ -64,7 +66,9 @@ _output_options = _together(
     click.option("--markdown", "output", flag_value="markdown", help="The table, as Markdown."),
     click.option("--plot", type=FILE, help="Draw curves or bars: png, pdf, svg."),
 )
-_per_pair_option = click.option("--per-pair", is_flag=True, help="All pairs, failed ones marked; --csv: these alone.")
+_per_pair_option = click.option(
+    "--per-pair", is_flag=True, help="List every pair, mark those that failed; --csv then has these alone."
+)
 
 
 def _seeds_option(default: int) -> Callable[[Command], Command]:
@@ -82,7 +86,7 @@ _scene_options = _together(
     click.option(
         "--max-angle", type=ANGLE, default=60.0, show_default=True, help="Between viewing directions, degrees."
     ),
-    click.option("--max-pairs", type=POSITIVE, default=1000, show_default=True, help="In a scene; thinned evenly."),
+    click.option("--max-pairs", type=POSITIVE, default=1000, show_default=True, help="Of a scene; thinned evenly."),
 )
 
 
@@ -90,7 +94,7 @@ _scene_options = _together(
 def evaluate() -> None:
     """Measure features: homographies, relative pose, structure from motion, speed.
 
-    Several methods, weights or feature files in one call give one table.
+    Several methods, weights or feature files in one call make one table.
     """
 
 
@@ -163,7 +167,7 @@ def pose(
 @_features_option
 @_size_option(1600)
 @_seeds_option(3)
-@click.option("--threads", type=POSITIVE, default=1, show_default=True, help="Of COLMAP; with 1, runs repeat exactly.")
+@click.option("--threads", type=POSITIVE, default=1, show_default=True, help="For COLMAP; with 1, runs repeat exactly.")
 @_per_pair_option
 @_output_options
 def sfm(
@@ -202,8 +206,8 @@ def sfm(
 @click.argument("images", nargs=-1, type=FILE)
 @_method_options(max_keypoints=2048)
 @_size_option(0)
-@click.option("--rounds", type=POSITIVE, default=20, show_default=True, help="After one to warm up.")
-@click.option("--threads", type=POSITIVE, default=1, show_default=True, help="Of torch and OpenCV.")
+@click.option("--rounds", type=POSITIVE, default=20, show_default=True, help="Rounds, after one to warm up.")
+@click.option("--threads", type=POSITIVE, default=1, show_default=True, help="Threads of torch and OpenCV.")
 @_output_options
 def speed(
     *,

@@ -36,8 +36,8 @@ def export() -> None:
     show_default=True,
     help="Which images share a camera; auto: by EXIF.",
 )
-@click.option("--camera-model", default="SIMPLE_RADIAL", show_default=True, help="COLMAP's name of it.")
-@click.option("--camera-params", default="", help="Its parameters, with commas; default: from EXIF.")
+@click.option("--camera-model", default="SIMPLE_RADIAL", show_default=True, help="COLMAP's name of the camera model.")
+@click.option("--camera-params", default="", help="Its parameters, separated by commas; default: from EXIF.")
 @click.option("--overwrite", is_flag=True, help="Replace a database that is there.")
 def colmap(
     *,
@@ -99,7 +99,7 @@ def colmap(
 
 @export.command()
 @click.option("--output", "-o", type=FILE, default="sekd.onnx", show_default=True, help="Model.")
-@click.option("--weights", type=FILE, help="A .safetensors of sekd train, or the authors' .pth; default: the shipped.")
+@click.option("--weights", type=FILE, help="A .safetensors of sekd train, or the authors' .pth; default: shipped.")
 @click.option("--overwrite", is_flag=True, help="Replace a model that is there.")
 def onnx(output: Path, weights: Path | None, overwrite: bool) -> None:
     """Write a network as an ONNX model: score map and descriptor maps of images of any size.

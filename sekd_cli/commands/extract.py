@@ -15,7 +15,7 @@ from sekd_cli.commands import options
 )
 @click.option("--max-keypoints", default=2048, show_default=True, help="Best by score of each image; 0 for all.")
 @click.option("--threshold", type=float, help="Smallest keypoint probability; default: the network's own.")
-@click.option("--nms-radius", type=int, help="A keypoint is the best of so many pixels around; default: the network's.")
+@click.option("--nms-radius", type=int, help="A keypoint is the best within so many pixels; default: the network's.")
 @click.option("--max-size", default=1600, show_default=True, help="Longer edge seen by the network; 0: no limit.")
 @click.option(
     "--scales",
@@ -26,7 +26,7 @@ from sekd_cli.commands import options
 @click.option(
     "--rotations/--upright",
     default=False,
-    help="Describe keypoints at all quarter turns, for sekd match --rotations: 3.5 times the time, 4 the size.",
+    help="Describe keypoints at all quarter turns, for sekd match --rotations: 3.5 times the time, 4 times the size.",
 )
 @click.option("--weights", type=click.Path(path_type=Path), help="A .safetensors of sekd train, or the authors' .pth.")
 @click.option(
@@ -39,12 +39,12 @@ from sekd_cli.commands import options
 @click.option(
     "--masks",
     type=options.FOLDER,
-    help="Folder of masks named as COLMAP does, photo.jpg.png; black is ignored.",
+    help="Folder of masks, named photo.jpg.png as for COLMAP; no keypoints where they are black.",
 )
-@click.option("--root", type=options.FOLDER, help="Names are relative to it.")
+@click.option("--root", type=options.FOLDER, help="Folder that names are relative to.")
 @options.layout
 @options.overwrite
-@click.option("--update", is_flag=True, help="Extract images again that changed since.")
+@click.option("--update", is_flag=True, help="Extract again the images that changed since.")
 @options.shard
 @click.option("--failures", type=options.FILE, help="List failed images here, as JSONL.")
 @options.device
@@ -53,7 +53,7 @@ from sekd_cli.commands import options
 @click.option("--threads", type=click.IntRange(min=1), help="CPU cores to use; default: all.")
 @options.max_pixels
 @click.option(
-    "--tile", type=int, help="Edge of tiles in which larger images are done, 1024 or more; 0: never; default: 4096."
+    "--tile", type=int, help="Edge of tiles for larger images, 1024 or more; 0: never; default: 4096, published 2048."
 )
 def extract(**given: Any) -> int:
     """Find and describe keypoints in photographs: files, folders, patterns, or - for a list of paths on stdin.
@@ -62,7 +62,7 @@ def extract(**given: Any) -> int:
     sekd extract photos -o feats.h5
     find photos -name '*.jpg' | sekd extract - --root photos -o feats.h5 --max-keypoints 4096
 
-    Prints the path of the feature file, or of the folder of --layout. The same command again goes on where it stopped.
+    Prints the path of the feature file, or of the folder of --layout. The same command, run again, goes on.
     """  # noqa: D301 - click's mark for lines that stay as they are
     from sekd_cli.commands.extract_run import ExtractOptions, run  # noqa: PLC0415 - loads torch, which --help needs not
 

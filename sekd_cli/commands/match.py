@@ -12,34 +12,34 @@ from sekd_cli.config import MODELS
 @click.command()
 @click.argument("pairs", type=click.Path(allow_dash=True, path_type=Path))
 @click.option(
-    "--features", type=click.Path(path_type=Path), default=Path("feats.h5"), show_default=True, help="Of sekd extract."
+    "--features", type=click.Path(path_type=Path), default=Path("feats.h5"), show_default=True, help="Feature file."
 )
 @click.option(
     "--output", "-o", type=click.Path(path_type=Path), default=Path("matches.h5"), show_default=True, help="Match file."
 )
-@click.option("--ratio", default=1.0, show_default=True, help="Largest distance to the best over second best; 1: off.")
+@click.option("--ratio", default=1.0, show_default=True, help="Largest ratio, best to second best distance; 1: off.")
 @click.option("--min-similarity", default=-1.0, show_default=True, help="Smallest cosine similarity; -1: off.")
 @click.option(
-    "--dual-softmax", type=float, metavar="T", help="Scores are dual-softmax probabilities; T: temperature, 0: off."
+    "--dual-softmax", type=float, metavar="T", help="Score by dual-softmax probabilities, of temperature T; 0: off."
 )
-@click.option("--min-probability", default=0.0, show_default=True, help="Smallest of these.")
+@click.option("--min-probability", default=0.0, show_default=True, help="Smallest dual-softmax probability.")
 @click.option(
     "--rotations/--upright",
     default=False,
     help="Try all quarter turns of the second image, keep the one with most matches; needs sekd extract --rotations.",
 )
-@click.option("--verify", type=click.Choice(MODELS), help="Keep only what agrees on such a model.")
+@click.option("--verify", type=click.Choice(MODELS), help="Keep only matches that agree on one such model.")
 @click.option("--threshold", type=float, help="Largest error of an inlier in pixels; default: homography 3, others 1.")
-@click.option("--min-inliers", type=int, help="With fewer a pair keeps no match; 0 keeps any; default: 15.")
-@click.option("--camera", metavar="F|FX,FY,CX,CY", help="In pixels, for essential; F alone where files differ in size.")
+@click.option("--min-inliers", type=int, help="A pair with fewer keeps no match; 0 keeps any; default: 15.")
+@click.option("--camera", metavar="F|FX,FY,CX,CY", help="In pixels, for essential; F alone if image sizes differ.")
 @click.option(
     "--images",
     type=options.FOLDER,
-    help="Image folder; focal lengths for essential come from EXIF.",
+    help="Folder of the images, to read focal lengths for essential from EXIF.",
 )
 @options.layout
 @options.overwrite
-@click.option("--update", is_flag=True, help="Match pairs again whose features changed since.")
+@click.option("--update", is_flag=True, help="Match again the pairs whose features changed since.")
 @options.shard
 @click.option("--failures", type=options.FILE, help="List failed pairs here, as JSONL.")
 @options.device
@@ -52,8 +52,8 @@ def match(**given: Any) -> int:
     sekd match pairs.txt --features feats.h5 -o matches.h5
     sekd pairs feats.h5 --nearest 20 | sekd match - --verify fundamental
 
-    PAIRS is a text file of two names a line, as in the feature file, or - for stdin. Prints the path of the match
-    file, or of the folder of --layout. The same command again goes on where it stopped.
+    PAIRS is a text file with two names a line, as in the feature file, or - for stdin. Prints the path of the match
+    file, or of the folder of --layout. Run again, the same command goes on where it stopped.
     """  # noqa: D301 - click's mark for lines that stay as they are
     from sekd_cli.commands.match_run import MatchOptions, run  # noqa: PLC0415 - loads torch, which --help needs not
 

@@ -22,8 +22,8 @@ def merge(shards: tuple[Path, ...], output: Path, partial: bool, overwrite: bool
     \b
     sekd merge feats.1.h5 feats.2.h5 feats.3.h5 -o feats.h5
 
-    Shards that are missing, double or made otherwise (weights, settings) are an error, and nothing is written. Prints
-    the path of the output; sekd extract and sekd match can go on with it.
+    Nothing is written if shards are missing, are there twice, or differ in weights or settings. Prints the path of the
+    output; sekd extract and sekd match can go on with it.
     """  # noqa: D301 - click's mark for lines that stay as they are
     from sekd_cli import merging  # noqa: PLC0415 - loads h5py, which --help needs not
     from sekd_cli.commands.progress import progress_bar  # noqa: PLC0415

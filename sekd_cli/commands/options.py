@@ -14,7 +14,7 @@ layout = click.option(
     type=click.Choice(("hloc", "imc", "kaggle")),
     default="hloc",
     show_default=True,
-    help="imc, kaggle: when all is done, write a folder of that name beside the output too.",
+    help="imc, kaggle: once all is done, also write a folder of that name beside the output.",
 )
 overwrite = click.option("--overwrite", is_flag=True, help="Start afresh; without it, go on where the file ends.")
 shard = click.option("--shard", metavar="I/N", help="Do the I-th of N parts, counted from 1.")

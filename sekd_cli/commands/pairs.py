@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 @click.option("--sequential", type=click.IntRange(1), metavar="K", help="Each with the K that follow it.")
 @click.option("--loop", is_flag=True, help="With --sequential: the first images follow the last.")
 @click.option("--nearest", type=click.IntRange(1), metavar="K", help="Each with the K that look most like it.")
-@click.option("--root", type=FOLDER, help="Image names are relative to it.")
+@click.option("--root", type=FOLDER, help="Folder that image names are relative to.")
 @click.option("--output", "-o", type=FILE, help="A file; default, or -: standard output.")
 @click.option("--overwrite", is_flag=True, help="With -o: replace a file that is there.")
 def pairs(source: tuple[str, ...], *, sequential: int | None, nearest: int | None, loop: bool, **options: Any) -> int:
@@ -32,9 +32,9 @@ def pairs(source: tuple[str, ...], *, sequential: int | None, nearest: int | Non
     sekd pairs photos --sequential 10 --loop > pairs.txt
     sekd pairs feats.h5 --nearest 20 | sekd match - --features feats.h5
 
-    Give photographs (folders, files, patterns, - for a list of paths on stdin) or a feature file, whose images are then
-    meant; --nearest needs a feature file. Images are ordered by name, numbers in it by value. With several choices, all
-    their pairs are listed, each once. A space separates two names, or a tab where one of them holds spaces.
+    Give photographs (folders, files, patterns, - for a list of paths on stdin), or a feature file, which stands for its
+    images; --nearest needs that. Images are sorted by name, numbers in names by value. With several choices, all their
+    pairs are listed, each once. A space separates two names, or a tab if one of them holds spaces.
     """  # noqa: D301 - click's mark for lines that stay as they are
     from sekd_cli.new_file import new_file  # noqa: PLC0415
     from sekd_cli.pairs import exhaustive as every_pair  # noqa: PLC0415

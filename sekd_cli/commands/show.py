@@ -12,16 +12,16 @@ from sekd_cli.commands import options
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE...")
 @click.option("--features", "-f", type=options.FILE, help="Take keypoints from this file; default: extract them now.")
 @click.option("--matches", "-m", type=options.FILE, help="Take matches from this file; default: match now.")
-@click.option("--verify", type=click.Choice(("homography", "fundamental")), help="Tell inliers of this model apart.")
-@click.option("--keypoints", is_flag=True, help="Keypoints of each image, even if there are two.")
+@click.option("--verify", type=click.Choice(("homography", "fundamental")), help="Show which matches fit this model.")
+@click.option("--keypoints", is_flag=True, help="Draw keypoints even if there are two images.")
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="A .png, or a folder; default: the current one.")
 @click.option("--open", "open_", is_flag=True, help="Open the picture in a viewer.")
-@click.option("--size", default=1200, show_default=True, help="Longer edge of each photograph in it; 0 for its own.")
-@click.option("--max-keypoints", type=int, help="Best by score of each image, to be extracted now; 0 for all.")
-@click.option("--weights", type=options.FILE, help="To extract with; default: the shipped ones.")
+@click.option("--size", default=1200, show_default=True, help="Longer edge of each photograph drawn; 0 for its own.")
+@click.option("--max-keypoints", type=int, help="If they are extracted now: best by score of each image; 0 for all.")
+@click.option("--weights", type=options.FILE, help="To extract with; default: the shipped weights.")
 @options.max_pixels
 def show(**given: Any) -> int:
-    """Draw keypoints, coloured by score; or of two images the matches, as lines.
+    """Draw keypoints, coloured by score, or the matches of two images, as lines.
 
     \b
     sekd show photo.jpg --open

@@ -37,16 +37,19 @@ OF_A_NEW_RUN = ("config", "network", "rounds", "steps", "last_steps", "seed", "w
 @click.option("--rounds", type=int, help="Rounds of labelling and updating.")
 @click.option("--steps", type=int, help="Steps of each update.")
 @click.option("--last-steps", type=int, help="Steps of the last update, in which the learning rate falls.")
-@click.option("--seed", type=int, help="Of everything that is random.")
+@click.option("--seed", type=int, help="Seed of everything random.")
 @click.option("--without", type=click.Choice(ABLATIONS), multiple=True, help="Switch a part of the method off.")
 @click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change any setting of config.toml.")
-@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="End by then: fewer, shorter rounds.")
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="End by then, with fewer, shorter rounds.")
 @click.option(
-    "--pause-after", type=click.FloatRange(min=0, min_open=True), metavar="MINUTES", help="Stop; --resume goes on."
+    "--pause-after", type=click.FloatRange(min=0, min_open=True), metavar="MINUTES", help="Stop then; --resume goes on."
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
-    "--workers", type=click.IntRange(0), default=None, help="Processes that prepare data.  [default: 1 to 4 cores]"
+    "--workers",
+    type=click.IntRange(0),
+    default=None,
+    help="Processes that prepare data.  [default: one for 4 cores; with a GPU, all cores]",
 )
 @click.option(
     "--threads", type=click.IntRange(1), default=None, help="CPU threads of the network.  [default: spare cores]"
