@@ -25,7 +25,10 @@ class DetectionSettings:
 
     def __post_init__(self) -> None:
         _check(self.max_keypoints >= 0, f"--max-keypoints {self.max_keypoints}: give 0 (all) or more")
-        _check(self.threshold is None or 0 <= self.threshold < 1, f"--threshold {self.threshold}: give 0 up to 1")
+        _check(
+            self.threshold is None or 0 <= self.threshold < 1,
+            f"--threshold {self.threshold}: give 0 or more, less than 1",
+        )
         radius_fits = self.nms_radius is None or 0 <= self.nms_radius <= 100
         _check(radius_fits, f"--nms-radius {self.nms_radius}: give 0 to 100 pixels")
 

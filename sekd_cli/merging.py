@@ -89,7 +89,7 @@ def _check_alike(parts: list[_Part]) -> None:
     first = parts[0]
     for part in parts[1:]:
         if part.kind != first.kind:
-            raise UsageError(f"{first.path} holds {first.kind}, {part.path} {part.kind}; merge them apart")
+            raise UsageError(f"{first.path} holds {first.kind}, {part.path} {part.kind}; merge them separately")
         old, new = first.decisive, part.decisive
         names = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
         if names:

@@ -106,7 +106,7 @@ def read_group(group: h5py.Group, where: str, *, turned: bool) -> StoredFeatures
             f"{where}: keypoints {keypoints.shape} and descriptors {descriptors.shape}, not (N, 2), (D, N)"
         )
     if not np.isfinite(keypoints).all():
-        raise InputFileError(f"{where}: keypoints that are no numbers; extract it again")
+        raise InputFileError(f"{where}: keypoints that are not finite; extract it again")
     count = len(keypoints)
     scores, scales = floats.get("scores", np.ones(count, dtype=np.float32)), floats.get("scales")
     if descriptors.shape[1] != count == len(descriptors):

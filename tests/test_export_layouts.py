@@ -324,7 +324,7 @@ def test_keypoints_that_are_no_numbers_are_named() -> None:
     convert([FEATURES], "imc", SCENE)
     with h5py.File(SCENE / "keypoints.h5", "r+") as file:
         file["c"][5] = np.nan
-    with pytest.raises(InputFileError, match="c: keypoints that are no numbers"):
+    with pytest.raises(InputFileError, match="c: keypoints that are not finite"):
         convert([SCENE], "hloc", Path("back"))
     with h5py.File(SCENE / "keypoints.h5", "r+") as file:
         file["c"][5] = 1e30

@@ -151,7 +151,7 @@ def test_changed_images_are_noticed_and_updated_on_request(
     (photos / "b.png").write_bytes(encoded(drawn(seed=9), "PNG"))
     assert extract("photos") == 5
     assert (
-        "have another size or time of change than when they were extracted: b.png; give --update"
+        "have another size or modification time than when they were extracted: b.png; give --update"
         in capsys.readouterr().err
     )
     assert_same(stored(), before)

@@ -73,7 +73,7 @@ class FlatFolder:
             raise InputFileError(f"{where}: not as many descriptors or scores as its {count} keypoints; mend the files")
         xy = keypoints[:, :2]
         if not np.isfinite(xy).all():
-            raise InputFileError(f"{where}: keypoints that are no numbers; mend the files")
+            raise InputFileError(f"{where}: keypoints that are not finite; mend the files")
         return StoredFeatures(
             keypoints=xy,
             scores=found.get("scores", np.ones(count, dtype=np.float32)).reshape(count),

@@ -59,7 +59,7 @@ def keys_of(names: Iterable[str], layout: str) -> dict[str, str]:
         other = owners.setdefault(key_of(name, layout), name)
         if other != name:
             key = key_of(name, layout)
-            raise UsageError(f"{other} and {name} would both be {key} in the {layout} layout; convert them apart")
+            raise UsageError(f"{other} and {name} would both be {key} in the {layout} layout; convert them separately")
     return {name: key for key, name in owners.items()}
 
 
@@ -110,7 +110,9 @@ class FlatOutput:
                 other = owners.get(place) or owners.get(_place(keys[name1], keys[name0], self.layout)[0])
                 if other is not None and set(other) != {name0, name1}:
                     pairs = f"{other[0]} and {other[1]}, {name0} and {name1}"
-                    raise UsageError(f"{pairs} would both be {place} in the {self.layout} layout; convert them apart")
+                    raise UsageError(
+                        f"{pairs} would both be {place} in the {self.layout} layout; convert them separately"
+                    )
                 if other is not None:
                     logger.warning("%s and %s: there twice, the second left out", name0, name1)
                     continue

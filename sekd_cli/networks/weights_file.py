@@ -147,4 +147,6 @@ def _check_tensors(path: Path, network: DenseNetwork, tensors: dict[str, Tensor]
     if problems:
         raise InputFileError(f"{path}: not the {network.name} network: {'; '.join(problems)}")
     if broken := sorted(name for name, tensor in tensors.items() if not tensor.float().isfinite().all()):
-        raise InputFileError(f"{path}: {broken[0]} holds what is no number; train again, or from an earlier checkpoint")
+        raise InputFileError(
+            f"{path}: {broken[0]} holds values that are not finite; train again, or from an earlier checkpoint"
+        )
