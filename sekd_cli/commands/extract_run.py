@@ -198,9 +198,8 @@ def _remaining(jobs: list[Job], writer: FeatureWriter, *, update: bool) -> list[
     if changed and not update:
         names = ", ".join(job.entry.name for job in changed[:3]) + (", ..." if len(changed) > 3 else "")
         raise OutputError(
-            f"{writer.path}: {len(changed)} images (or their masks) have another size or modification time than when they "
-            f"were extracted: {names}; "
-            "give --update to extract these again, --overwrite for all"
+            f"{writer.path}: {len(changed)} images (or their masks) have another size or modification time than when "
+            f"they were extracted: {names}; give --update to extract these again, --overwrite for all"
         )
     return remaining + changed
 
