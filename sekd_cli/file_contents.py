@@ -8,8 +8,8 @@ from typing import NamedTuple
 import h5py
 
 from sekd_cli.errors import InputFileError
-from sekd_cli.hdf5_file import DAMAGE, attribute, member, names_in, one_line, plain
-from sekd_cli.new_file import error_number
+from sekd_cli.file_errors import error_number, one_line
+from sekd_cli.hdf5_file import DAMAGE, attribute, member, names_in, plain
 from sekd_cli.stored_features import is_image
 
 FEATURES, MATCHES, FLAT = "features", "matches", "flat"

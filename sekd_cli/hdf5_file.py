@@ -5,7 +5,6 @@ import fcntl
 import json
 import logging
 import os
-import stat
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import numpy as np
 from h5py import h5a, h5d, h5g, h5o, h5p, h5s, h5t
 
 from sekd_cli.errors import InputFileError, SekdError
+from sekd_cli.file_errors import one_line
 from sekd_cli.staged_file import StagedFile, apply_journal, journal_of
 
 logger = logging.getLogger(__name__)
@@ -74,12 +74,6 @@ def watching_for_damage(where: Path | str, remedy: str, kind: type[SekdError] = 
         yield
     except DAMAGE as error:
         raise kind(f"{where}: damaged ({one_line(error)}); {remedy}") from error
-
-
-def one_line(error: BaseException) -> str:
-    """The first line of an error's text, or the name of its class."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def reading_reason(path: Path, error: OSError) -> str:
@@ -202,30 +196,6 @@ def _dtype(encoded: bytes) -> np.dtype:
     """Of a type as HDF5 encodes it; to ask each attribute for its own takes as long as to read it."""
     dtype: np.dtype = h5t.decode(encoded).dtype
     return dtype
-
-
-def write_reason(error: BaseException) -> str:
-    """Why a file can't be written, with the remedy."""
-    remedies = {
-        errno.ENOSPC: "the disk is full; free some space",
-        errno.EDQUOT: "the disk quota is used up; free some space",
-        errno.EROFS: "the folder is read-only; give another output with -o",
-        errno.EACCES: "permission denied; give another output with -o",
-        errno.EPERM: "permission denied; give another output with -o",
-        errno.EISDIR: "is a folder; give a file with -o",
-        errno.ESTALE: "was deleted or replaced while it was written; run the same command again",
-        errno.ENODEV: "is no ordinary file; give another output with -o",
-        errno.ENOTDIR: "its folder is a file; give another output with -o",
-        errno.EFBIG: "larger than this file system or process may write; give another output with -o",
-    }
-    number = error.errno if isinstance(error, OSError) else None
-    return remedies.get(number or 0, f"can't be written ({one_line(error)})")
-
-
-def refuse_devices(status: os.stat_result) -> None:
-    """Raise OSError for /dev/null and its like, which root could replace by a file, to everybody's harm."""
-    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
-        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
 
 
 def lock(descriptor: int) -> None:

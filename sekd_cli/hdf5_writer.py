@@ -10,15 +10,8 @@ from typing import Any, Self
 import h5py
 
 from sekd_cli.errors import OutputError
-from sekd_cli.hdf5_file import (
-    CHECKED_METADATA,
-    HDF5_MAGIC,
-    create_hdf5,
-    lock,
-    reading_reason,
-    refuse_devices,
-    write_reason,
-)
+from sekd_cli.file_errors import refuse_devices, write_reason
+from sekd_cli.hdf5_file import CHECKED_METADATA, HDF5_MAGIC, create_hdf5, lock, reading_reason
 from sekd_cli.staged_file import StagedFile, apply_journal, journal_of
 
 METADATA_BYTES = 256 << 10  # of a file being written, kept in memory

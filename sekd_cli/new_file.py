@@ -3,13 +3,12 @@
 import errno
 import glob
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sekd_cli.errors import OutputError
-from sekd_cli.hdf5_file import one_line, refuse_devices, write_reason
+from sekd_cli.file_errors import error_number, one_line, refuse_devices, write_reason
 
 
 @contextmanager
@@ -65,11 +64,3 @@ def _runs(process: int) -> bool:
     except OSError:
         return True  # another user's, or a system that doesn't tell
     return True
-
-
-def error_number(error: BaseException) -> int | None:
-    """The operating system's number of an error, None if it isn't one of its own; HDF5 tells it in words."""
-    if isinstance(error, OSError) and error.errno:
-        return error.errno
-    told = re.search(r"errno = (\d+)", str(error))
-    return int(told[1]) if told else None

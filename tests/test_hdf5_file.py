@@ -14,6 +14,7 @@ import pytest
 from full_disk import pwrite_until_full
 
 from sekd_cli.errors import InputFileError, OutputError
+from sekd_cli.file_errors import write_reason
 from sekd_cli.hdf5_file import (
     CHECKSUM,
     add_attribute,
@@ -23,7 +24,6 @@ from sekd_cli.hdf5_file import (
     member,
     open_for_reading,
     write_arrays,
-    write_reason,
 )
 from sekd_cli.hdf5_writer import HDF5Writer, _put_in_place
 from sekd_cli.staged_file import _write_journal, apply_journal, journal_of

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from sekd_cli.errors import InputFileError, OutputError
-from sekd_cli.new_file import error_number, new_file
+from sekd_cli.file_errors import error_number
+from sekd_cli.new_file import new_file
 
 
 def test_the_file_is_there_after_the_block_and_not_before(tmp_path: Path) -> None:

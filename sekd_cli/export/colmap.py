@@ -16,8 +16,8 @@ from sekd_cli.errors import InputFileError, NothingToDoError, OutputError, Usage
 from sekd_cli.export.colmap_watch import Watch
 from sekd_cli.export.layouts import named_pairs
 from sekd_cli.feature_file import FeatureReader
+from sekd_cli.file_errors import one_line
 from sekd_cli.geometry import COLMAP_OFFSET
-from sekd_cli.hdf5_file import one_line
 from sekd_cli.match_file import MatchReader, fingerprint
 from sekd_cli.new_file import new_file
 from sekd_cli.pairs import Pair

@@ -13,8 +13,8 @@ from torch import Tensor
 from sekd_cli.config import DetectionSettings
 from sekd_cli.detection import detect
 from sekd_cli.errors import InputFileError, OutputError
+from sekd_cli.file_errors import write_reason
 from sekd_cli.geometry import inside, pixel_grid
-from sekd_cli.hdf5_file import write_reason
 from sekd_cli.networks import DenseNetwork
 from sekd_cli.training.affine_adaptation import adapted_scores, look_at_references
 from sekd_cli.training.photographs import Photographs

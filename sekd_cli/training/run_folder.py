@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sekd_cli.errors import InputFileError, OutputError
-from sekd_cli.hdf5_file import write_reason
+from sekd_cli.file_errors import write_reason
 from sekd_cli.new_file import new_file
 from sekd_cli.training.settings import TrainingSettings, read_settings
 
