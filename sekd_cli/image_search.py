@@ -37,8 +37,10 @@ def given_paths(arguments: Sequence[str]) -> list[str]:
     """The paths that arguments mean, of which `-` stands for a list on standard input.
 
     There a line is a path; or each ends with a zero byte (find -print0), which lets names hold line breaks. Raises
-    UsageError if standard input is closed.
+    UsageError if standard input is closed, or in UTF-16, and for an empty argument.
     """
+    if "" in arguments:  # for Path it is the current folder
+        raise UsageError("an empty path, as of a variable that isn't set; give photographs, or . for this folder")
     return [path for argument in arguments for path in (_listed_paths() if argument == "-" else [argument])]
 
 
@@ -46,6 +48,8 @@ def _listed_paths() -> list[str]:
     if sys.stdin is None:
         raise UsageError("-: standard input is closed; give images, or a list of them there")
     content = sys.stdin.buffer.read().removeprefix(codecs.BOM_UTF8)
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # split at its zero bytes it may name all of /
+        raise UsageError("-: the list on standard input is in UTF-16; save it as UTF-8, a path a line")
     separator = b"\0" if b"\0" in content else b"\n"
     return [os.fsdecode(line) for line in (part.rstrip(b"\r") for part in content.split(separator)) if line]
 
