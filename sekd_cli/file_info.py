@@ -23,11 +23,15 @@ Facts = TypeVar("Facts")
 
 def file_info(path: Path) -> dict[str, Any]:
     """A summary of any file that `sekd` writes or reads. Raises InputFileError if it is missing, damaged or no such."""
-    if not path.is_file():
-        what = "a folder" if path.is_dir() else "no such file"
-        raise InputFileError(f"{path}: {what}; give a feature file, a match file or weights")
-    with path.open("rb") as stream:
-        is_hdf5 = stream.read(len(HDF5_MAGIC)) == HDF5_MAGIC
+    try:
+        if not path.is_file():
+            what = "a folder" if path.is_dir() else "no such file"
+            raise InputFileError(f"{path}: {what}; give a feature file, a match file or weights")
+        with path.open("rb") as stream:
+            is_hdf5 = stream.read(len(HDF5_MAGIC)) == HDF5_MAGIC
+    except OSError as error:
+        remedy = "give a feature file, a match file or weights"
+        raise InputFileError(f"{path}: not readable ({error.strerror}); {remedy}") from error
     if not is_hdf5 and not may_be_weights(path):
         raise InputFileError(f"{path}: nothing that sekd writes; give a feature file, a match file or weights")
     facts = _hdf5_info(path) if is_hdf5 else _weights_info(path)

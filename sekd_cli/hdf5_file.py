@@ -52,10 +52,10 @@ def open_for_reading(path: Path, kind: str) -> h5py.File:
 
     Raises InputFileError if it is missing, not HDF5, damaged, or being written.
     """
-    if not path.is_file():
-        what = "is not a file" if path.exists() else "no such file"
-        raise InputFileError(f"{path}: {what}; give the {kind} file that sekd wrote")
     try:
+        if not path.is_file():
+            what = "is not a file" if path.exists() else "no such file"
+            raise InputFileError(f"{path}: {what}; give the {kind} file that sekd wrote")
         if journal_of(path).exists():
             _recover(path)
         return h5py.File(path, "r", locking="best-effort")

@@ -40,16 +40,24 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_nobody_is_opening)
 
 
+def check_file(path: Path) -> None:
+    """Raises ImageError if there is no file, whatever it holds."""
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode) and not os.access(path, os.R_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise ImageError(f"{path}: {_complaint(path, error)}") from error
+    if not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "neither a file nor a folder"
+        raise ImageError(f"{path}: {what}, not an image; leave it out")
+
+
 @contextmanager
 def opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
     """The image at `path`, its header read and its size accepted; turns all that goes wrong into an ImageError."""
     try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
-            if stat.S_ISDIR(mode) and not os.access(path, os.R_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            what = "a folder" if stat.S_ISDIR(mode) else "neither a file nor a folder"
-            raise ImageError(f"{path}: {what}, not an image; leave it out")
+        check_file(path)
         with open_unlimited(path) as image:
             width, height = image.size
             if max_pixels and width * height > max_pixels:

@@ -173,6 +173,7 @@ def test_other_files_are_refused_in_one_line(content: bytes, capsys: pytest.Capt
         assert "give a feature file, a match file or weights" in err
     assert cli.main(["info", "gone"]) == BAD_INPUT
     assert cli.main(["info", "."]) == BAD_INPUT
+    assert cli.main(["info", "z" * 300]) == BAD_INPUT
 
 
 def test_damage_anywhere_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """`sekd pairs` as a user types it."""
 
 import io
+import os
 from pathlib import Path
 
 import cv2
@@ -62,10 +63,27 @@ def test_pairs_of_images_have_the_names_that_extract_gives(
     assert cli.main(["pairs", "feats.h5", "--root", "photos"]) == USAGE
 
 
+def test_images_that_are_no_files_or_cannot_be_looked_up_are_told_and_left_out(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    Path("photos").mkdir()
+    for name in ("a.png", "b.png"):
+        cv2.imwrite(f"photos/{name}", np.zeros((8, 8), np.uint8))
+    os.mkfifo("photos/c.png")
+    assert cli.main(["pairs", "photos", "z" * 300]) == SOME_FAILED
+    out, err = capfd.readouterr()
+    assert out == "a.png b.png\n"
+    assert sorted(err.splitlines()) == [
+        "error: photos/c.png: neither a file nor a folder, not an image; leave it out",
+        f"error: {'z' * 300}: no such file; check the path",
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "complaint"),
     [
         (["none.h5"], BAD_INPUT, "none.h5: no such file"),
+        (["z" * 300 + ".h5"], BAD_INPUT, "give the features file"),
         (["photos", "--nearest", "3"], USAGE, "needs one feature file"),
         (["feats.h5", "--loop"], USAGE, "only with --sequential"),
         (["feats.h5", "--sequential", "0"], USAGE, "0 is not in the range"),

@@ -236,6 +236,8 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "missing.safetensors", tmp_path):
         with pytest.raises(InputFileError, match="no such weights file"):
             load_network(path)
+    with pytest.raises(InputFileError, match=r"give a \.safetensors"):
+        load_network(tmp_path / ("z" * 300))  # can't be looked up, as in a folder that isn't ours
 
 
 def test_the_packaged_weights_lie_in_the_package(tmp_path: Path) -> None:

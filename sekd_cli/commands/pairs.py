@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import click
 
 from sekd_cli.commands.options import FILE, FOLDER
-from sekd_cli.errors import SOME_FAILED, NothingToDoError, UsageError
+from sekd_cli.errors import SOME_FAILED, ImageError, NothingToDoError, UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def _is_hdf5(path: Path) -> bool:
 
     if str(path) == "-":
         return False  # standard input, even where a file has that name
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113 - pathlib's raises where that can't be looked up
         return path.suffix.lower() in HDF5_SUFFIXES  # a feature file that is missing, rather than an image
     try:
         with path.open("rb") as stream:
@@ -130,14 +130,19 @@ def _names_in(feature_file: Path) -> list[str]:
 
 
 def _names_of_images(source: tuple[str, ...], root: Path | None) -> tuple[list[str], int]:
-    """Names of images, and how many of those given don't exist."""
+    """Names of images, and how many of those given are no files."""
+    from sekd_cli.image_opening import check_file  # noqa: PLC0415
     from sekd_cli.image_search import find_images, given_paths  # noqa: PLC0415
 
     entries = find_images(given_paths(source), root=root)
-    missing = [entry for entry in entries if not entry.path.exists()]
-    for entry in missing:
-        logger.error("%s: no such file; check the path", entry.path)
-    return [entry.name for entry in entries if entry.path.exists()], len(missing)
+    names = []
+    for entry in entries:
+        try:
+            check_file(entry.path)
+            names.append(entry.name)
+        except ImageError as error:
+            logger.error("%s", error)
+    return names, len(entries) - len(names)
 
 
 def _nearest(feature_file: Path, names: list[str], count: int, unreadable: dict[str, str]) -> Iterator[tuple[str, str]]:

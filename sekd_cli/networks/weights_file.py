@@ -69,9 +69,12 @@ def load_network(path: Path) -> DenseNetwork:
     Raises InputFileError, naming the file, if it is missing or neither kind of weights, or the tensors that are
     missing, extra, of another shape or of a kind that holds no plain numbers.
     """
-    if not path.is_file():
-        raise InputFileError(f"{path}: no such weights file; give a .safetensors of sekd train")
-    name, tensors = _read_safetensors(path) if _is_safetensors(path) else _read_authors_checkpoint(path)
+    try:
+        if not path.is_file():
+            raise InputFileError(f"{path}: no such weights file; give a .safetensors of sekd train")
+        name, tensors = _read_safetensors(path) if _is_safetensors(path) else _read_authors_checkpoint(path)
+    except OSError as error:
+        raise InputFileError(f"{path}: not readable ({error.strerror}); give a .safetensors of sekd train") from error
     _check_kinds(path, tensors)
     network = NETWORKS[name].holding(tensors)
     _check_tensors(path, network, tensors)
