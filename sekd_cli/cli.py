@@ -177,6 +177,8 @@ def run() -> int:
     gc.set_threshold(COLLECT_EVERY, *gc.get_threshold()[1:])
     code = main()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if code == INTERRUPTED:  # a second Ctrl-C leaves threads at work, which crash where Python shuts down
+        os._exit(code)
     gc.freeze()
     return code
 

@@ -239,6 +239,13 @@ def test_once_all_is_said_an_interrupt_changes_nothing(monkeypatch: pytest.Monke
         signal.signal(signal.SIGINT, before)
 
 
+def test_threads_that_are_left_when_interrupted_twice_see_no_shutdown() -> None:
+    program = "import atexit; from sekd_cli import cli; atexit.register(print, 1); cli.main = lambda: {}; cli.run()"
+    for code, said in ((0, b"1\n"), (130, b"")):
+        finished = subprocess.run([sys.executable, "-c", program.format(code)], capture_output=True, check=False)
+        assert (finished.returncode, finished.stdout) == (code, said)
+
+
 @pytest.mark.parametrize("name", ["extract", "match", "train"])
 def test_those_that_go_on_say_so_when_interrupted(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
