@@ -90,7 +90,10 @@ def read_mask(path: Path, photograph: Photograph) -> np.ndarray:
     with opened(path, max_pixels=0) as image:
         if (size := size_in_file(image)) != photograph.stored_size:
             there, here = ("x".join(map(str, each)) for each in (size, photograph.stored_size))
-            raise ImageError(f"{path}: mask of {there}, but its image has {here} pixels")
+            raise ImageError(
+                f"{path}: mask of {there}, but its image has {here} pixels; "
+                "give one of the image as it is stored, before its EXIF orientation"
+            )
         if _has_numbers(image):
             orientation = _orientation(image)
             lit = np.asarray(np.asarray(image) != 0)  # not scaled, which makes the least of labels black

@@ -57,9 +57,11 @@ def read_group(group: h5py.Group) -> StoredMatches:
     scores0 = arrays.get("matching_scores0", np.ones(matches0.shape))
     if matches0.ndim != 1 or matches0.dtype.kind not in "iu" or scores0.shape != matches0.shape:
         raise ValueError(f"matches0 of {group.name} is no list of matches")
+    if not np.array_equal(indices := matches0.astype(np.int32), matches0):
+        raise ValueError(f"matches0 of {group.name} has numbers of no keypoint")
     name = next((name for name in MODELS if name in arrays), None)
     return StoredMatches(
-        matches0=matches0.astype(np.int32),
+        matches0=indices,
         scores0=scores0.astype(np.float32),
         model_name=name,
         model=None if name is None else arrays[name].astype(np.float64).reshape(3, 3),

@@ -365,7 +365,7 @@ def test_masks_are_black_where_nothing_may_be_in_the_grid_of_the_file(path: Path
     np.testing.assert_array_equal(turn_back(allowed, 6), stored > 0)
 
     mask.write_bytes(encoded(stored[:50], "PNG"))
-    with pytest.raises(ImageError, match="mask of 96x50, but its image has 96x128 pixels"):
+    with pytest.raises(ImageError, match="mask of 96x50, but its image has 96x128 pixels; give one"):
         read_mask(mask, photograph)
 
 

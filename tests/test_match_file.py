@@ -115,6 +115,13 @@ def test_the_model_is_kept_and_turned_with_the_pair(tmp_path: Path, attributes: 
     np.testing.assert_allclose(turned.model, expected)
 
 
+def test_numbers_that_no_keypoint_has_are_no_others(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "wide.h5", "w") as file:
+        file["a.jpg/b.jpg/matches0"] = np.array([2**32 + 1, -1])  # 1 in the last 32 bits
+    with MatchReader(tmp_path / "wide.h5") as reader, pytest.raises(InputFileError, match="numbers of no keypoint"):
+        reader.read(("a.jpg", "b.jpg"))
+
+
 def test_matches_of_other_tools_are_read(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "hloc.h5", "w") as file:
         group = file.create_group("a.jpg/b.jpg")
