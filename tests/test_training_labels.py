@@ -211,7 +211,7 @@ def test_what_is_in_front_hides_points_and_labels_and_shows_another_photograph(p
 def test_labels_that_there_are_not_are_in_no_view_however_much_it_sees(photographs: Photographs) -> None:
     nothing = np.full((5, 4, 3), np.nan, np.float32)
     for parallax_share in (0.0, 1.0):
-        settings = replace(SMALL, closest=300.0, farthest=300.0, parallax_share=parallax_share)
+        settings = replace(SMALL, closest=100.0, farthest=100.0, parallax_share=parallax_share)
         keypoints = PairDataset(photographs, np.arange(5), nothing, settings, (3,)).plan(0).keypoints
         assert keypoints.isfinite().all()
         assert not inside(keypoints, settings.height, settings.width).any()

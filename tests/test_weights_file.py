@@ -290,7 +290,7 @@ def test_weights_too_large_for_the_network_are_refused(tmp_path: Path) -> None:
     state = CompactNetwork().state_dict()
     state["detector.bias"] = torch.full_like(state["detector.bias"], 1e300, dtype=torch.float64)
     safetensors.torch.save_file(state, tmp_path / "mine.safetensors", {"network": "compact"})
-    with pytest.raises(InputFileError, match=r"detector\.bias holds what is no number"):
+    with pytest.raises(InputFileError, match=r"detector\.bias holds values that are not finite"):
         load_network(tmp_path / "mine.safetensors")
 
 
