@@ -36,7 +36,7 @@ def local_maxima(score_logits: Tensor, radius: int) -> Tensor:
     return torch.from_numpy(np.equal(values, dilate(values, radius)))
 
 
-def _maxima_within(score_logits: Tensor, radius: int, mask: Tensor | None) -> Tensor:
+def maxima_within(score_logits: Tensor, radius: int, mask: Tensor | None) -> Tensor:
     """The local maxima (..., H, W) of maps where their masks are true, but for those on the outermost pixels.
 
     There most are slopes that rise towards the outside, and one in twenty of their matches is right
@@ -201,7 +201,7 @@ def detect_places(
     score_logits = score_logits.detach().float().contiguous()
     if settings.nms_radius is None or settings.threshold is None:
         raise ValueError("settings without a threshold or a suppression radius: complete them with the network's own")
-    candidate = _maxima_within(score_logits, settings.nms_radius, mask)
+    candidate = maxima_within(score_logits, settings.nms_radius, mask)
     flat, logits = _candidates(candidate, score_logits)
     if settings.threshold:
         above = np.flatnonzero(logits > _logit(settings.threshold))
@@ -248,7 +248,7 @@ def detect_at_once(
     """
     score_logits = score_logits.detach().float()
     radius = settings.nms_radius or 0
-    candidate = _maxima_within(score_logits, radius, mask)
+    candidate = maxima_within(score_logits, radius, mask)
     if settings.threshold:
         candidate &= score_logits > _logit(settings.threshold)
     most = int(candidate.flatten(1).sum(dim=1).max())

@@ -55,6 +55,11 @@ def test_own_keypoints_are_the_strongest_maxima_that_are_seen() -> None:
     assert found.descriptors.norm(dim=-1).allclose(torch.ones(2, 2))
 
 
+def test_own_keypoints_lie_where_extraction_has_some_and_so_not_on_the_outermost_pixels() -> None:
+    found = strongest(peaks_at([(0, 5), (8, 15), (1, 10)], [(7, 0), (8, 14)]))
+    assert found.xy[:, 0].tolist() == [[1, 10], [8, 14]]
+
+
 def test_more_own_keypoints_than_pixels_are_all_pixels() -> None:
     maps = [
         DenseMaps(peaks_at([(4, 5)], [(4, 5)], size=size), (torch.ones(2, 1, 4, 4),), torch.zeros(2, 1, 8, 8))

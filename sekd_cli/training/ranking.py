@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sekd_cli.detection import local_maxima, octave_score, refine
+from sekd_cli.detection import maxima_within, octave_score, refine
 from sekd_cli.features import sample_descriptors
 from sekd_cli.geometry import distances, inside, rescale_points
 from sekd_cli.networks import DenseMaps
@@ -63,7 +63,7 @@ def _of_octave(maps: DenseMaps, octave: int, seen: Tensor, count: int, radius: i
     logits = maps.score_logits.float()
     width, shrunk = logits.shape[-1], 2.0**octave
     with torch.no_grad():
-        maxima = local_maxima(logits.detach(), radius) & seen_at(seen, octave)
+        maxima = maxima_within(logits.detach(), radius, seen_at(seen, octave))
         strengths = logits.detach().masked_fill(~maxima, -torch.inf).flatten(1)
         best, flat = strengths.topk(min(count, strengths.shape[1]), dim=1)
         xy = torch.stack((flat % width, flat // width), dim=-1)
