@@ -17,6 +17,7 @@ from sekd_cli.hdf5_file import HDF5_MAGIC, open_for_reading, plain, read_numbers
 from sekd_cli.networks.weights_file import load_network, may_be_weights, weights_digest
 
 HISTOGRAM_BINS = 16
+REMEDY = "give a feature file, a match file or weights"
 
 Facts = TypeVar("Facts")
 
@@ -26,14 +27,13 @@ def file_info(path: Path) -> dict[str, Any]:
     try:
         if not path.is_file():
             what = "a folder" if path.is_dir() else "no such file"
-            raise InputFileError(f"{path}: {what}; give a feature file, a match file or weights")
+            raise InputFileError(f"{path}: {what}; {REMEDY}")
         with path.open("rb") as stream:
             is_hdf5 = stream.read(len(HDF5_MAGIC)) == HDF5_MAGIC
     except OSError as error:
-        remedy = "give a feature file, a match file or weights"
-        raise InputFileError(f"{path}: not readable ({error.strerror}); {remedy}") from error
+        raise InputFileError(f"{path}: not readable ({error.strerror}); {REMEDY}") from error
     if not is_hdf5 and not may_be_weights(path):
-        raise InputFileError(f"{path}: nothing that sekd writes; give a feature file, a match file or weights")
+        raise InputFileError(f"{path}: nothing that sekd writes; {REMEDY}")
     facts = _hdf5_info(path) if is_hdf5 else _weights_info(path)
     return {"file": str(path), "kind": facts.pop("kind"), "bytes": path.stat().st_size, **facts}
 

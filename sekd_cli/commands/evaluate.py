@@ -156,9 +156,8 @@ def pose(
     with progress_bar("evaluating", len(methods) * sum(len(scene.pairs) for scene in scenes), "pairs") as bar:
         results = benchmark.evaluate_scenes(scenes, methods, protocol, _advance(bar))
     summary = benchmark.summary_table(results)
-    _report(
-        [summary, benchmark.pair_table(results)] if per_pair else [summary], output, benchmark.panels(results), plot
-    )
+    tables = [summary, benchmark.pair_table(results)] if per_pair else [summary]
+    _report(tables, output, benchmark.panels(results), plot)
 
 
 @evaluate.command(epilog="Example:  sekd evaluate sfm strecha -m sekd -m sift")
@@ -197,9 +196,8 @@ def sfm(
     with progress_bar("evaluating", len(methods) * len(scenes) * seeds, "models") as bar:
         results = benchmark.evaluate_scenes(scenes, methods, protocol, _advance(bar))
     summary = benchmark.summary_table(results)
-    _report(
-        [summary, benchmark.pair_table(results)] if per_pair else [summary], output, benchmark.panels(summary), plot
-    )
+    tables = [summary, benchmark.pair_table(results)] if per_pair else [summary]
+    _report(tables, output, benchmark.panels(summary), plot)
 
 
 @evaluate.command(epilog="Example:  sekd evaluate speed photo.jpg -m sekd -m sift --threads 1")
