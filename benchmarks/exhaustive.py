@@ -21,7 +21,7 @@ from sekd_cli.config import MatchingSettings
 from sekd_cli.feature_cache import FeatureCache, plan
 from sekd_cli.feature_file import FeatureReader
 from sekd_cli.match_file import MatchWriter, match_attributes
-from sekd_cli.match_pipeline import PipelineSettings, match_all
+from sekd_cli.match_pipeline import PairMatcher, PipelineSettings, match_all
 from sekd_cli.pairs import exhaustive
 from sekd_cli.stored_features import StoredFeatures
 
@@ -57,7 +57,8 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
             )
         else:
             with MatchWriter(folder / "matches.h5", match_attributes(reader, {})) as writer:
-                outcomes = match_all(work, reader, writer, settings, matching=MatchingSettings())
+                matcher = PairMatcher(reader.path, settings.cache_bytes, MatchingSettings())
+                outcomes = match_all(work, reader, writer, settings, matcher=matcher)
                 done = sum(outcome.failure is None for outcome in outcomes)
     return {
         "images": options.images,

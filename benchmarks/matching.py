@@ -99,7 +99,7 @@ def measure_pipeline(images: int, threads: int) -> dict[str, float]:
                 MatchWriter(Path(folder) / "matches.h5", match_attributes(reader, {})) as matches,
             ):
                 work = plan(exhaustive(names))
-                outcomes = match_all(work, reader, matches, settings, matching=MatchingSettings(), workers=others)
+                outcomes = match_all(work, reader, matches, settings, matcher=matcher, workers=others)
                 count = sum(1 for _ in outcomes)
             rates.append(count / (time.perf_counter() - start))
     return {"pairs": count, "pairs_per_second": rates[0], "pairs_per_second_again": rates[1]}

@@ -28,8 +28,8 @@ from sekd_cli.feature_file import FeatureReader, FeatureWriter, file_attributes
 from sekd_cli.image_search import ImageEntry
 from sekd_cli.images import Photograph
 from sekd_cli.match_file import MatchWriter, match_attributes
+from sekd_cli.match_pipeline import PairMatcher, match_all
 from sekd_cli.match_pipeline import PipelineSettings as MatchSettings
-from sekd_cli.match_pipeline import match_all
 from sekd_cli.networks.weights_file import load_network, packaged_weights
 from sekd_cli.pairs import exhaustive
 
@@ -100,8 +100,9 @@ def by_pairs(folder: Path) -> list[Work]:
             FeatureReader(path) as reader,
             MatchWriter(folder / f"matches{count}.h5", match_attributes(reader, {}), overwrite=True) as writer,
         ):
-            work = plan(exhaustive(names[:count]))
-            for _ in match_all(work, reader, writer, MatchSettings(device=CPU), matching=MatchingSettings()):
+            work, settings = plan(exhaustive(names[:count])), MatchSettings(device=CPU)
+            matcher = PairMatcher(path, settings.cache_bytes, MatchingSettings())
+            for _ in match_all(work, reader, writer, settings, matcher=matcher):
                 pass
 
     return [lambda count=count: match(count) for count in PAIRED_IMAGES]  # type: ignore[misc]

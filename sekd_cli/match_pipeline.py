@@ -3,11 +3,10 @@
 On a CPU several processes match, each of which reads what it needs; elsewhere threads do. One thread writes.
 """
 
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,14 +22,14 @@ from sekd_cli.pairs import Pair
 from sekd_cli.stored_matches import StoredMatches
 from sekd_cli.workers import Crew, Worker, WorkerDiedError
 
-BATCHES_IN_FLIGHT = 4  # for each thread: enough that none waits while features are read or matches written
-
-Batch = list[tuple[MatchableImage, MatchableImage]]
-"""Pairs that are matched together."""
-
+BATCHES_IN_FLIGHT = 4  # for each thread or process: enough that none waits while features are read or matches written
 TASK_PAIRS = 32  # that a process takes at a time, fewer where there are few: 0.2 s
 GIVE_BACK_EVERY = 16  # tasks: images that others took the place of lie about as free memory
 ROWS_OF_CACHE = 0.5  # of a process's memory for features: those of the rows of a block
+
+
+Batch = Sequence[tuple[MatchableImage, MatchableImage]]
+"""Pairs that are matched together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +44,7 @@ class PipelineSettings:
 
 
 class PairMatcher:
-    """From names to matches: what a worker process does."""
+    """How pairs are matched; called with their names it is what a worker process does."""
 
     def __init__(
         self,
@@ -55,12 +54,9 @@ class PairMatcher:
         verification: VerificationSettings | None = None,
         camera_of: CameraOf = lambda name, size: None,
     ) -> None:
-        """path: of the feature file, opened by whoever matches first. cache_bytes: of features in its memory."""
-        self._path = path
-        self._cache_bytes = cache_bytes
-        self._matching = matching
-        self._verification = verification
-        self._camera_of = camera_of
+        """path: of the feature file, opened by each process for itself. cache_bytes: of features in its memory."""
+        self.cache_bytes, self.matching, self.camera_of = cache_bytes, matching, camera_of
+        self._path, self._verification = path, verification
         self._images: ImageCache | None = None
         self._tasks = 0
 
@@ -70,23 +66,40 @@ class PairMatcher:
             self._images = ImageCache(
                 FeatureReader(self._path),
                 torch.device("cpu"),
-                self._cache_bytes,
-                self._camera_of,
-                turned=self._matching.rotations,
+                self.cache_bytes,
+                self.camera_of,
+                turned=self.matching.rotations,
             )
         self._tasks += 1
         if self._tasks % GIVE_BACK_EVERY == 0:
             give_back_memory()
-        return [self._matched(self._images.get(first), self._images.get(second)) for first, second in pairs]
+        matched = []
+        for pair in pairs:
+            image0, image1 = map(self._images.get, pair)
+            if isinstance(image0, str) or isinstance(image1, str):
+                matched.append(Matched(pair, None, failure=_reasons(image0, image1)))
+            else:
+                matched += self.batch([(image0, image1)])
+        return matched
 
-    def _matched(self, image0: MatchableImage | str, image1: MatchableImage | str) -> Matched:
-        if isinstance(image0, str) or isinstance(image1, str):
-            return Matched(None, failure=_reasons(image0, image1))
-        try:
-            matches = match_images(image0, image1, self._matching, self._verification)
-        except ImageError as error:
-            return Matched(None, failure=str(error))
-        return Matched(matches, (image0.fingerprint, image1.fingerprint))
+    def batch(self, images: Batch) -> list[Matched]:
+        """The matches of each pair, found together where there are several."""
+        found: list[StoredMatches | ImageError]
+        if len(images) > 1:
+            found = match_together(images, self.matching, self._verification)
+        else:
+            try:
+                found = [match_images(*images[0], self.matching, self._verification)]
+            except ImageError as error:
+                found = [error]
+        return [_matched(*both, one) for both, one in zip(images, found, strict=True)]
+
+
+def _matched(image0: MatchableImage, image1: MatchableImage, found: StoredMatches | ImageError) -> Matched:
+    pair = image0.name, image1.name
+    if isinstance(found, ImageError):
+        return Matched(pair, None, failure=str(found))
+    return Matched(pair, found, (image0.fingerprint, image1.fingerprint))
 
 
 PairWorker = Worker[Sequence[Pair], list[Matched]]
@@ -98,58 +111,38 @@ def match_all(
     writer: MatchWriter,
     settings: PipelineSettings,
     *,
-    matching: MatchingSettings,
-    verification: VerificationSettings | None = None,
-    camera_of: CameraOf = lambda name, size: None,
+    matcher: PairMatcher,
     workers: list[PairWorker] | None = None,
 ) -> Iterator[Outcome]:
     """Match every pair into the file; yields each outcome once its matches are durable, in no particular order.
 
-    workers: processes that do so with a `PairMatcher` of the same features and settings; in place of one that dies
-    another is put. Raises OutputError if the file can't be written or holds matches of other features, DeviceError if
-    the device runs out of memory.
+    workers: processes that do so with this matcher; in place of one that dies another is put. Raises OutputError if the
+    file can't be written or holds matches of other features, DeviceError if the device runs out of memory.
     """
     if workers:
-        share = settings.cache_bytes // len(workers)
-        matcher = PairMatcher(features.path, share, matching, verification, camera_of)
-        fingerprint_of = _Fingerprints(features, turned=matching.rotations)
-        yield from _match_by_workers(
-            work, writer, settings, matcher=matcher, workers=workers, fingerprint_of=fingerprint_of
-        )
+        yield from _match_by_workers(work, features, writer, matcher=matcher, workers=workers, update=settings.update)
     else:
-        cache = FeatureCache(features, settings.device, settings.cache_bytes, camera_of, turned=matching.rotations)
-        yield from _match_by_threads(work, cache, writer, settings, matching=matching, verification=verification)
+        yield from _match_by_threads(work, features, writer, settings, matcher)
 
 
 def _match_by_workers(
     work: Plan,
+    features: FeatureReader,
     writer: MatchWriter,
-    settings: PipelineSettings,
     *,
     matcher: PairMatcher,
     workers: list[PairWorker],
-    fingerprint_of: "_Fingerprints",
+    update: bool,
 ) -> Iterator[Outcome]:
-    written = Written(writer)
-    rows = ROWS_OF_CACHE * settings.cache_bytes / len(workers) // max(1, fingerprint_of.largest(work.names[:10]))
+    written, fingerprint_of = Written(writer), _Fingerprints(features, turned=matcher.matching.rotations)
+    rows = ROWS_OF_CACHE * matcher.cache_bytes // max(1, fingerprint_of.largest(work.names[:10]))
     order = order_in_blocks(work, max(1, int(rows)))
     task_pairs = max(1, min(TASK_PAIRS, len(order) // (4 * len(workers))))
+    task: list[Pair] = []
     with Crew(workers, matcher, matcher, threads=0) as crew:
-
-        def took(waiting: int) -> Iterator[Outcome]:
-            for pairs, found in crew.done(waiting):
-                if isinstance(found, WorkerDiedError):
-                    reason = f"the process that matched them died ({found}); give a smaller --cache, or fewer --threads"
-                    written.add(Outcome(pairs[0], failure=reason))
-                    continue
-                for pair, one in zip(pairs, found, strict=True):
-                    written.take(pair, one)
-            yield from written.reported()
-
-        task: list[Pair] = []
         for index in order:
             pair = work.names[work.pairs[index, 0]], work.names[work.pairs[index, 1]]
-            if writer.started and (told := _told_before(writer, pair, fingerprint_of, update=settings.update)):
+            if writer.started and (told := _told_before(writer, pair, fingerprint_of, update=update)):
                 written.add(told)
                 yield from written.reported()
                 continue
@@ -157,12 +150,24 @@ def _match_by_workers(
             if len(task) == task_pairs:
                 crew.begin(task)
                 task = []
-                yield from took(BATCHES_IN_FLIGHT * crew.size)
+                yield from _taken(crew, written, BATCHES_IN_FLIGHT * crew.size)
         if task:
             crew.begin(task)
-        while crew.waiting:
-            yield from took(crew.waiting - 1)
+        yield from _taken(crew, written, 0)
         yield from written.reported(now=True)
+
+
+def _taken(crew: Crew[Any, Matched], written: Written, waiting: int) -> Iterator[Outcome]:
+    """Write what is matched, until no more than `waiting` batches are left; yields what is durable."""
+    for items, found in crew.done(waiting):
+        if isinstance(found, WorkerDiedError):  # the only item is a pair of names: images aren't given to processes
+            reason = f"the process that matched them died ({found}); give a smaller --cache, or fewer --threads"
+            written.add(Outcome(items[0], failure=reason))
+        else:
+            for one in found:
+                written.take(one)
+        yield from written.reported()
+    yield from written.reported()
 
 
 def _told_before(writer: MatchWriter, pair: Pair, fingerprint_of: "_Fingerprints", *, update: bool) -> Outcome | None:
@@ -192,44 +197,32 @@ class _Fingerprints:
 
 
 def _match_by_threads(
-    work: Plan,
-    cache: FeatureCache,
-    writer: MatchWriter,
-    settings: PipelineSettings,
-    *,
-    matching: MatchingSettings,
-    verification: VerificationSettings | None,
+    work: Plan, features: FeatureReader, writer: MatchWriter, settings: PipelineSettings, matcher: PairMatcher
 ) -> Iterator[Outcome]:
+    turned = matcher.matching.rotations
+    cache = FeatureCache(features, settings.device, settings.cache_bytes, matcher.camera_of, turned=turned)
+    gathering = _Gathering(settings.batch_values // (4 if turned else 1))
+    written = Written(writer)
     at_once = max(1, min(settings.threads, len(work.pairs)))
     share = max(1, settings.threads // at_once)  # threads for one pair: more than one where pairs are few
-    written = Written(writer)
-    running: deque[tuple[Batch, Future[list[StoredMatches | ImageError]]]] = deque()
-    gathering = _Gathering(settings.batch_values // (4 if matching.rotations else 1))
-    with ThreadPoolExecutor(at_once, "match", initializer=torch.set_num_threads, initargs=(share,)) as pool:
 
-        def start(batch: Batch) -> None:
-            if batch:
-                running.append((batch, pool.submit(_match, batch, matching, verification)))
+    def match(batch: Batch) -> list[Matched]:
+        torch.set_num_threads(share)
+        return matcher.batch(batch)
 
-        try:
-            for pair, image0, image1 in cache.walk(work):
-                if isinstance(image0, str) or isinstance(image1, str):
-                    written.add(Outcome(pair, failure=_reasons(image0, image1)))
-                elif is_done(writer, pair, (image0.fingerprint, image1.fingerprint), settings.update):
-                    written.add(Outcome(pair, skipped=True))
-                else:
-                    start(gathering.add(image0, image1))
-                while len(running) >= BATCHES_IN_FLIGHT * at_once:
-                    _write_batch(written, *running.popleft())
-                yield from written.reported()
-            start(gathering.batch)
-            while running:
-                _write_batch(written, *running.popleft())
-                yield from written.reported()
-            yield from written.reported(now=True)
-        finally:
-            for _, future in running:
-                future.cancel()
+    with Crew([], match, match, at_once) as crew:
+        for pair, image0, image1 in cache.walk(work):
+            if isinstance(image0, str) or isinstance(image1, str):
+                written.add(Outcome(pair, failure=_reasons(image0, image1)))
+            elif is_done(writer, pair, (image0.fingerprint, image1.fingerprint), settings.update):
+                written.add(Outcome(pair, skipped=True))
+            elif full := gathering.add(image0, image1):
+                crew.begin(full)
+            yield from _taken(crew, written, BATCHES_IN_FLIGHT * crew.size)
+        if gathering.batch:
+            crew.begin(gathering.batch)
+        yield from _taken(crew, written, 0)
+        yield from written.reported(now=True)
 
 
 def _reasons(*found: object) -> str:
@@ -239,31 +232,11 @@ def _reasons(*found: object) -> str:
     return reasons.pop() if len(set(told)) > len(reasons) else "; ".join(dict.fromkeys(told))
 
 
-def _match(
-    batch: Batch, matching: MatchingSettings, verification: VerificationSettings | None
-) -> list[StoredMatches | ImageError]:
-    """The matches of each pair, or why there are none."""
-    if len(batch) > 1:
-        return match_together(batch, matching, verification)
-    try:
-        return [match_images(*batch[0], matching, verification)]
-    except ImageError as error:
-        return [error]
-
-
-def _write_batch(written: Written, batch: Batch, future: Future[list[StoredMatches | ImageError]]) -> None:
-    """Write the matches of pairs as soon as they are there."""
-    for (image0, image1), found in zip(batch, future.result(), strict=True):
-        fingerprints = image0.fingerprint, image1.fingerprint
-        one = Matched(None, failure=str(found)) if isinstance(found, ImageError) else Matched(found, fingerprints)
-        written.take((image0.name, image1.name), one)
-
-
 class _Gathering:
     """Pairs that wait until there are enough to be matched together."""
 
     def __init__(self, room: int) -> None:
-        self.batch: Batch = []
+        self.batch: list[tuple[MatchableImage, MatchableImage]] = []
         self._room = room  # similarities, padding included
         self._rows = self._columns = 0
 

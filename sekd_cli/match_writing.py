@@ -23,6 +23,7 @@ class Outcome(NamedTuple):
 class Matched(NamedTuple):
     """The matches of a pair and the fingerprints of what was matched, or why there are none."""
 
+    pair: Pair
     matches: StoredMatches | None
     fingerprints: tuple[int, int] = (0, 0)
     failure: str = ""
@@ -50,13 +51,13 @@ class Written:
         """Report an outcome once everything before it is durable."""
         self._outcomes.append(outcome)
 
-    def take(self, pair: Pair, one: Matched) -> None:
+    def take(self, one: Matched) -> None:
         """Write the matches of a pair."""
         if one.matches is None:
-            self.add(Outcome(pair, failure=one.failure))
+            self.add(Outcome(one.pair, failure=one.failure))
             return
-        self._writer.write(pair, one.matches, one.fingerprints)
-        self.add(Outcome(pair, int((one.matches.matches0 >= 0).sum())))
+        self._writer.write(one.pair, one.matches, one.fingerprints)
+        self.add(Outcome(one.pair, int((one.matches.matches0 >= 0).sum())))
 
     def reported(self, *, now: bool = False) -> Iterator[Outcome]:
         """Outcomes that are durable: none until it is time to commit, or `now`."""

@@ -45,18 +45,19 @@ def features(tmp_path: Path) -> Path:
 
 
 def run(features: Path, output: Path, pairs: list[Pair], processes: int = 0, **options: Any) -> list[Outcome]:
-    """Match pairs into a file, in so many processes; options of `match_all` and of its settings."""
+    """Match pairs into a file, in so many processes; options of `PairMatcher` and of the settings of `match_all`."""
     chosen = {
         name: options.pop(name) for name in ("threads", "cache_bytes", "update", "batch_values") if name in options
     }
     options.setdefault("matching", MatchingSettings())
     settings = PipelineSettings(device=CPU, **chosen)
+    matcher = PairMatcher(features, settings.cache_bytes // max(1, processes), **options)
     with (
         FeatureReader(features) as reader,
-        workers(processes, PairMatcher(features, settings.cache_bytes, **options)) as others,
+        workers(processes, matcher) as others,
         MatchWriter(output, match_attributes(reader, {})) as writer,
     ):
-        return list(match_all(plan(pairs), reader, writer, settings, workers=others, **options))
+        return list(match_all(plan(pairs), reader, writer, settings, matcher=matcher, workers=others))
 
 
 both_ways = pytest.mark.parametrize(
@@ -418,8 +419,9 @@ def test_outcomes_are_told_when_they_are_durable(
 ) -> None:
     monkeypatch.setattr(match_writing, "COMMIT_PAIRS", 5)
     pairs = list(exhaustive(NAMES))
+    matcher = PairMatcher(features, 0, MatchingSettings())
     with FeatureReader(features) as reader, MatchWriter(tmp_path / "m.h5", match_attributes(reader, {})) as writer:
-        outcomes = match_all(plan(pairs), reader, writer, PipelineSettings(device=CPU), matching=MatchingSettings())
+        outcomes = match_all(plan(pairs), reader, writer, PipelineSettings(device=CPU), matcher=matcher)
         told = [outcome.pair for outcome in itertools.islice(outcomes, 12)]
         (tmp_path / "killed.h5").write_bytes((tmp_path / "m.h5").read_bytes())  # what a kill would leave now
         outcomes.close()  # type: ignore[attr-defined]

@@ -109,26 +109,17 @@ def run(options: MatchOptions) -> int:
     if folder is not None:
         with FeatureReader(options.features) as features:
             folder.check(features.names(), overwrite=options.overwrite)
-    cameras = _cameras(verification, options.images)
     processes = min(settings.threads, len(work.pairs)) if device.type == "cpu" else 0
     share = settings.cache_bytes // max(1, processes)  # of shards there may be more than pairs
+    matcher = PairMatcher(options.features, share, matching, verification, _cameras(verification, options.images))
     with (
         _open_features(options) as features,
-        workers(processes, PairMatcher(options.features, share, matching, verification, cameras)) as others,
+        workers(processes, matcher) as others,
         MatchWriter(options.output, match_attributes(features, decisive), overwrite=options.overwrite) as writer,
         _Report(options.failures) as report,
         progress_bar("match", len(work.pairs), "pairs") as bar,
     ):
-        for outcome in match_all(
-            work,
-            features,
-            writer,
-            settings,
-            matching=matching,
-            verification=verification,
-            camera_of=cameras,
-            workers=others,
-        ):
+        for outcome in match_all(work, features, writer, settings, matcher=matcher, workers=others):
             report.add(outcome)
             bar.advance(note=f"{report.failed} failed" if report.failed else None)
     exit_code = report.exit_code()
