@@ -159,7 +159,7 @@ class Extractor:
             keypoints, scores = detect_at_once(
                 torch.stack([patch.score_logits() for patch in patches]),
                 self.settings,
-                self._allowed(levels),
+                self._allowed(levels, patches[0].window),
                 octaves=torch.tensor([level.octaves for level in levels]),
             )
             together = Patch(patches[0].window, joined_views([patch.views for patch in patches]))
@@ -170,13 +170,16 @@ class Extractor:
                 found[index] = _Found(values[:there], _first(places), _first_of(described))
         return [found[index] for index in range(len(each))]
 
-    def _allowed(self, levels: Sequence[Level]) -> Tensor | None:
-        """Where keypoints may be in levels of one size, (B, H, W) bool: not in masks, and nowhere in an even image."""
+    def _allowed(self, levels: Sequence[Level], window: Window) -> Tensor | None:
+        """Where keypoints may be in a window of levels of one size, (B, h, w) bool; None for everywhere.
+
+        Not where masks say so, and nowhere in an even image: what its borders look like is no keypoint.
+        """
         if all(level.mask is None and level.statistics[1] > 0 for level in levels):
             return None
-        masks = [np.ones(level.grey.shape, bool) if level.mask is None else level.mask for level in levels]
-        even = [level.statistics[1] == 0 for level in levels]
-        return torch.from_numpy(np.stack(masks) & ~np.array(even)[:, None, None]).to(self.device)
+        masks = [window.cut(np.ones_like(one.grey, bool) if one.mask is None else one.mask) for one in levels]
+        even = np.array([level.statistics[1] == 0 for level in levels])
+        return torch.from_numpy(np.stack(masks) & ~even[:, None, None]).to(self.device)
 
     def _tiled(self, level: Level) -> "_Found":
         everything = replace(self.settings, max_keypoints=0)
@@ -202,10 +205,7 @@ class Extractor:
             seen = [
                 part.for_turn(turns, level.grey.shape, self.stride) for level, part in zip(levels, parts, strict=True)
             ]
-            pixels = [
-                np.rot90(level.grey[part.top : part.bottom, part.left : part.right], turns)
-                for level, part in zip(levels, seen, strict=True)
-            ]
+            pixels = [np.rot90(part.cut(level.grey), turns) for level, part in zip(levels, seen, strict=True)]
             maps = self._run(pixels, statistics)
             for index, (patch, part) in enumerate(zip(patches, seen, strict=True)):
                 patch.views.append(View.of(maps, index, turns, part.bottom - part.top, part.right - part.left))
@@ -230,18 +230,10 @@ class Extractor:
 
     def _found(self, patch: Patch, level: Level, settings: DetectionSettings) -> "_Found":
         """The keypoints of a window, in its pixels; they are refined when they are asked for."""
-        logits = patch.score_logits()
-        if level.statistics[1] == 0:  # an even image: what its borders look like is no keypoint
-            return _Found(logits.new_zeros(0), _first(logits.new_zeros((0, 2))), patch.describe)
-        mask = self._mask(level, patch.window)
+        logits, allowed = patch.score_logits(), self._allowed([level], patch.window)
+        mask = None if allowed is None else allowed[0]
         places, scores = detect_places(logits, settings, mask, octaves=level.octaves)
         return _Found(scores, lambda count: keypoints_at(places[:count], logits, settings), patch.describe)
-
-    def _mask(self, level: Level, window: Window) -> Tensor | None:
-        if level.mask is None:
-            return None
-        part = level.mask[window.top : window.bottom, window.left : window.right]
-        return torch.from_numpy(np.ascontiguousarray(part)).to(self.device)
 
 
 def _first(keypoints: Tensor) -> Callable[[int], Tensor]:

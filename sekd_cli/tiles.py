@@ -7,6 +7,7 @@ that the whole image would have given.
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 REACH = 256  # pixels; no network's value depends on pixels further away (compact: 214), and a multiple of each stride
@@ -24,6 +25,10 @@ class Window(NamedTuple):
     core_bottom: int
     core_left: int
     core_right: int
+
+    def cut(self, pixels: np.ndarray) -> np.ndarray:
+        """Its part of an image's pixels (H, W); a view."""
+        return pixels[self.top : self.bottom, self.left : self.right]
 
     def origin(self, like: Tensor) -> Tensor:
         """(x, y) of its top-left pixel in the image."""
