@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import click
 
@@ -25,7 +25,17 @@ logger = logging.getLogger(__name__)
 @click.option("--root", type=FOLDER, help="Folder that image names are relative to.")
 @click.option("--output", "-o", type=FILE, help="A file; default, or -: standard output.")
 @click.option("--overwrite", is_flag=True, help="With -o: replace a file that is there.")
-def pairs(source: tuple[str, ...], *, sequential: int | None, nearest: int | None, loop: bool, **options: Any) -> int:
+def pairs(
+    source: tuple[str, ...],
+    *,
+    exhaustive: bool,
+    sequential: int | None,
+    loop: bool,
+    nearest: int | None,
+    root: Path | None,
+    output: Path | None,
+    overwrite: bool,
+) -> int:
     """List pairs of images to match, two names a line.
 
     \b
@@ -41,46 +51,43 @@ def pairs(source: tuple[str, ...], *, sequential: int | None, nearest: int | Non
     from sekd_cli.pairs import natural_order  # noqa: PLC0415
     from sekd_cli.pairs import sequential as neighbours  # noqa: PLC0415
 
-    if str(options["output"]) == "-":
-        options["output"] = None
-    feature_file = _checked(source, sequential=sequential, nearest=nearest, loop=loop, **options)
-    names, failures = (_names_in(feature_file), 0) if feature_file else _names_of_images(source, options["root"])
+    output = None if str(output) == "-" else output
+    if overwrite and output is None:
+        raise UsageError("--overwrite: only with -o")
+    if sys.stdout is None and output is None:
+        raise UsageError("standard output is closed; give -o FILE")
+    if loop and not sequential:
+        raise UsageError("--loop: only with --sequential")
+    feature_file = _feature_file(source, root, nearest)
+    names, failures = (_names_in(feature_file), 0) if feature_file else _names_of_images(source, root)
     if len(names) < 2:
         raise NothingToDoError(f"{', '.join(source)}: {len(names) or 'no'} images; a pair takes two")
     chosen: list[Iterator[tuple[str, str]]] = []
     unreadable: dict[str, str] = {}
-    if options["exhaustive"] or not (sequential or nearest):
+    if exhaustive or not (sequential or nearest):
         chosen.append(every_pair(names))
     if sequential:
         chosen.append(neighbours(names, sequential, loop=loop))
     if nearest and feature_file:
         chosen.append(_nearest(feature_file, natural_order(names), nearest, unreadable))
     every, repeats = chain.from_iterable(chosen), len(chosen) > 1
-    if options["output"] is None:
+    if output is None:
         failures += _write(every, sys.stdout.buffer, repeats=repeats)  # names may hold bytes that are no text
     else:
-        with new_file(options["output"], overwrite=options["overwrite"]) as path, path.open("wb") as stream:
+        with new_file(output, overwrite=overwrite) as path, path.open("wb") as stream:
             failures += _write(every, stream, repeats=repeats)
-        click.echo(os.fsencode(options["output"]))
+        click.echo(os.fsencode(output))
     for reason in unreadable.values():
         logger.error("%s", reason)
     return SOME_FAILED if failures or unreadable else 0
 
 
-def _checked(
-    source: tuple[str, ...], *, sequential: int | None, nearest: int | None, loop: bool, **options: Any
-) -> Path | None:
-    """The feature file, if one is given. Raises UsageError for what doesn't fit together."""
-    if options["overwrite"] and options["output"] is None:
-        raise UsageError("--overwrite: only with -o")
-    if sys.stdout is None and options["output"] is None:
-        raise UsageError("standard output is closed; give -o FILE")
-    if loop and not sequential:
-        raise UsageError("--loop: only with --sequential")
+def _feature_file(source: tuple[str, ...], root: Path | None, nearest: int | None) -> Path | None:
+    """The feature file, if one is given. Raises UsageError for what doesn't go with one, or without."""
     feature_file = next((Path(one) for one in source if _is_hdf5(Path(one))), None)
     if feature_file and len(source) > 1:
         raise UsageError(f"{feature_file}: give one feature file and nothing else, or photographs")
-    if feature_file and options["root"]:
+    if feature_file and root:
         raise UsageError(f"--root: only with photographs; the names are those in {feature_file}")
     if nearest and feature_file is None:
         raise UsageError("--nearest: needs one feature file; run sekd extract first, then sekd pairs feats.h5")
