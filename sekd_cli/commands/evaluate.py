@@ -14,11 +14,11 @@ from sekd_cli.commands.evaluate_output import show
 from sekd_cli.commands.options import FILE, FOLDER
 from sekd_cli.commands.progress import Bar, progress_bar
 from sekd_cli.errors import UsageError
+from sekd_cli.evaluation.plots import Panel, check_plot, draw
+from sekd_cli.evaluation.tables import Table
 
 if TYPE_CHECKING:
     from sekd_cli.evaluation.methods import ComputedMethod, Method
-    from sekd_cli.evaluation.plots import Panel
-    from sekd_cli.evaluation.tables import Table
 
 Command = Callable[..., None]
 
@@ -237,7 +237,7 @@ def speed(
     _report([benchmark.summary_table(rows)], output, benchmark.panels(rows), plot)
 
 
-def _methods(images: "Sequence[Path]", features: tuple[Path, ...], max_keypoints: int, **which: Any) -> "list[Method]":
+def _methods(images: Sequence[Path], features: tuple[Path, ...], max_keypoints: int, **which: Any) -> "list[Method]":
     """All methods, those that are files checked to have these images."""
     from sekd_cli.evaluation.stored import Stored
 
@@ -308,16 +308,11 @@ def _tell_apart(methods: "Sequence[Method]") -> None:
 
 def _check_plot(path: Path | None) -> None:
     """Before the work: what draws must be there, and the folder to write to."""
-    if path is None:
-        return
-    from sekd_cli.evaluation.plots import check_plot
-
-    check_plot(path)
+    if path is not None:
+        check_plot(path)
 
 
-def _report(tables: "list[Table]", output: str | None, panels: "list[Panel]", plot: Path | None) -> None:
-    from sekd_cli.evaluation.plots import draw
-
+def _report(tables: list[Table], output: str | None, panels: list[Panel], plot: Path | None) -> None:
     show(tables, output)
     if plot is not None:
         draw(panels, plot)

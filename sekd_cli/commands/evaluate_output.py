@@ -1,20 +1,16 @@
 """How `sekd evaluate` shows its figures: tables on stdout."""
 
 import json
-from typing import TYPE_CHECKING
 
 import click
 
-if TYPE_CHECKING:
-    from sekd_cli.evaluation.tables import Table
+from sekd_cli.evaluation.tables import Table, plain
 
 UNBOUNDED = 10_000  # columns
 
 
-def show(tables: "list[Table]", output: str | None) -> None:
+def show(tables: list[Table], output: str | None) -> None:
     """Print tables as `json`, `csv` (the last one alone), `markdown`, or drawn for a terminal."""
-    from sekd_cli.evaluation.tables import plain  # noqa: PLC0415 - it needs numpy, which --help doesn't
-
     if output == "json":
         settings = {name: _setting(value) for name, value in click.get_current_context().params.items()}
         content = {"settings": settings, **{table.title.lower().replace(" ", "_"): table.rows for table in tables}}
@@ -35,7 +31,7 @@ def _setting(value: object) -> object:
     return value if isinstance(value, int | float | str | None) else str(value)
 
 
-def _draw(table: "Table") -> None:
+def _draw(table: Table) -> None:
     from rich.box import SIMPLE_HEAD  # noqa: PLC0415
     from rich.console import Console  # noqa: PLC0415
     from rich.markup import escape  # noqa: PLC0415
