@@ -118,7 +118,7 @@ def _add_common_options(command: click.Command) -> None:
             _add_common_options(subcommand)
 
 
-@click.group(cls=LazyGroup, params=list(_common_options()), context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, params=_common_options(), context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="sekd")
 def cli() -> None:
     """Find, describe and match keypoints in photographs, and train that on photographs of your own.

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -193,13 +194,9 @@ def _sizes_ahead(
 
 def _read_ahead(path: Path) -> None:
     """Have the system read a file before it is needed, so that the processes wait for no disk."""
-    if not hasattr(os, "posix_fadvise"):
-        return
-    try:
-        with path.open("rb") as file:
+    if hasattr(os, "posix_fadvise"):
+        with suppress(OSError), path.open("rb") as file:  # reading it says what is wrong
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
-    except OSError:
-        return  # reading it says what is wrong
 
 
 def _batches(sized: Iterable[_Sized | Outcome], settings: PipelineSettings) -> Iterator[_SizedBatch | Outcome]:

@@ -12,7 +12,7 @@ import safetensors
 
 from sekd_cli.config import MODELS
 from sekd_cli.errors import InputFileError
-from sekd_cli.file_contents import FEATURES, MATCHES, items, kind_of, reading
+from sekd_cli.file_contents import FEATURES, FLAT, MATCHES, items, kind_of, reading
 from sekd_cli.hdf5_file import HDF5_MAGIC, open_for_reading, plain, read_numbers, settings_in
 from sekd_cli.networks.weights_file import load_network, may_be_weights, weights_digest
 
@@ -86,10 +86,8 @@ def _training_facts(path: Path) -> dict[str, Any]:
 def _hdf5_info(path: Path) -> dict[str, Any]:
     with open_for_reading(path, "feature or match") as file, reading(path):
         kind = kind_of(file)
-        facts = (
-            _features_info(file) if kind == FEATURES else _matches_info(file) if kind == MATCHES else _flat_info(file)
-        )
-        return {"kind": kind, **facts, **_origin(file)}
+        info = {FEATURES: _features_info, MATCHES: _matches_info, FLAT: _flat_info}[kind]
+        return {"kind": kind, **info(file), **_origin(file)}
 
 
 def _features_info(file: h5py.File) -> dict[str, Any]:
