@@ -93,13 +93,14 @@ def pipeline(jobs: list[Job], extractor: Extractor, threads: int, *, processes: 
         batch_size=CPU_BATCH, batch_pixels=CPU_BATCH_PIXELS, readers=max(2, threads), threads=threads
     )
     attributes = file_attributes(network="any", weights_sha256="any", settings={})
+    batch_extractor = BatchExtractor(extractor)
     with (
-        workers(threads if processes and threads > 1 else 0, BatchExtractor(extractor, settings.max_pixels)) as others,
+        workers(threads if processes and threads > 1 else 0, batch_extractor) as others,
         tempfile.TemporaryDirectory() as folder,
         FeatureWriter(Path(folder) / "feats.h5", attributes) as writer,
     ):
         start = time.perf_counter()
-        failed = [one for one in extract_all(jobs, extractor, writer, settings, others) if one.failure]
+        failed = [one for one in extract_all(jobs, batch_extractor, writer, settings, others) if one.failure]
         taken = time.perf_counter() - start
     if failed:
         raise SystemExit(f"{failed[0].failure}")

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from measuring import cost, exponent, write_features
 
-from sekd_cli.batch_extraction import Job
+from sekd_cli.batch_extraction import BatchExtractor, Job
 from sekd_cli.config import DetectionSettings, MatchingSettings, ViewSettings
 from sekd_cli.device import keep_freed_memory, set_threads
 from sekd_cli.evaluation.speed import draw_image
@@ -78,7 +78,7 @@ def by_keypoints(folder: Path) -> list[Work]:
 def by_images(folder: Path) -> list[Work]:
     """So many files to one feature file."""
     path = draw_image(folder)
-    one = extractor()
+    one = BatchExtractor(extractor())
 
     def extract(count: int) -> None:
         jobs = [Job(ImageEntry(path, f"{index}.png")) for index in range(count)]

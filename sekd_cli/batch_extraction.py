@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sekd_cli.config import DEFAULT_MAX_PIXELS
 from sekd_cli.device import give_back_memory
 from sekd_cli.errors import ImageError
 from sekd_cli.extraction import Extractor
@@ -41,9 +42,9 @@ BatchWorker = Worker[Batch, list[Extracted]]
 class BatchExtractor:
     """From files to features, a batch at a time: what a worker process does."""
 
-    def __init__(self, extractor: Extractor, max_pixels: int) -> None:
-        self._extractor = extractor
-        self._max_pixels = max_pixels
+    def __init__(self, extractor: Extractor, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
+        """max_pixels: of the largest image to decode; 0 for no limit."""
+        self.extractor, self.max_pixels = extractor, max_pixels
         self._batches = 0
 
     def __call__(self, jobs: Batch) -> list[Extracted]:
@@ -60,9 +61,9 @@ class BatchExtractor:
         except OSError:
             source = Source(0, 0)  # reading says what is wrong
         try:
-            photograph = read_image(job.entry.path, max_pixels=self._max_pixels, enough=self._extractor.enough)
+            photograph = read_image(job.entry.path, max_pixels=self.max_pixels, enough=self.extractor.enough)
             mask = None if job.mask is None else read_mask(job.mask, photograph)
-            return _Loaded(job, source, self._extractor.prepare(photograph, mask))
+            return _Loaded(job, source, self.extractor.prepare(photograph, mask))
         except ImageError as error:
             return _Loaded(job, source, None, str(error))
         except MemoryError:
@@ -74,14 +75,14 @@ class BatchExtractor:
         of_size: dict[tuple[tuple[int, int], ...], list[int]] = {}
         for index, one in enumerate(loaded):
             if one.image is not None:
-                of_size.setdefault(self._extractor.padded_sizes(one.image), []).append(index)
+                of_size.setdefault(self.extractor.padded_sizes(one.image), []).append(index)
         for indices in of_size.values():
             found |= dict(zip(indices, self._together([loaded[index] for index in indices]), strict=True))
         return [found[index] for index in range(len(loaded))]
 
     def _together(self, same: Sequence["_Loaded"]) -> list[Extracted]:
         try:
-            features = self._extractor.extract([one.image for one in same if one.image is not None])
+            features = self.extractor.extract([one.image for one in same if one.image is not None])
         except ImageError as error:
             if len(same) == 1:
                 return [Extracted(same[0].source, None, f"{same[0].job.entry.path}: {error}")]

@@ -22,10 +22,8 @@ from typing import NamedTuple, Self
 import torch
 
 from sekd_cli.batch_extraction import GIVE_BACK_EVERY, Batch, BatchExtractor, BatchWorker, Extracted, Job
-from sekd_cli.config import DEFAULT_MAX_PIXELS
 from sekd_cli.device import give_back_memory
 from sekd_cli.errors import ImageError
-from sekd_cli.extraction import Extractor
 from sekd_cli.feature_file import FeatureWriter
 from sekd_cli.image_search import ImageEntry
 from sekd_cli.images import read_image_size
@@ -57,28 +55,26 @@ class PipelineSettings:
     batch_pixels: int = 0  # of all sizes of its images, beyond which a batch gets no more of them; 0 for no limit
     readers: int = 2  # threads that read headers, and decode where there are no worker processes
     threads: int = 1  # of the network on a CPU
-    max_pixels: int = DEFAULT_MAX_PIXELS  # largest image to decode; 0 for no limit
     descriptor_dtype: str = "float32"
 
 
 def extract_all(
     jobs: Iterable[Job],
-    extractor: Extractor,
+    here: BatchExtractor,
     writer: FeatureWriter,
     settings: PipelineSettings,
     workers: list[BatchWorker] | None = None,
 ) -> Iterator[Outcome]:
     """Extract every job into the file; yields each outcome once its features are durable, in no particular order.
 
-    workers: processes that do so with a `BatchExtractor` of this extractor; in place of one that dies another is put.
-    Raises OutputError if the file can't be written.
+    here: what threads of this process do. workers: processes that do the same; in place of one that dies another is
+    put. Raises OutputError if the file can't be written.
     """
     background = _BackgroundWriter(writer, settings.descriptor_dtype)
     with ThreadPoolExecutor(settings.readers, "read") as readers:
-        here = BatchExtractor(extractor, settings.max_pixels)
         extraction = _Extraction(here, settings, readers, workers or [])
         with extraction.crew, background:
-            sized = _sizes_ahead(jobs, extractor, settings, readers)
+            sized = _sizes_ahead(jobs, here, readers)
             for number, batch in enumerate(_batches(sized, settings), start=1):
                 if number % GIVE_BACK_EVERY == 0:
                     give_back_memory()
@@ -160,14 +156,12 @@ class _SizedBatch(NamedTuple):
     huge: bool = False
 
 
-def _sizes_ahead(
-    jobs: Iterable[Job], extractor: Extractor, settings: PipelineSettings, readers: ThreadPoolExecutor
-) -> Iterator[_Sized | Outcome]:
+def _sizes_ahead(jobs: Iterable[Job], here: BatchExtractor, readers: ThreadPoolExecutor) -> Iterator[_Sized | Outcome]:
     """The sizes of images in the order of the jobs, or why one can't be read."""
 
     def sized(job: Job) -> _Sized:
-        width, height = read_image_size(job.entry.path, max_pixels=settings.max_pixels)
-        padded = extractor.padded_sizes_of(width, height)
+        width, height = read_image_size(job.entry.path, max_pixels=here.max_pixels)
+        padded = here.extractor.padded_sizes_of(width, height)
         seen = sum(rows * columns for rows, columns in padded)
         huge = width * height > PREFETCH_PIXELS
         if not huge:

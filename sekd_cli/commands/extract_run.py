@@ -85,9 +85,10 @@ def run(options: ExtractOptions) -> int:
     set_threads(1)  # see `workers`
     extractor, attributes = _set_up(options, shard, len(jobs))
     settings = _pipeline_settings(options, extractor.device, threads, len(jobs))
+    batch_extractor = BatchExtractor(extractor, options.max_pixels)
     processes = 0 if settings.threads == 1 else min(settings.threads, len(jobs))
     with (
-        workers(processes, BatchExtractor(extractor, options.max_pixels)) as others,
+        workers(processes, batch_extractor) as others,
         FeatureWriter(output, attributes, overwrite=options.overwrite) as writer,
     ):
         if not others:
@@ -95,7 +96,7 @@ def run(options: ExtractOptions) -> int:
         remaining = _remaining(jobs, writer, update=options.update)
         with _Report(len(jobs) - len(remaining), options.failures) as report, progress_bar("extract", len(jobs)) as bar:
             bar.advance(report.skipped)
-            for outcome in extract_all(remaining, extractor, writer, settings, others):
+            for outcome in extract_all(remaining, batch_extractor, writer, settings, others):
                 report.add(outcome)
                 bar.advance(note=f"{len(report.failures)} failed" if report.failures else "")
     if options.shard is None:
@@ -177,7 +178,6 @@ def _pipeline_settings(options: ExtractOptions, device: torch.device, threads: i
         batch_pixels=CPU_BATCH_PIXELS if on_cpu and not options.batch_size else 0,
         readers=max(2, min(MOST_READERS, options.threads or available_cores())),
         threads=min(MOST_AT_ONCE, threads) if on_cpu else 1,
-        max_pixels=options.max_pixels,
         descriptor_dtype=options.descriptor_dtype,
     )
 
