@@ -40,8 +40,8 @@ from sekd_cli.pyramid import (
 from sekd_cli.stored_features import StoredFeatures
 from sekd_cli.tiles import REACH, SMALLEST_TILE, Window, whole, windows
 
-MOST_PIXELS_ALONE = 128 * 128  # up to which oneDNN sums in another order for other numbers of images (on AMX)
-LEAST_COLUMNS = 2  # of the coarsest map: oneDNN's convolution by steps of two reads beyond a narrower one (on AMX)
+MOST_PIXELS_ALONE = 128 * 128  # up to which images go one by one: on AMX, oneDNN's sums of them depend on the batch
+LEAST_COLUMNS = 2  # of the coarsest map: on AMX, oneDNN's convolution of stride 2 reads beyond a narrower one
 TILE_PIXELS = {"compact": 4096, "published": 2048}  # edges for which a tile takes about 1 GB and 3 GB
 
 

@@ -59,8 +59,8 @@ class KeptWriter(ABC):
     def __init__(self, path: Path, attributes: Mapping[str, Any], *, overwrite: bool = False) -> None:
         """Open `path` to go on with it, or create it with the root `attributes`.
 
-        Raises OutputError if it can't be written, another process writes it, or what it holds was made with other
-        attributes; `overwrite` starts afresh instead of the last.
+        Raises OutputError if it can't be written, another process writes it, or, unless `overwrite` starts afresh, what
+        it holds was made with other attributes.
         """
         self.path = Path(path)
         if str(path) == "-":

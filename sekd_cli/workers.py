@@ -34,7 +34,7 @@ PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal that a process gets when it
 CAN_FORK = sys.platform == "linux"
 SECONDS_TO_STOP = 10  # for the task at hand, before it is killed
 PATIENCE = 300.0  # seconds for each item of a batch, after which its worker is taken to hang
-LONGEST_WAIT = 1.0  # seconds at once: what more this process was stopped for isn't counted as patience
+LONGEST_WAIT = 1.0  # seconds at once: while this process itself is stopped (Ctrl-Z), no more of patience is used up
 
 
 class WorkerDiedError(Exception):

@@ -1,7 +1,8 @@
 """Convolutions, and what stands between them, of maps in whole numbers of eight bits.
 
-All values of a map lie on one `Grid`, the weights of each output channel on one of their own. Of what a ReLU leaves 0
-is the least, and bytes end there: none is asked for. A sum is written over the map that is added to.
+All values of a map lie on one `Grid`, the weights of each output channel on one of their own. There is no ReLU: on the
+grid of what one leaves, byte 0 stands for 0, and what is less ends there. A sum is written over the map that is added
+to.
 """
 
 from typing import NamedTuple, Self, cast

@@ -1,8 +1,8 @@
 """The compact network in whole numbers of eight bits, of which a CPU multiplies two to four times as many at once.
 
 Where CPUs have VNNI, products cost so little that the packed network is the faster one. Grids span what `calibration`
-sees in maps. What a sum is written over is needed no more: a pair's input, the finer map; what is packed is a copy.
-Scores come out in float32: rounded ones tie, and lose the peak.
+sees in maps. A sum may be written over one of its maps, as nothing reads that afterwards. Scores come out in float32:
+rounded ones tie, and lose the peak.
 """
 
 import copy

@@ -95,7 +95,7 @@ def look(
 
 
 def surround(image: Tensor, seen: Tensor, others: Tensor, sizes: Tensor, mix: Tensor) -> None:
-    """Show, in place, other photographs where views don't see their own: one that fills the view, in the last mirrored.
+    """Put another photograph, in place, where a view doesn't see its own: stretched to the view, mirrored in the last.
 
     Else the edge of a photograph would tell where on it a point is. image, seen: (V, B, height, width); the rest as in
     `look`.

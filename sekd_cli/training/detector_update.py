@@ -14,8 +14,7 @@ REACH = 2  # pixels around a label that its Gaussian covers: beyond three sigmas
 def draw_targets(keypoints: Tensor, height: int, width: int, sigma: float) -> Tensor:
     """Keypoint probability that the detector should give: a Gaussian at each label, the largest where two meet.
 
-    keypoints: (B, K, 2) pixels; those outside draw nothing. sigma: pixels; 0 for 1 at the
-    label's pixel and 0 elsewhere.
+    keypoints: (B, K, 2) pixels; those outside draw nothing. sigma: pixels; 0 for 1 at the label's pixel, 0 elsewhere.
     Returns (B, height, width) in [0, 1].
     """
     reach = torch.arange(-REACH, REACH + 1) if sigma > 0 else torch.zeros(1, dtype=torch.long)
@@ -33,9 +32,9 @@ def draw_targets(keypoints: Tensor, height: int, width: int, sigma: float) -> Te
 
 
 def focal_loss(score_logits: Tensor, targets: Tensor, seen: Tensor, gamma: float, balance: bool) -> Tensor:
-    """Cross entropy of keypoint probabilities, where they're far from their targets, a labelled pixel (paper Eq. 5).
+    """Cross entropy of keypoint probabilities times |target - p| ** gamma, divided by the sum of targets (paper Eq. 5).
 
-    score_logits, targets, seen: (B, H, W); pixels that aren't seen don't count. gamma: exponent of |target - p|.
+    score_logits, targets, seen: (B, H, W); pixels that aren't seen don't count.
     balance: weigh the background by #positives / #negatives, as the paper does with its targets of 0 and 1.
     """
     positive = total((targets * seen).sum())
