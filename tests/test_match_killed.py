@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import pytest
 from drawn_features import write_views
-from killed import Arrays, assert_among
+from killed import Arrays, assert_among, run_and_kill
 
 from sekd_cli import cli
 from sekd_cli.match_file import MatchReader
@@ -51,15 +51,7 @@ def test_nothing_that_was_reported_is_lost_by_a_kill_at_any_moment(command: list
     path, log = tmp_path / "killed.h5", tmp_path / "log.txt"
     kills, told, before = 0, 0, set[str]()
     while kills < KILLS:
-        log.unlink(missing_ok=True)
-        process = processes.Process(target=cli.main, args=([*command, str(path), "--quiet", "--log-file", str(log)],))
-        process.start()
-        while not log.exists() and process.is_alive():
-            time.sleep(0.005)
-        process.join(moments.uniform(0, longest_delay))
-        process.kill()
-        process.join()
-        kills += process.exitcode != 0
+        kills += run_and_kill(processes, [*command, str(path)], log, moments.uniform(0, longest_delay))
         if not path.exists():
             continue
         with MatchReader(path) as reader:  # which finishes a change that the kill left in the journal
