@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from sekd_cli import __version__
-from sekd_cli.errors import OutputError, SekdError
+from sekd_cli.errors import SHORT_OF_THREADS, DeviceError, OutputError, SekdError, short_of_memory
 
 # Subcommands by name, with the help that `sekd --help` shows, so that it need not load them (and torch).
 COMMANDS = {
@@ -166,6 +166,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return BROKEN_PIPE
     except (OSError, UnicodeEncodeError) as error:
         return _output_failed(error)
+    except (MemoryError, RuntimeError) as error:
+        result = _ran_out(error)
     return result if isinstance(result, int) else 0
 
 
@@ -192,6 +194,18 @@ def _output_failed(error: OSError | UnicodeEncodeError) -> int:
         logger.error("output: it has characters that %s lacks; set PYTHONUTF8=1", error.encoding)
     logger.debug("where it happened:", exc_info=True)
     return OutputError.exit_code
+
+
+def _ran_out(error: MemoryError | RuntimeError) -> int:
+    """One line where memory or threads ran out, in whatever step; other errors are faults of ours, and raised again."""
+    if short_of_memory(error):
+        logger.error("memory ran out; end other programs, or give less to do at once (COMMAND --help)")
+    elif SHORT_OF_THREADS in str(error):
+        logger.error("the system lets this user have no more threads; end other programs, or raise ulimit -u")
+    else:
+        raise error
+    logger.debug("where it happened:", exc_info=True)
+    return DeviceError.exit_code
 
 
 def _silence_output() -> None:

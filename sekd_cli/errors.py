@@ -4,6 +4,7 @@ One place (`cli.py`) turns these into one line on stderr and the exit code. A me
 The table is documented in README.md; keep the two alike.
 """
 
+import re
 from typing import ClassVar
 
 SOME_FAILED = 1  # exit code of a command that did all but some of its images or pairs, each told
@@ -53,6 +54,19 @@ class MissingExtraError(SekdError):
 
 
 class DeviceError(SekdError):
-    """The device asked for does not exist or ran out of memory."""
+    """The device asked for does not exist, or memory or threads ran out."""
 
     exit_code = 7
+
+
+SHORT_OF_MEMORY = re.compile(
+    r"out of memory|allocate memory|not enough memory|bad_alloc|ALLOC_FAILED"
+    r"|could not create a primitive$",  # oneDNN's words
+    re.MULTILINE,
+)
+SHORT_OF_THREADS = "can't start new thread"  # Python's words
+
+
+def short_of_memory(error: BaseException) -> bool:
+    """Whether Python, numpy or torch says that memory ran out."""
+    return isinstance(error, MemoryError) or bool(SHORT_OF_MEMORY.search(str(error)))

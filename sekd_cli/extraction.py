@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sekd_cli.config import DetectionSettings, ViewSettings
 from sekd_cli.detection import detect_at_once, detect_places, keypoints_at
-from sekd_cli.errors import ImageError, UsageError
+from sekd_cli.errors import ImageError, UsageError, short_of_memory
 from sekd_cli.geometry import rescale_points
 from sekd_cli.images import Photograph, to_stored
 from sekd_cli.networks import DenseMaps, DenseNetwork
@@ -108,7 +108,7 @@ class Extractor:
         try:
             return self._extract(images)
         except (RuntimeError, MemoryError) as error:
-            if "memory" not in str(error).lower():
+            if not short_of_memory(error):
                 raise
             if len(images) == 1:
                 message = f"too little memory on {self.device} for its size; give a smaller --tile or --max-size"

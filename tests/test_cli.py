@@ -104,6 +104,25 @@ def test_errors_are_one_line_and_their_exit_code(
     assert captured.out == ""
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError(), "memory ran out"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "memory ran out"),
+        (RuntimeError("can't start new thread"), "no more threads"),
+    ],
+)
+def test_what_runs_out_in_whatever_step_is_one_line_and_seven(
+    with_command: Callable[..., Callable[..., int]], capsys: pytest.CaptureFixture[str], error: Exception, told: str
+) -> None:
+    assert with_command(failing(error))() == 7
+    line = capsys.readouterr().err
+    assert told in line
+    assert line.count("\n") == 1
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        with_command(failing(RuntimeError("a fault of ours")))()
+
+
 def test_names_with_line_breaks_and_bytes_that_are_no_text_stay_on_one_line(
     with_command: Callable[..., Callable[..., int]], capsys: pytest.CaptureFixture[str]
 ) -> None:

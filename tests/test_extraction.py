@@ -484,7 +484,13 @@ def test_too_little_memory_for_a_batch_is_met_by_single_images() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [torch.cuda.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")]
+    "error",
+    [
+        torch.cuda.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("can't allocate memory"),
+        RuntimeError("in the TorchScript interpreter.\nRuntimeError: could not create a primitive\n"),
+        MemoryError(),  # which has no text
+    ],
 )
 def test_too_little_memory_for_one_image_is_an_error_of_that_image(error: Exception) -> None:
     class Insatiable(Peaks):
