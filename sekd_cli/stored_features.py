@@ -5,6 +5,7 @@ A group holds `keypoints` (N, 2) float32, `scores` (N,) float32, `descriptors` (
 written last. Groups of other tools that hold `keypoints` and `descriptors` are read as well.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -54,13 +55,20 @@ class Source(NamedTuple):
     mask_modified: int = -1
 
 
+LATEST = 2**63 - 1  # ns, in the year 2262: what HDF5 can hold; a file system's clock may go on
+
+
 def source_of(path: Path, mask: Path | None = None) -> Source:
     """The state of an image file and of its mask. Raises OSError."""
     image = path.stat()
     if mask is None:
-        return Source(image.st_size, image.st_mtime_ns)
+        return Source(image.st_size, _modified(image))
     status = mask.stat()
-    return Source(image.st_size, image.st_mtime_ns, status.st_size, status.st_mtime_ns)
+    return Source(image.st_size, _modified(image), status.st_size, _modified(status))
+
+
+def _modified(status: os.stat_result) -> int:
+    return min(status.st_mtime_ns, LATEST)
 
 
 def is_image(group: h5py.Group, *, own: bool) -> bool:

@@ -1,4 +1,5 @@
 import contextlib
+import os
 import shutil
 import zlib
 from pathlib import Path
@@ -184,6 +185,15 @@ def test_another_version_of_sekd_may_go_on(path: Path) -> None:
     write(path, "b", sekd_version="99")
     with FeatureReader(path) as reader:
         assert reader.names() == ["a", "b"]
+
+
+def test_an_image_of_a_far_future_is_written(path: Path, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(b"123")
+    os.utime(image, (2**34 - 2**31, 2**34 - 2**31))  # in 2446, the last that ext4 knows
+    with FeatureWriter(path, ATTRIBUTES) as writer:
+        writer.write("a", features(), source=source_of(image, image))
+        assert writer.is_complete("a", source_of(image, image))
 
 
 def test_a_changed_image_or_mask_is_noticed(path: Path, tmp_path: Path) -> None:
