@@ -209,12 +209,19 @@ def lock(descriptor: int) -> None:
 
 
 def _recover(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDWR)
+    journal = journal_of(path)
     try:
-        lock(descriptor)
-        apply_journal(descriptor, journal_of(path))
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDWR)
+        try:
+            lock(descriptor)
+            apply_journal(descriptor, journal)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        what = f"{journal} holds the last change of a command that was killed, which you may not finish"
+        raise InputFileError(f"{path}: {what} ({error.strerror}); run sekd info {path} as one who may") from error
 
 
 def plain_attributes(file: h5py.File) -> dict[str, Any]:

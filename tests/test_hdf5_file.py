@@ -306,6 +306,19 @@ def test_a_journal_of_another_file_is_thrown_away(path: Path) -> None:
         assert not journal.exists()
 
 
+def test_a_journal_that_this_user_may_not_finish_is_told_as_that(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with HDF5Writer(path, {}) as writer:
+        add(writer, 0)
+    path.with_name("file.h5.journal").write_bytes(b"")
+
+    def refuse(*_: object) -> int:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(InputFileError, match=r"file\.h5\.journal holds the last change.*run sekd info"):
+        open_for_reading(path, "features")
+
+
 def test_a_journal_that_changed_is_not_applied(path: Path) -> None:
     path.write_bytes(b"0" * 100)
     journal = journal_of(path)
