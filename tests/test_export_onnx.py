@@ -157,3 +157,6 @@ def test_the_documented_recipe_finds_what_extract_finds(
     np.testing.assert_allclose(scores[same], expected.scores[nearest[same]], atol=1e-4)
     similarity = (descriptors[same] * expected.descriptors[nearest[same]]).sum(axis=1)
     assert similarity.min() > 0.999
+
+    even = namespace["extract"](np.full((60, 80), 128, np.uint8))
+    assert [part.shape for part in even] == [(0, 2), (0,), (0, network.descriptor_dim)]
