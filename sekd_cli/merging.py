@@ -15,7 +15,7 @@ from sekd_cli.errors import InputFileError, NothingToDoError, UsageError
 from sekd_cli.file_contents import FEATURES, FLAT, MATCHES, WHOLE, items, kind_of, reading
 from sekd_cli.hdf5_file import create_hdf5, open_for_reading, plain, settings_in
 from sekd_cli.kept_file import short
-from sekd_cli.new_file import new_file
+from sekd_cli.new_file import new_file, spare_inputs
 from sekd_cli.shards import Shard, parse_shard
 
 logger = logging.getLogger(__name__)
@@ -62,8 +62,7 @@ def merge(
     weights differ, an image is there twice with different features, or a file is damaged; OutputError if the output
     exists (unless `overwrite`) or can't be written.
     """
-    if output.exists() and any(path.exists() and output.samefile(path) for path in paths):
-        raise UsageError(f"{output}: is an input too; give another output with -o")
+    spare_inputs([output], paths)
     with ExitStack() as stack:
         parts = [_part(path, stack.enter_context(open_for_reading(path, "feature or match"))) for path in paths]
         _check_alike(parts)

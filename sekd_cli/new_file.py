@@ -3,11 +3,11 @@
 import errno
 import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sekd_cli.errors import OutputError
+from sekd_cli.errors import OutputError, UsageError
 from sekd_cli.file_errors import error_number, one_line, refuse_devices, write_reason
 
 
@@ -38,6 +38,14 @@ def new_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def spare_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Raise UsageError if a file would be written over one that is read."""
+    inputs = [path for path in inputs if path.exists()]
+    for output in outputs:
+        if output.is_file() and any(output.samefile(path) for path in inputs):
+            raise UsageError(f"{output}: is an input too; give another output with -o")
 
 
 def _make_folder(folder: Path) -> None:

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import cv2
+import h5py
 import numpy as np
 import pytest
 from drawn_features import SIZE, write_views
@@ -81,7 +82,9 @@ def test_errors_are_one_line_with_their_exit_code(
         ([*COLMAP, "--features", "gone.h5"], BAD_INPUT, "gone.h5: no such file"),
         ([*COLMAP, "--matches", "gone.h5"], BAD_INPUT, "gone.h5: no such file"),
         ([*COLMAP, "--camera-model", "BROWNIE"], USAGE, "BROWNIE"),
-        ([*COLMAP, "-o", "feats.h5"], BAD_OUTPUT, "exists already"),
+        ([*COLMAP, "-o", "pairs.txt"], BAD_OUTPUT, "exists already"),
+        ([*COLMAP, "-o", "feats.h5", "--overwrite"], USAGE, "feats.h5: is an input too"),
+        ([*COLMAP, "-o", "photos/../matches.h5", "--overwrite"], USAGE, "matches.h5: is an input too"),
     ]
     for arguments, code, message in cases:
         assert cli.main(arguments) == code
@@ -108,6 +111,8 @@ def test_a_model_of_given_weights(
     assert len(facts["weights_sha256"]) == 64
     assert cli.main(["export", "onnx", "--weights", str(untrained_weights)]) == BAD_OUTPUT
     assert cli.main(["export", "onnx", "--weights", "gone.safetensors", "-o", "x.onnx"]) == BAD_INPUT
+    itself = ["--weights", str(untrained_weights), "-o", str(untrained_weights), "--overwrite"]
+    assert cli.main(["export", "onnx", *itself]) == USAGE
 
 
 @pytest.mark.usefixtures("in_a_folder_with_matches")
@@ -120,4 +125,17 @@ def test_matches_of_other_images_make_no_database(capfd: pytest.CaptureFixture[s
     )
     assert cli.main([*COLMAP, "--matches", "others.m.h5"]) == NOTHING
     assert "others.m.h5: matches of other images; give those of feats.h5" in capfd.readouterr().err
+    assert not Path("database.db").exists()
+
+
+@pytest.mark.usefixtures("in_a_folder_with_matches")
+def test_files_without_any_image_or_pair_make_no_database(capfd: pytest.CaptureFixture[str]) -> None:
+    with h5py.File("pairless.h5", "w") as file:
+        file.create_group("a 1.png_b-c.png")["matches0"] = np.zeros(3, np.int32)  # as older hloc named pairs
+    with h5py.File("bare.h5", "w") as file:
+        file.create_group("a 1.png")["keypoints"] = np.zeros((3, 2), np.float32)  # as of a matcher without descriptors
+    assert cli.main([*COLMAP, "--matches", "pairless.h5"]) == NOTHING
+    assert "pairless.h5: no matches of any pair; give those of feats.h5" in capfd.readouterr().err
+    assert cli.main([*COLMAP, "--features", "bare.h5"]) == NOTHING
+    assert "bare.h5: no image has keypoints and descriptors" in capfd.readouterr().err
     assert not Path("database.db").exists()

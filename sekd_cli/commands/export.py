@@ -112,8 +112,10 @@ def onnx(output: Path, weights: Path | None, overwrite: bool) -> None:
     from sekd_cli import __version__
     from sekd_cli.export.onnx import export_onnx
     from sekd_cli.networks.weights_file import load_network, packaged_weights, weights_digest
+    from sekd_cli.new_file import spare_inputs
 
     path = weights or packaged_weights()
+    spare_inputs([output], [path])
     network = load_network(path)
     facts = {"sekd_version": __version__, "weights_sha256": weights_digest(path)}
     export_onnx(network, output, facts, overwrite=overwrite)

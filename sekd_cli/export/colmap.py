@@ -19,7 +19,7 @@ from sekd_cli.feature_file import FeatureReader
 from sekd_cli.file_errors import one_line
 from sekd_cli.geometry import COLMAP_OFFSET
 from sekd_cli.match_file import MatchReader, fingerprint
-from sekd_cli.new_file import new_file
+from sekd_cli.new_file import new_file, spare_inputs
 from sekd_cli.pairs import Pair
 from sekd_cli.pycolmap_extra import apart, require_pycolmap
 from sekd_cli.verification import is_chance
@@ -92,17 +92,15 @@ def export_colmap(
     images: the folder that names in `features` are relative to. Descriptors stay out, as COLMAP takes only SIFT's kind.
 
     Raises MissingExtraError without pycolmap, NothingToDoError if the folder has none of the images, or none that can
-    be used, or all matches are of others, UsageError if the camera makes no sense, InputFileError if matches and
-    features don't belong together, OutputError if `database` exists (unless `overwrite`) or can't be written.
+    be used, or there are no matches of them, UsageError if the camera makes no sense or `database` is an input,
+    InputFileError if matches and features don't belong together, OutputError if `database` exists (unless `overwrite`)
+    or can't be written.
     """
     pycolmap = require_pycolmap()
+    spare_inputs([database], [features.path, matches.path])
     names = features.names()
     known = frozenset(names)
-    present = [name for name in names if (images / name).is_file()]
-    if not present:
-        raise NothingToDoError(
-            f"{images} has none of the {len(names)} images of {features.path}; give their own folder"
-        )
+    present = _present(images, features)
     report = ColmapExport(missing=sorted(known.difference(present)))
     with Watch() as watch, _told_in_a_line(database), new_file(database, overwrite=overwrite) as path:
         path.touch()  # which tells why, where it can't be written
@@ -131,8 +129,9 @@ def export_colmap(
                 else:
                     report.skipped_pairs += 1
                 tell("write pairs", report.pairs, None)
-        if report.skipped_pairs and not of_these:
-            raise NothingToDoError(f"{matches.path}: matches of other images; give those of {features.path}")
+        if not of_these:
+            held = "matches of other images" if report.skipped_pairs else "no matches of any pair"
+            raise NothingToDoError(f"{matches.path}: {held}; give those of {features.path}")
         geometry = pycolmap.TwoViewGeometryOptions()
         geometry.ransac.random_seed = 0  # the same database from run to run
         pairing = pycolmap.ExistingMatchedPairingOptions()
@@ -151,6 +150,19 @@ def export_colmap(
         for suffix in SIDE_FILES:  # of an earlier database, which SQLite would apply to the new one
             Path(os.path.realpath(database) + suffix).unlink(missing_ok=True)
     return report
+
+
+def _present(images: Path, features: FeatureReader) -> list[str]:
+    """The names of `features` that are files in the folder. Raises NothingToDoError if none is."""
+    names = features.names()
+    if not names:
+        raise NothingToDoError(f"{features.path}: no image has keypoints and descriptors; give features with both")
+    present = [name for name in names if (images / name).is_file()]
+    if not present:
+        raise NothingToDoError(
+            f"{images} has none of the {len(names)} images of {features.path}; give their own folder"
+        )
+    return present
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from sekd_cli.feature_file import FeatureReader, FeatureWriter
 from sekd_cli.file_contents import FEATURES, FLAT, MATCHES, kind_of, reading
 from sekd_cli.hdf5_file import HDF5_SUFFIXES, create_hdf5, open_for_reading
 from sekd_cli.match_file import MatchReader, check_flat_names, fingerprint, flat_name
-from sekd_cli.new_file import new_file
+from sekd_cli.new_file import new_file, spare_inputs
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def convert(
             if not folder.has_features:
                 logger.warning("%s: no descriptors.h5 in it, so features are left out", folder.folder)
             written = _written(layout, output, features=folder.has_features, matches=folder.has_matches)
-            _spare_inputs(folder.paths, written)
+            spare_inputs(written, folder.paths)
             with ExitStack() as outputs:
                 if layout == "hloc":
                     return _flat_to_hloc(folder, output, outputs, overwrite=overwrite)
@@ -74,7 +74,7 @@ def convert(
                 return _flat_to_flat(folder, flat)
     if layout == "hloc":
         raise UsageError(f"{inputs[0]}: in hloc's layout already; give --to imc or --to kaggle")
-    _spare_inputs(inputs, _written(layout, output, features=FEATURES in by_kind, matches=MATCHES in by_kind))
+    spare_inputs(_written(layout, output, features=FEATURES in by_kind, matches=MATCHES in by_kind), inputs)
     with ExitStack() as readers, ExitStack() as outputs:
         features = readers.enter_context(FeatureReader(by_kind[FEATURES])) if FEATURES in by_kind else None
         matches = readers.enter_context(MatchReader(by_kind[MATCHES])) if MATCHES in by_kind else None
@@ -86,13 +86,6 @@ def _written(layout: str, output: Path, *, features: bool, matches: bool) -> lis
     """The files that `output` may become."""
     kinds = (("feats",) if layout == "hloc" else FEATURE_FILES) if features else ()
     return [output, *(output / f"{kind}.h5" for kind in (*kinds, *(("matches",) if matches else ())))]
-
-
-def _spare_inputs(inputs: Sequence[Path], written: Sequence[Path]) -> None:
-    """Raise UsageError if a file would be written over one that is read."""
-    for path in written:
-        if path.is_file() and any(path.samefile(one) for one in inputs):
-            raise UsageError(f"{path}: is an input too; give another output with -o")
 
 
 def _hloc_to_flat(features: FeatureReader | None, matches: MatchReader | None, output: FlatOutput) -> Converted:
