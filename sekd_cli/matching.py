@@ -1,7 +1,7 @@
 """Mutual nearest neighbours between two sets of descriptors, without ever holding the whole similarity matrix."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +14,9 @@ NO_MATCH = -1
 CPU_BLOCK_ROWS = 128  # of the similarity matrix at once: 1 MB at 2048 columns, which stays in a CPU's cache
 GPU_BLOCK_VALUES = 1 << 27  # similarities at once: 512 MB, few launches
 NOTHING = -math.inf  # similarity where there is no candidate
+
+Allowed = Callable[[slice], Tensor]
+"""Of some rows of the first descriptors, which of the second each may match: (rows, N1) bool, on their device."""
 
 
 class _Scan(NamedTuple):
@@ -29,12 +32,18 @@ class _Scan(NamedTuple):
 
 @torch.no_grad()
 def match_descriptors(
-    descriptors0: Tensor, descriptors1: Tensor, settings: MatchingSettings, *, block_rows: int | None = None
+    descriptors0: Tensor,
+    descriptors1: Tensor,
+    settings: MatchingSettings,
+    *,
+    block_rows: int | None = None,
+    allowed: Allowed | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Mutual nearest neighbours by cosine similarity, then the filters of `settings` (paper Sec. 3.4).
 
     descriptors0, descriptors1: (N0, D), (N1, D), rows of unit length, on one device. block_rows: rows of the
-    similarity matrix held at once (the result does not depend on it, but for ties to rounding).
+    similarity matrix held at once (the result does not depend on it, but for ties to rounding). allowed: which may
+    match; others are neither neighbours nor rivals.
     Returns matches0 (N0,) int64, the match of each row of descriptors0 or -1, and scores0 (N0,) float32: the match's
     cosine similarity, or its dual-softmax probability where `settings.temperature` is given; 0 where there is none.
 
@@ -53,7 +62,8 @@ def match_descriptors(
         scan, rows = _scan_on_cpu, CPU_BLOCK_ROWS
     else:
         scan, rows = _scan, max(1, GPU_BLOCK_VALUES // count1)
-    return _decide(scan(descriptors0.float(), descriptors1.float(), block_rows or rows, settings), settings)
+    found = scan(descriptors0.float(), descriptors1.float(), block_rows or rows, settings, allowed)
+    return _decide(found, settings)
 
 
 @torch.no_grad()
@@ -114,7 +124,9 @@ def _decide(scan: _Scan, settings: MatchingSettings) -> tuple[Tensor, Tensor]:
     return scan.column.masked_fill(~kept, NO_MATCH), scores.masked_fill(~kept, 0.0)
 
 
-def _scan(descriptors0: Tensor, descriptors1: Tensor, block_rows: int, settings: MatchingSettings) -> _Scan:
+def _scan(
+    descriptors0: Tensor, descriptors1: Tensor, block_rows: int, settings: MatchingSettings, allowed: Allowed | None
+) -> _Scan:
     """One pass over the similarities on any device, `block_rows` rows at a time.
 
     Column maxima of the whole matrix are slow (strided), so they are kept up block by block. Only a row's largest can
@@ -135,6 +147,8 @@ def _scan(descriptors0: Tensor, descriptors1: Tensor, block_rows: int, settings:
         rows = slice(start, start + block_rows)
         own = descriptors0[rows]
         block = torch.mm(own, descriptors1.T, out=buffer[: len(own)])
+        if allowed is not None:
+            block.masked_fill_(~allowed(rows), NOTHING)
         column = block.argmax(dim=1, keepdim=True)
         scan.column[rows] = column[:, 0]
         scan.similarity[rows] = block.gather(1, column)[:, 0]
@@ -149,7 +163,9 @@ def _scan(descriptors0: Tensor, descriptors1: Tensor, block_rows: int, settings:
     return scan
 
 
-def _scan_on_cpu(descriptors0: Tensor, descriptors1: Tensor, block_rows: int, settings: MatchingSettings) -> _Scan:
+def _scan_on_cpu(
+    descriptors0: Tensor, descriptors1: Tensor, block_rows: int, settings: MatchingSettings, allowed: Allowed | None
+) -> _Scan:
     """`_scan` by numpy, but for the product.
 
     Its argmax takes a tenth of the time of torch's; and torch lets go of Python's lock at every slice of a tensor, for
@@ -164,6 +180,8 @@ def _scan_on_cpu(descriptors0: Tensor, descriptors1: Tensor, block_rows: int, se
         own = descriptors0[start : start + block_rows]
         rows, within = slice(start, start + len(own)), np.arange(len(own))
         block = torch.mm(own, descriptors1.T, out=buffer[: len(own)]).numpy()
+        if allowed is not None:
+            np.copyto(block, NOTHING, where=~allowed(rows).numpy())
         chosen = block.argmax(axis=1)
         column[rows], similarity[rows] = chosen, block[within, chosen]
         if settings.temperature > 0:

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from sekd_cli.config import MatchingSettings, VerificationSettings
 from sekd_cli.errors import DeviceError, ImageError
+from sekd_cli.guided_matching import match_guided
 from sekd_cli.match_file import fingerprint
-from sekd_cli.matching import match_batch, match_descriptors
+from sekd_cli.matching import NO_MATCH, match_batch, match_descriptors
 from sekd_cli.stored_features import StoredFeatures
 from sekd_cli.stored_matches import StoredMatches
-from sekd_cli.verification import Camera, verify
+from sekd_cli.verification import Camera, refit_homography, verify
 
 OUT_OF_MEMORY = "the device ran out of memory; give --device cpu, or extract fewer keypoints"
 
@@ -83,7 +84,7 @@ def match_images(
         found = [match_descriptors(*one, settings) for one in candidates]
     except torch.OutOfMemoryError as error:
         raise DeviceError(OUT_OF_MEMORY) from error
-    return _best_turn(found, image0, image1, verification)
+    return _best_turn(found, candidates, (image0, image1), settings, verification)
 
 
 def match_together(
@@ -110,7 +111,7 @@ def match_together(
     return [
         failures[index]
         if index in failures
-        else _best_turn([next(found) for _ in several], *pairs[index], verification)
+        else _best_turn([next(found) for _ in several], several, pairs[index], settings, verification)
         for index, several in enumerate(candidates)
     ]
 
@@ -143,33 +144,54 @@ def _candidates(
 
 def _best_turn(
     found: Sequence[tuple[Tensor, Tensor]],
-    image0: MatchableImage,
-    image1: MatchableImage,
+    candidates: Sequence[tuple[Tensor, Tensor]],
+    images: tuple[MatchableImage, MatchableImage],
+    settings: MatchingSettings,
     verification: VerificationSettings | None,
 ) -> StoredMatches:
-    """Of the matches at each turn the most, or the most that are verified; of equally many the more alike."""
-    verified = [_verified(*one, image0, image1, verification) for one in found]
-    if len(verified) == 1:
-        return verified[0]
-    turn = max(range(len(verified)), key=lambda turn: (len(verified[turn].indices()), verified[turn].scores0.sum()))
-    return replace(verified[turn], turn=turn)
+    """Of the matches of candidates at each turn the most, or the most verified; of equally many the more alike."""
+    at_turns = [
+        StoredMatches(matches0=one.cpu().numpy().astype(np.int32), scores0=scores.cpu().numpy())
+        for one, scores in found
+    ]
+    if verification is not None:
+        at_turns = [
+            _verified(one, images, descriptors, settings, verification)
+            for one, descriptors in zip(at_turns, candidates, strict=True)
+        ]
+    if len(at_turns) == 1:
+        return at_turns[0]
+    turn = max(range(len(at_turns)), key=lambda turn: (len(at_turns[turn].indices()), at_turns[turn].scores0.sum()))
+    return replace(at_turns[turn], turn=turn)
 
 
 def _verified(
-    matches0: Tensor,
-    scores0: Tensor,
-    image0: MatchableImage,
-    image1: MatchableImage,
-    verification: VerificationSettings | None,
+    matches: StoredMatches,
+    images: tuple[MatchableImage, MatchableImage],
+    descriptors: tuple[Tensor, Tensor],
+    settings: MatchingSettings,
+    verification: VerificationSettings,
 ) -> StoredMatches:
-    matches = StoredMatches(matches0=matches0.cpu().numpy().astype(np.int32), scores0=scores0.cpu().numpy())
-    if verification is None:
-        return matches
+    """The matches that agree on a model, and those that a homography leads to; none where there is no model."""
+    xy0, xy1 = (image.keypoints for image in images)
     pairs = matches.indices()
-    cameras = (image0.camera, image1.camera) if image0.camera and image1.camera else None
-    xy0, xy1 = image0.keypoints[pairs[:, 0]], image1.keypoints[pairs[:, 1]]
-    inliers, model = verify(xy0, xy1, verification, cameras, matches.scores0[pairs[:, 0]])
-    outliers = pairs[~inliers, 0]
-    matches.matches0[outliers], matches.scores0[outliers] = -1, 0
-    name = None if model is None else verification.model
-    return StoredMatches(matches0=matches.matches0, scores0=matches.scores0, model_name=name, model=model)
+    scores = matches.scores0[pairs[:, 0]]
+    cameras = (images[0].camera, images[1].camera) if images[0].camera and images[1].camera else None
+    inliers, model = verify(xy0[pairs[:, 0]], xy1[pairs[:, 1]], verification, cameras, scores)
+    agreed, scores = pairs[inliers], scores[inliers]
+    if model is not None and verification.model == "homography":
+        more = match_guided(
+            (xy0, xy1), descriptors, pairs, inliers, model, threshold=verification.threshold, settings=settings
+        )
+        everything = np.concatenate((agreed, more.pairs))
+        model, near = refit_homography(model, xy0[everything[:, 0]], xy1[everything[:, 1]], verification.threshold)
+        near[len(agreed) :] &= more.supported
+        agreed, scores = everything[near], np.concatenate((scores, more.scores))[near]
+    kept = StoredMatches(
+        matches0=np.full_like(matches.matches0, NO_MATCH),
+        scores0=np.zeros_like(matches.scores0),
+        model_name=None if model is None else verification.model,
+        model=model,
+    )
+    kept.matches0[agreed[:, 0]], kept.scores0[agreed[:, 0]] = agreed[:, 1], scores
+    return kept

@@ -202,7 +202,7 @@ def _fit(
         model, mask = cv2.findHomography(
             xy0, xy1, cv2.USAC_MAGSAC, settings.threshold, maxIters=ITERATIONS, confidence=CONFIDENCE
         )
-        return (None, None) if model is None else _refined(model, xy0, xy1, settings.threshold)
+        return (None, None) if model is None else refit_homography(model, xy0, xy1, settings.threshold)
     if settings.model == "fundamental":
         model, mask = cv2.findFundamentalMat(xy0, xy1, cv2.USAC_PROSAC, settings.threshold, CONFIDENCE, ITERATIONS)
         return model, mask
@@ -235,7 +235,7 @@ def fit_essential(
     return model, mask
 
 
-def _refined(
+def refit_homography(
     homography: np.ndarray, xy0: np.ndarray, xy1: np.ndarray, threshold: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """A homography by least squares over all matches that agree with it, then but for those far off; its inliers.

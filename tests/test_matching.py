@@ -66,11 +66,32 @@ def test_the_smallest_similarity_is_a_cosine() -> None:
     assert match_descriptors(one, other, MatchingSettings(min_similarity=0.51))[0].tolist() == [-1]
 
 
+@pytest.mark.parametrize("some", [False, True])
 @pytest.mark.parametrize("chosen", [PLAIN, MatchingSettings(ratio=0.9), MatchingSettings(temperature=0.1)])
-def test_a_cpu_scans_as_other_devices_do(chosen: MatchingSettings) -> None:
+def test_a_cpu_scans_as_other_devices_do(chosen: MatchingSettings, some: bool) -> None:
     one, other = random_units(70, 0), random_units(50, 1)
-    for found, expected in zip(_scan_on_cpu(one, other, 16, chosen), _scan(one, other, 70, chosen), strict=True):
+    may = torch.rand(70, 50, generator=torch.Generator().manual_seed(2)) < 0.3
+    allowed = (lambda rows: may[rows]) if some else None
+    on_cpu, elsewhere = _scan_on_cpu(one, other, 16, chosen, allowed), _scan(one, other, 70, chosen, allowed)
+    for found, expected in zip(on_cpu, elsewhere, strict=True):
         torch.testing.assert_close(found, expected)
+
+
+def test_what_may_not_match_is_as_if_it_were_not_there() -> None:
+    one, other = random_units(40, 0), random_units(30, 1)
+    groups0, groups1 = torch.arange(40) % 3, torch.arange(30) % 3
+    settings = MatchingSettings(ratio=0.98, temperature=0.1)
+    matches, scores = match_descriptors(
+        one, other, settings, block_rows=7, allowed=lambda rows: groups0[rows, None] == groups1
+    )
+    for group in range(3):
+        rows, columns = (groups0 == group).nonzero()[:, 0], (groups1 == group).nonzero()[:, 0]
+        alone, alone_scores = match_descriptors(one[rows], other[columns], settings)
+        assert torch.equal(matches[rows], torch.where(alone < 0, alone, columns[alone]))
+        torch.testing.assert_close(scores[rows], alone_scores)
+        assert (alone >= 0).any()
+    nothing, _ = match_descriptors(one, other, PLAIN, allowed=lambda rows: torch.zeros(len(groups0[rows]), 30) > 0)
+    assert nothing.max() == -1
 
 
 def test_dual_softmax_scores_are_the_product_of_both_softmaxes() -> None:

@@ -1,0 +1,79 @@
+"""Guided matching: once a pair's homography is known, more keypoints are matched by it (beyond the paper).
+
+A keypoint whose nearest neighbour in the whole other image is a wrong one often has its right one where the homography
+takes it, with few rivals there (docs/EXPERIMENTS.md, 126).
+"""
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from sekd_cli.config import MatchingSettings
+from sekd_cli.matching import match_descriptors
+
+NEAREST, LEAST_AGREEING = 10, 0.4  # matches around a new one, and the share of them that the homography must explain
+BLOCK_ROWS = 256  # of the similarity matrix at once, on any device
+
+
+class Guided(NamedTuple):
+    """Matches that a homography led to."""
+
+    pairs: np.ndarray  # (K, 2) int64, rows of both images' keypoints
+    scores: np.ndarray  # (K,) float32
+    supported: np.ndarray  # (K,) bool: those around which others agree with it
+
+
+_NOTHING = Guided(np.empty((0, 2), np.int64), np.empty(0, np.float32), np.empty(0, bool))
+
+
+def match_guided(
+    keypoints: tuple[np.ndarray, np.ndarray],
+    descriptors: tuple[Tensor, Tensor],
+    pairs: np.ndarray,
+    inliers: np.ndarray,
+    homography: np.ndarray,
+    *,
+    threshold: float,
+    settings: MatchingSettings,
+) -> Guided:
+    """Further matches, of keypoints that have none which agrees: by `match_descriptors` among those near.
+
+    keypoints: (N0, 2), (N1, 2) in pixels; descriptors: (N0, D), (N1, D), rows of unit length, on one device.
+    pairs: (M, 2) int64, rows of both, matched by descriptors alone; inliers: (M,) bool, those that agree on the
+    homography (3, 3). threshold: pixels between a keypoint and where the homography takes its match.
+
+    All of them say more exactly where a plane is. But a plane is seldom all that two photographs show, and beyond it
+    keypoints are near by chance: supported are those around which, in both images, LEAST_AGREEING of the NEAREST
+    `pairs` are inliers.
+    """
+    free = [np.setdiff1d(np.arange(len(xy)), pairs[inliers, side]) for side, xy in enumerate(keypoints)]
+    xy0, xy1 = (xy[rows].astype(np.float64) for xy, rows in zip(keypoints, free, strict=True))
+    own0, own1 = (own[torch.from_numpy(rows).to(own.device)] for own, rows in zip(descriptors, free, strict=True))
+    if not len(xy0) or not len(xy1):
+        return _NOTHING
+    there = cv2.perspectiveTransform(xy0[None], homography)[0]
+
+    def near(rows: slice) -> Tensor:
+        squared = (there[rows, :1] - xy1[:, 0]) ** 2 + (there[rows, 1:] - xy1[:, 1]) ** 2
+        return torch.from_numpy(squared < threshold**2).to(own0.device)
+
+    matches, scores = (
+        one.cpu().numpy() for one in match_descriptors(own0, own1, settings, block_rows=BLOCK_ROWS, allowed=near)
+    )
+    matched = np.flatnonzero(matches >= 0)
+    if not len(matched):
+        return _NOTHING
+    found = np.column_stack((free[0][matched], free[1][matches[matched]]))
+    agreeing = [_share_agreeing(xy[found[:, side]], xy[pairs[:, side]], inliers) for side, xy in enumerate(keypoints)]
+    return Guided(found, scores[matched], np.minimum(*agreeing) >= LEAST_AGREEING)
+
+
+def _share_agreeing(xy: np.ndarray, matched: np.ndarray, inliers: np.ndarray) -> np.ndarray:
+    """The share (K,) of inliers among the NEAREST of the matched points (M, 2) around each of xy (K, 2), K not 0."""
+    new, known = xy.astype(np.float32), matched.astype(np.float32)
+    count = min(NEAREST, len(known))
+    _, nearest = cv2.batchDistance(new, known, cv2.CV_32F, normType=cv2.NORM_L2SQR, K=count)
+    return np.asarray(inliers[np.asarray(nearest)].mean(axis=1))
