@@ -13,10 +13,12 @@ from sekd_cli.focal_length import read_focal_length
 TAGS = ExifTags.Base
 
 
-def photograph(path: Path, tags: dict[int, object]) -> Path:
+def photograph(path: Path, tags: dict[int, object], orientation: int = 1) -> Path:
     """A photograph of 360 x 240 pixels with these EXIF tags."""
     exif = Image.Exif()
+    exif[TAGS.Orientation] = orientation
     exif.get_ifd(ExifTags.IFD.Exif).update(tags)
+    exif[ExifTags.IFD.Exif] = 0  # any number: a TIFF is saved without them otherwise
     Image.new("L", (360, 240)).save(path, exif=exif)
     return path
 
@@ -63,6 +65,17 @@ def test_focal_lengths_are_of_the_photograph_as_it_was_taken(
     assert focal == pytest.approx(50 / 43.267 * diagonal, rel=1e-4)
 
 
+@pytest.mark.parametrize(("width", "focal"), [(None, 500), (720, 250)])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_height_that_is_not_told_is_in_proportion_as_stored(
+    tmp_path: Path, width: int | None, focal: float, orientation: int
+) -> None:
+    tags = {TAGS.FocalLength: IFDRational(50), TAGS.FocalPlaneXResolution: 100, TAGS.FocalPlaneResolutionUnit: 3}
+    if width is not None:
+        tags[TAGS.ExifImageWidth] = width
+    assert read_focal_length(photograph(tmp_path / "a.tif", tags, orientation)) == pytest.approx(focal)
+
+
 @pytest.mark.parametrize(
     "tags",
     [
@@ -71,6 +84,8 @@ def test_focal_lengths_are_of_the_photograph_as_it_was_taken(
         {TAGS.FocalLength: IFDRational(50)},
         {TAGS.FocalLength: IFDRational(1, 0), TAGS.FocalPlaneXResolution: IFDRational(1, 0)},
         {TAGS.FocalLength: "long", TAGS.FocalPlaneXResolution: "many"},
+        {TAGS.FocalLength: "inf", TAGS.FocalPlaneXResolution: "10"},
+        {TAGS.FocalLength: "-50", TAGS.FocalPlaneXResolution: "10"},
         {TAGS.FocalLength: IFDRational(50), TAGS.FocalPlaneXResolution: 10, TAGS.FocalPlaneResolutionUnit: 9},
     ],
 )
