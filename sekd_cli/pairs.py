@@ -45,7 +45,7 @@ def parse_pairs(lines: BinaryIO | Iterable[bytes], where: str) -> Iterator[Pair]
             raise InputFileError(f"{where}: an HDF5 file; give a list of pairs, as sekd pairs makes of it")
         if b"\0" in line:
             raise InputFileError(f"{where}, line {number}: not UTF-8 text; save it as UTF-8, two names a line")
-        line = (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).rstrip(b"\r\n")  # noqa: PLW2901
+        line = line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n")  # noqa: PLW2901
         fields = line.split(b"\t") if b"\t" in line else line.split()  # at ASCII's white space only
         if not line.strip() or line.startswith(b"#"):
             continue

@@ -27,6 +27,11 @@ def test_blank_lines_and_comments_are_skipped_whatever_the_line_ends() -> None:
     assert parsed(text) == [("a", "b"), ("c", "d")]
 
 
+def test_lists_with_marks_of_utf8_may_be_put_together() -> None:
+    assert parsed(b"\xef\xbb\xbfa b\n\xef\xbb\xbf# more\n\xef\xbb\xbfc d\n") == [("a", "b"), ("c", "d")]
+    assert parsed(format_pair(("\ufeffa", "b")).encode()) == [("\ufeffa", "b")]
+
+
 def test_white_space_of_other_scripts_is_part_of_a_name() -> None:
     assert parsed("Bild\u202f1.jpg Bild\u00a02.jpg".encode()) == [("Bild\u202f1.jpg", "Bild\u00a02.jpg")]
 
@@ -118,7 +123,7 @@ def test_exhaustive_pairs_are_all_of_two_different_images() -> None:
 
 
 def test_sequential_pairs_are_neighbours() -> None:
-    names = ["f10", "f8", "f9", "f11"]
+    names = ["f10", "f8", "f9", "f11", "f9"]
     assert list(sequential(names, 1)) == [("f8", "f9"), ("f9", "f10"), ("f10", "f11")]
     assert list(sequential(names, 1, loop=True))[3:] == [("f11", "f8")]
     assert list(sequential(names, 2)) == [("f8", "f9"), ("f8", "f10"), ("f9", "f10"), ("f9", "f11"), ("f10", "f11")]
