@@ -248,6 +248,7 @@ def test_time_is_shared_by_steps_and_little_time_means_fewer_rounds() -> None:
     for chosen, seconds, expected in (
         (settings, 400.0, [20, 100, 120, 200, 240, 400]),
         (replace(PAPER, rounds=2), 60.0, [4, 20, 24, 40, 44, 60]),
+        (replace(settings, rounds=2, self_evolving=False), 300.0, [20, 100, 300]),
     ):
         ends = [0.0]
         for index in range(len(phases_of(chosen))):
@@ -257,6 +258,7 @@ def test_time_is_shared_by_steps_and_little_time_means_fewer_rounds() -> None:
     assert affordable(settings, 2250.0, 1.0).rounds == 3  # 1,800 steps: three rounds of 600
     assert affordable(settings, 2240.0, 1.0).rounds == 2
     assert affordable(settings, 10.0, 1.0).rounds == 1
+    assert affordable(replace(settings, steps_per_update=10, last_steps=20), 50.0, 1.0).rounds == 3  # all 40 steps
 
 
 def test_without_affine_adaptation_the_labels_come_from_the_image_alone(

@@ -58,7 +58,8 @@ def test_every_number_must_be_finite(name: str, value: float) -> None:
         *(("last_steps", 0), ("label_nms_radius", 101), ("shear", 90.0), ("zoom", 0.5), ("height", 32)),
         *(("batch_size", 1), ("validation_share", 0.5), ("photographs_per_round", 0.0), ("octaves", 5)),
         *(("similarity_scale", 101.0), ("photograph_size", 95), ("rotation", 1e300), ("zoom", 101.0)),
-        *(("stretch", 1e30), ("farthest", 1e30), ("closest", 1e-30)),
+        *(("stretch", 1e30), ("farthest", 1e30), ("closest", 1e-30), ("tilt", 0.8), ("reliability_window", 4)),
+        *(("low_level_weight", 1.1), ("own_keypoints", 0)),
     ],
 )
 def test_a_setting_out_of_its_range_is_named(name: str, value: float) -> None:
@@ -77,10 +78,23 @@ def test_a_descriptor_needs_points_to_learn_from() -> None:
         replace(PRESETS["default"], detected_points=0, random_points=0)
 
 
+def test_what_hides_a_view_is_another_photograph() -> None:
+    with pytest.raises(UsageError, match="hidden_share: needs other_surroundings"):
+        replace(PRESETS["default"], hidden_share=0.1, other_surroundings=False)
+
+
+def test_a_file_without_a_preset_changes_the_default(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("rounds = 2\n")
+    assert read_settings(tmp_path / "config.toml") == replace(PRESETS["default"], rounds=2)
+
+
 def test_values_that_are_no_numbers_or_presets_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text('preset = ["paper"]\n')
     with pytest.raises(UsageError, match="no such preset"):
+        read_settings(file)
+    file.write_text("learning_rate = true\n")
+    with pytest.raises(UsageError, match="learning_rate is True"):
         read_settings(file)
     file.write_text(f"learning_rate = {10**400}\n")
     with pytest.raises(UsageError, match="learning_rate is too large"):

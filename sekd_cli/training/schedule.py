@@ -61,6 +61,6 @@ def share_of_time(phases: list[Phase], index: int) -> float:
         if phase.action == "label":
             parts.append(LABELLING_SHARE * phases[place + 1].steps)
         else:
-            labelled = place > 0 and phases[place - 1].action == "label"
+            labelled = phases[place - 1].action == "label"
             parts.append((1 - LABELLING_SHARE * labelled) * phase.steps)
     return parts[index] / sum(parts[index:])
