@@ -104,6 +104,10 @@ def test_shards_of_different_runs_are_refused() -> None:
         merge([first, write_shard(2, 2, weights="cd")], WHOLE)
     with pytest.raises(InputFileError, match=r"\(max_keypoints 2048 and 100\)"):
         merge([first, write_shard(2, 2, max_keypoints=100)], WHOLE)
+    more = write_shard(2, 2, rotations=1)  # a setting that the other was made without
+    for both in ([first, more], [more, first]):
+        with pytest.raises(InputFileError, match=r"\(rotations "):
+            merge(both, WHOLE)
     assert not WHOLE.exists()
 
 
@@ -140,6 +144,11 @@ def test_an_image_that_one_file_has_whole_and_another_half_is_taken_whole() -> N
     one, two = write_views(Path("one.h5"), NAMES[:1]), write_views(Path("two.h5"), NAMES[:1])
     leave_incomplete(one, NAMES[0])
     assert merge([one, two], WHOLE) == Merged("features", 1, 0, 1)
+
+
+def test_images_whose_names_are_turned_about_are_two() -> None:
+    one, two = write_views(Path("1.h5"), ["x/y"]), write_views(Path("2.h5"), ["y/x"])
+    assert merge([one, two], WHOLE) == Merged("features", 2, 0, 0)
 
 
 def test_match_files_are_joined_too() -> None:

@@ -126,7 +126,7 @@ def test_auto_takes_apples_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatc
     assert resolve_device("auto") == torch.device("mps")
 
 
-@pytest.mark.parametrize(("told", "environment", "expected"), [(3, "5", 3), (None, "5", 5), (None, None, 7)])
+@pytest.mark.parametrize(("told", "environment", "expected"), [(3, "5", 3), (None, "5,2", 5), (None, None, 7)])
 def test_threads_are_those_told_or_openmps_or_all_cores(
     told: int | None, environment: str | None, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

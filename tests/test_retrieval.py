@@ -146,6 +146,15 @@ def test_images_that_cannot_be_read_are_left_out_and_told(tmp_path: Path) -> Non
     assert set(unreadable) == {"a", "b", "c"}
 
 
+def test_descriptors_of_another_width_are_like_none(tmp_path: Path) -> None:
+    with FeatureWriter(tmp_path / "f.h5", ATTRIBUTES) as writer:
+        for view, (name, width) in enumerate((("a", 16), ("b", 8), ("c", 16))):
+            writer.write(name, drawn_features(view, width=width))
+    with FeatureReader(tmp_path / "f.h5") as reader:
+        assert ("a", "c") in list(nearest(reader, ["a", "b", "c"], 1, unreadable := {}))
+    assert not unreadable
+
+
 def test_images_without_keypoints_are_no_error(tmp_path: Path) -> None:
     write_views(tmp_path / "feats.h5", ["a", "b", "c"], common=0, own=0)
     with FeatureReader(tmp_path / "feats.h5") as reader:

@@ -26,7 +26,7 @@ class FailureList:
         if path is not None:
             with self._writing():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = path.open("w", encoding="utf-8", errors="backslashreplace")
+                self._file = path.open("w", encoding="utf-8")
 
     def add(self, record: dict[str, object]) -> None:
         """Write a line at once."""
