@@ -315,16 +315,16 @@ def test_settings_that_make_no_sense_are_refused_by_the_name_of_their_option(wro
         DetectionSettings(**wrong)  # type: ignore[arg-type]
 
 
-def test_features_of_two_sizes_are_in_the_pixels_of_the_larger_and_the_best_of_both_are_kept() -> None:
+def test_features_of_several_sizes_are_in_the_pixels_of_the_largest_and_the_best_of_all_are_kept() -> None:
     settings = DetectionSettings(nms_radius=2, threshold=0.5)
     octaves = []
-    for octave, (size, place) in enumerate(((32, 9), (16, 5))):
+    for octave, (size, place) in enumerate(((32, 9), (16, 5), (8, 3))):
         logits = torch.full((1, size, size), -9.0)
         logits[0, place, place] = 1.0
         maps = DenseMaps(logits, (torch.full((1, 3, size // 4, size // 4), float(1 + octave)),), torch.zeros(1))
         octaves.append(features_of(maps, 0, settings, octave=octave))
-    assert [one.image_size for one in octaves] == [(32, 32), (32, 32)]
-    both = best_of_octaves(octaves, 5)
-    torch.testing.assert_close(both.keypoints, torch.tensor([[9.0, 9.0], [10.5, 10.5]]))
-    torch.testing.assert_close(both.scores.logit(), torch.tensor([1.0, 1.0 - OCTAVE_COST]))
+    assert [one.image_size for one in octaves] == [(32, 32)] * 3
+    found = best_of_octaves(octaves, 5)
+    torch.testing.assert_close(found.keypoints, torch.tensor([[9.0, 9.0], [10.5, 10.5], [13.5, 13.5]]))
+    torch.testing.assert_close(found.scores.logit(), 1 - OCTAVE_COST * torch.arange(3.0))
     assert len(best_of_octaves(octaves, 1)) == 1

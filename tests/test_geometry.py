@@ -70,9 +70,10 @@ def test_a_value_is_found_where_rescale_points_says_after_a_resize(height: int, 
 
 def test_shrinking_averages_instead_of_skipping_pixels() -> None:
     stripes = torch.zeros(1, 1, 16, 16)
-    stripes[..., ::2] = 1.0
-    shrunk = geometry.resize_image(stripes, 4, 4)
-    torch.testing.assert_close(shrunk[..., 1:-1], torch.full_like(shrunk[..., 1:-1], 0.5), rtol=0, atol=0.01)
+    stripes[..., ::4] = 1.0  # which no pixel beside the middle of four is
+    for height in (4, 20):
+        for shrunk in (geometry.resize_image(stripes, height, 4), geometry.resize_image(stripes.mT, 4, height).mT):
+            torch.testing.assert_close(shrunk[..., 1:-1], torch.full((1, 1, height, 2), 0.25), rtol=0, atol=0.01)
 
 
 def test_upsampling_keeps_the_places_that_sample_map_reads() -> None:
@@ -148,8 +149,11 @@ def test_a_view_sees_only_the_part_of_its_image_that_is_used_and_nothing_behind_
         assert torch.equal(seen[index].flatten(), inside)
         assert 0 < inside.sum() < 16 * 26
         expected = geometry.sample_map(cropped, xy[index : index + 1])[0, 0]
-        torch.testing.assert_close(seen_image[index].flatten()[inside], expected[inside], atol=1e-4, rtol=0)
+        front = xy[index].isfinite().all(dim=1)  # beyond what is used its border repeats
+        torch.testing.assert_close(seen_image[index].flatten()[front], expected[front], atol=1e-4, rtol=0)
     assert not seen[1, :, 20:].any()
+    behind = torch.diag(torch.tensor([1.0, 1.0, -1.0])).expand(2, 3, 3)
+    assert not geometry.look_through(image, sizes, behind, 16, 26)[1].any()
 
 
 def test_each_image_of_a_batch_is_warped_by_its_own_map() -> None:
@@ -192,6 +196,13 @@ def test_an_affinity_turns_by_its_angle_and_scales_its_area() -> None:
     torch.testing.assert_close(turned, torch.tensor([[[0.0, 2.0]]]), rtol=0, atol=1e-6)  # y points down: clockwise
     stretched = geometry.affinity(*(torch.tensor([value]) for value in (0.3, 1.5, 0.4, 1.7)))
     assert torch.linalg.det(stretched).item() == pytest.approx(1.5**2, rel=1e-5)
+
+
+def test_an_affinity_stretches_then_shears_then_turns() -> None:
+    parameters = [torch.tensor([value]) for value in (math.pi / 2, 1.0, math.pi / 4, 4.0)]
+    found = geometry.warp_points(torch.tensor([[[1.0, 0.0], [0.0, 2.0]]]), geometry.affinity(*parameters))
+    # x twice, y half as long: (2, 0) and (0, 1); y added to x: (2, 0) and (1, 1); then a quarter turn
+    torch.testing.assert_close(found, torch.tensor([[[0.0, 2.0], [-1.0, 1.0]]]), rtol=0, atol=1e-6)
 
 
 def test_sampling_a_map_has_the_right_gradient() -> None:
