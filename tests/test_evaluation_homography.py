@@ -45,8 +45,8 @@ def test_a_shift_by_3_and_4_is_5_pixels_off_at_every_corner() -> None:
 
 
 def test_the_corner_error_is_the_mean_over_the_outermost_pixel_centres() -> None:
-    doubled = np.diag([2.0, 2.0, 1.0])  # of a 4 x 5 image the corners (0, 0), (3, 0), (3, 4), (0, 4) move by 0, 3, 5, 4
-    assert corner_error(doubled, IDENTITY, 4, 5) == pytest.approx(3)
+    # of a 4 x 5 image the corners (0, 0), (3, 0), (3, 4), (0, 4) move by nothing, (3, 0), (3, 8) and (0, 8)
+    assert corner_error(np.diag([2.0, 3.0, 1.0]), IDENTITY, 4, 5) == pytest.approx((3 + np.hypot(3, 8) + 8) / 4)
 
 
 @pytest.mark.parametrize("factor", [-1.0, 1e-6, 1e6])
@@ -102,7 +102,7 @@ def test_homography_accuracy_counts_the_pairs_below_each_threshold() -> None:
 
 def test_the_area_under_one_error_of_half_the_threshold_is_three_quarters() -> None:
     # recall rises from 0 at 0 to 1 at 0.5 and stays: a triangle of 0.25 and a square of 0.5
-    np.testing.assert_allclose(area_under_curve([0.5], (1,)), [0.75])
+    np.testing.assert_allclose(area_under_curve([0.5], (1, 2)), [0.75, 0.875])
     np.testing.assert_allclose(area_under_curve([np.inf, 0.5], (1,)), [0.375])
     np.testing.assert_array_equal(area_under_curve([np.inf, 7.0], (1, 5)), [0, 0])
     np.testing.assert_array_equal(area_under_curve([], (1, 5)), [0, 0])
@@ -126,6 +126,18 @@ def test_keypoints_beyond_the_common_part_are_not_counted() -> None:
     left = np.array([[1, 0, -10], [0, 1, 0], [0, 0, 1]], dtype=float)
     share, _ = repeatability(np.vstack((GRID, outside)), warp(GRID, left), left, GRID_SIZE, GRID_SIZE, 3)
     assert share == 1
+
+
+def test_only_what_both_images_show_counts_and_is_found() -> None:
+    """Of 40 x 30 and 60 x 20 pixels: image 1 shows the rows 5 to 24 of image 0, and that the columns 10 to 49 of it."""
+    moved = np.array([[1, 0, 10], [0, 1, -5], [0, 0, 1]], dtype=float)
+    both = [[(0, 5), (10, 0)], [(39, 24), (49, 19)], [(20, 12), (30, 10)]]  # the last 3 pixels off
+    hidden0, hidden1 = [(20, 4), (20, 25)], [(9, 10), (50, 10)]  # not in the other image, but a pixel beside its points
+    alone0, alone1 = [(0, 15), (39, 15)], [(30, 0), (30, 19)]
+    xy0 = np.array([*(one for one, _ in both), *hidden0, *alone0], dtype=float)
+    xy1 = np.array([*(other for _, other in both), *hidden1, *alone1], dtype=float)
+    for factor in (1, -2):
+        assert repeatability(xy0, xy1, factor * moved, (40, 30), (60, 20), 3) == pytest.approx((6 / 10, 1.0))
 
 
 def test_repeatability_is_the_same_in_either_direction() -> None:
@@ -168,10 +180,20 @@ def test_too_few_or_equal_points_give_no_homography_or_a_wrong_one_but_no_crash(
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_only_what_agrees_within_the_threshold_decides_on_a_homography(estimator: str) -> None:
+    xy1 = warp(GRID, IDENTITY)
+    xy1[::3] += 10
+    near, far = (estimate_homography(GRID, xy1, estimator, threshold=threshold) for threshold in (0.5, 20.0))
+    assert corner_error(near, IDENTITY, *GRID_SIZE) < 0.01
+    assert corner_error(far, IDENTITY, *GRID_SIZE) > 0.1
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_the_same_seed_gives_the_same_homography(estimator: str) -> None:
     noisy = warp(GRID, HOMOGRAPHIES[2]) + 2 * np.random.default_rng(0).normal(size=GRID.shape)
-    first, second = (estimate_homography(GRID, noisy, estimator, seed=5) for _ in range(2))
+    first, second, other = (estimate_homography(GRID, noisy, estimator, seed=seed) for seed in (5, 5, 6))
     np.testing.assert_array_equal(first, second)
+    assert corner_error(first, other, *GRID_SIZE) > 0  # type: ignore[arg-type]
 
 
 def test_exact_features_give_perfect_figures(tmp_path: Path) -> None:
@@ -258,9 +280,10 @@ def test_a_folder_without_sequences_is_told(tmp_path: Path) -> None:
 
 
 ZEROS, NAN = "\n".join(["0 0 0"] * 3), "1 0 nan\n0 1 0\n0 0 1"
+FLAT = "0.1 0.2 0.3\n0.4 0.5 0.6\n0.7 0.8 0.9"  # its determinant is nothing but for rounding
 
 
-@pytest.mark.parametrize("text", ["", "1 2 3", "a b c", "1 0 0\n0 1 0", ZEROS, NAN])
+@pytest.mark.parametrize("text", ["", "1 2 3", "a b c", "1 0 0\n0 1 0", ZEROS, NAN, FLAT])
 def test_a_homography_that_is_none_is_named(tmp_path: Path, text: str) -> None:
     write_sequences(tmp_path, count=4)
     (tmp_path / "i_drawn" / "H_1_3").write_text(text)
@@ -302,6 +325,11 @@ def test_a_homography_is_known_up_to_a_factor() -> None:
     xy1 = warp(xy0, homography)
     for factor in (1, 3, -3):
         np.testing.assert_allclose(transfer_errors(xy0, xy1, factor * homography), 0, atol=1e-9)
+    tipped = np.array([[1, 0, 0], [0, 1, 0], [-0.01, 0, 1]])  # only the first point lies behind
+    xy0 = np.array([[150.0, 0], [10, 0], [20, 0], [30, 0]])
+    for factor in (1, -1):
+        errors = transfer_errors(xy0, np.nan_to_num(warp(xy0, tipped), posinf=0), factor * tipped)
+        np.testing.assert_allclose(errors, [np.inf, 0, 0, 0], atol=1e-9)
 
 
 @pytest.mark.parametrize("factor", [1e-14, -1e9])

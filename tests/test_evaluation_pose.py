@@ -123,8 +123,11 @@ def test_exact_matches_among_wrong_ones_give_the_pose_whatever_the_seed() -> Non
     xy0, xy1 = orbit.seen(0), orbit.seen(2)
     xy1[::4] = xy1[::4][::-1]  # a quarter of them wrong
     camera = Camera(matrix=orbit.matrix)
+    half = Camera(matrix=np.diag((0.5, 0.5, 1)) @ orbit.matrix)
     for seed in range(3):
         assert pose_error(estimate_pose(xy0, xy1, (camera, camera), seed=seed), truth) < 0.01
+        assert pose_error(estimate_pose(xy0, xy1 / 2, (camera, half), seed=seed), truth) < 0.01
+    assert (camera.focal_length, half.focal_length) == (595, 297.5), "of 600 along x and 590 along y"
 
 
 def test_too_few_or_degenerate_matches_give_no_pose_or_a_wrong_one_but_no_crash() -> None:
@@ -341,11 +344,10 @@ def test_points_farther_than_50_baselines_give_the_pose_too() -> None:
     random = np.random.default_rng(0)
     space = np.column_stack((random.uniform(-20, 20, (300, 2)), random.uniform(60, 90, 300)))
     turn = cv2.Rodrigues(np.array([0.02, -0.03, 0.01]))[0]
-    step = np.array([0.8, 0.1, 0.0])
-    views = [space @ Orbit.matrix.T, (space @ turn.T + step) @ Orbit.matrix.T]
-    xy0, xy1 = (view[:, :2] / view[:, 2:] for view in views)
     camera = Camera(matrix=Orbit.matrix)
-    for seed in range(3):
+    for seed, step in enumerate(np.array([[0.8, 0.1, 0.0], [-0.8, -0.1, 0.0], [0.0, 0.8, 0.1], [0.0, -0.8, -0.1]])):
+        views = [space @ Orbit.matrix.T, (space @ turn.T + step) @ Orbit.matrix.T]
+        xy0, xy1 = (view[:, :2] / view[:, 2:] for view in views)
         found = estimate_pose(xy0, xy1, (camera, camera), seed=seed)
         assert found is not None
         assert pose_error(found, (turn, step)) < 0.1
