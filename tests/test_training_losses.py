@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from sekd_cli.training.descriptor_update import dual_softmax_loss, hardest_in_batch_loss
 from sekd_cli.training.detector_update import draw_targets, focal_loss
 from sekd_cli.training.parallax import Correspondence
+from sekd_cli.training.ranking import OwnKeypoints
 from sekd_cli.training.repeatability import detector_repeatability, frozen_descriptor_loss, frozen_detector_loss
 
 
@@ -30,9 +31,16 @@ def test_a_label_between_pixels_is_symmetric_about_itself() -> None:
 
 
 def test_labels_outside_draw_nothing_and_those_at_the_edge_only_inside() -> None:
-    targets = draw_targets(torch.tensor([[[-1e4, -1e4], [0.0, 0.0], [300.0, 2.0]]]), 8, 8, sigma=0.7)
-    assert targets[0, 0, 0] == 1
-    assert (targets > 0).sum() == 9
+    for corner in (0, 7):
+        labels = torch.tensor([[[-1e4, -1e4], [corner, corner], [300.0, 2.0]]])
+        targets = draw_targets(labels, 8, 8, sigma=0.7)
+        assert targets[0, corner, corner] == 1
+        assert (targets > 0).sum() == 9
+
+
+def test_where_labels_meet_the_larger_counts() -> None:
+    targets = draw_targets(torch.tensor([[[5.0, 4.0], [6.0, 4.0]]]), 10, 12, sigma=0.7)
+    assert targets.amax() == targets[0, 4, 5] == targets[0, 4, 6] == 1
 
 
 def test_sigma_zero_marks_the_nearest_pixel_alone() -> None:
@@ -55,6 +63,13 @@ def test_balancing_makes_one_positive_weigh_as_much_as_all_the_background() -> N
     each = 0.5 * math.log(2)  # |t - p| = 1/2, entropy = ln 2
     assert float(focal_loss(logits, targets, seen, 1.0, balance=True)) == pytest.approx(2 * each, rel=1e-5)
     assert float(focal_loss(logits, targets, seen, 1.0, balance=False)) == pytest.approx(16 * each, rel=1e-5)
+
+
+@pytest.mark.parametrize(("balance", "pixels"), [(False, 16), (True, 0)])
+def test_views_without_labels_have_a_loss(balance: bool, pixels: int) -> None:
+    logits, seen = torch.zeros(1, 4, 4), torch.ones(1, 4, 4, dtype=torch.bool)
+    loss = focal_loss(logits, torch.zeros(1, 4, 4), seen, 1.0, balance=balance)
+    assert float(loss) == pytest.approx(pixels * 0.5 * math.log(2))
 
 
 def test_pixels_that_are_not_seen_do_not_count() -> None:
@@ -102,6 +117,18 @@ def test_repeatability_of_one_pixel_is_the_symmetric_divergence_by_hand() -> Non
     assert float(loss) == pytest.approx(2 * kl, rel=1e-5)
 
 
+def test_repeatability_is_weighted_by_the_mean_probability_which_is_not_taught() -> None:
+    first, second = torch.tensor([[[1.0, -2.0]]], requires_grad=True), torch.tensor([[[-1.0, 0.5]]], requires_grad=True)
+    p, q = first.sigmoid(), second.sigmoid()
+    weight = (p + q).detach()
+    expected = ((p - q) * (first - second) * weight).sum() / weight.sum()
+    seen = torch.ones(1, 1, 2, dtype=torch.bool)
+    loss = detector_repeatability(first, second, Correspondence.planar(torch.eye(3)[None]), seen, stride=1)
+    torch.testing.assert_close(loss, expected)
+    for found, true in zip(*(torch.autograd.grad(one, (first, second)) for one in (loss, expected)), strict=True):
+        torch.testing.assert_close(found, true)
+
+
 def test_repeatability_counts_no_pixel_that_the_first_view_hides_even_in_part() -> None:
     first, second = torch.randn(2, 1, 16, 20, generator=torch.Generator().manual_seed(2))
     there = Correspondence.planar(torch.tensor([[[1.0, 0, 0.5], [0, 1, 0], [0, 0, 1]]]))  # half a pixel to the right
@@ -128,16 +155,24 @@ def dual(
     return dual_softmax_loss(first, second, (points, points), matched, scale=scale, safe_radius=6.0)
 
 
-def test_dual_softmax_is_cross_entropy_both_ways_over_own_and_next_photograph() -> None:
-    first, second = unit(2, 5, 8, seed=1), unit(2, 5, 8, seed=2)
+@pytest.mark.parametrize("count", [0, 3])
+def test_dual_softmax_is_cross_entropy_both_ways_over_own_and_next_photograph_and_own_keypoints(count: int) -> None:
+    first, second, points = unit(2, 5, 8, seed=1), unit(2, 5, 8, seed=2), far_apart(2, 5)
     matched = torch.ones(2, 5, dtype=torch.bool)
+    xy = torch.full((4, count, 2), -100.0)
+    xy[2:, :1] = points[0, 0]  # in the second views one is the first point itself
+    rivals = OwnKeypoints(xy, xy, torch.ones(4, count, dtype=torch.bool), xy[..., 0], unit(4, count, 8, seed=3))
     expected = 0.0
     for b in range(2):
         for i in range(5):
-            for query, own, other in ((first, second, second[1 - b]), (second, first, first[1 - b])):
-                logits = 20 * torch.cat((own[b], other)) @ query[b, i]
+            for query, own, other, view in ((first, second, second[1 - b], 1), (second, first, first[1 - b], 0)):
+                elsewhere = rivals.descriptors[2 * view + b, view * (i == 0) :]
+                logits = 20 * torch.cat((own[b], other, elsewhere)) @ query[b, i]
                 expected += float(F.cross_entropy(logits[None], torch.tensor([i]))) / 10
-    assert float(dual(first, second, far_apart(2, 5), matched)) == pytest.approx(expected, rel=1e-9)
+    found = dual_softmax_loss(first, second, (points, points), matched, scale=20.0, safe_radius=6.0, own=rivals)
+    assert float(found) == pytest.approx(expected, rel=1e-9)
+    if not count:
+        assert found == dual(first, second, points, matched)
 
 
 def test_dual_softmax_of_unlike_descriptors_is_finite_at_large_scales() -> None:
@@ -159,9 +194,11 @@ def test_near_points_and_unmatched_points_are_no_wrong_answers() -> None:
     first = unit(2, 3, 8, seed=3)
     second = first.clone()
     matched = torch.tensor([[True, True, False], [False, False, False]])
-    points = far_apart(2, 3).clone()
-    points[0, 1] = points[0, 0] + 3.0  # within the safe radius of the first
-    assert float(dual(first, second, points, matched)) == pytest.approx(0, abs=1e-12)
+    far, near = far_apart(2, 3), far_apart(2, 3).clone()
+    near[0, 1] = near[0, 0] + 3.0  # within the safe radius of the first
+    for points in ((near, near), (near, far), (far, near)):
+        loss = dual_softmax_loss(first, second, points, matched, scale=20.0, safe_radius=6.0)
+        assert float(loss) == pytest.approx(0, abs=1e-12)
 
 
 def test_dual_softmax_has_the_gradient_of_its_value() -> None:
@@ -182,9 +219,36 @@ def test_the_triplet_loss_by_hand() -> None:
 
 
 def test_duplicates_are_not_negatives() -> None:
-    first = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
-    loss = hardest_in_batch_loss(first, first.clone(), torch.ones(1, 2, dtype=torch.bool), ratio=0.85)
-    assert float(loss) == 0
+    first, second = (
+        torch.tensor([[[math.cos(math.radians(angle)), math.sin(math.radians(angle))] for angle in angles]])
+        for angles in ((0, 90), (60, 0.1))  # the second point of the second view looks like the first of the first
+    )
+    loss = hardest_in_batch_loss(first, second, torch.ones(1, 2, dtype=torch.bool), ratio=0.85)
+    positives = 2 * math.sin(math.radians(30)) + 2 * math.sin(math.radians(44.95))
+    assert float(loss) == pytest.approx(positives / 2 - 2 * math.sin(math.radians(15)), abs=1e-3)
+
+
+@pytest.mark.parametrize("ratio", [0.85, 0.0])
+def test_the_triplet_loss_is_of_hard_points_against_matched_ones_of_either_view(ratio: float) -> None:
+    first, noise = unit(3, 30, 4, seed=1), unit(3, 30, 4, seed=2)
+    second = F.normalize(first + 0.6 * noise, dim=2)
+    matched = torch.rand(3, 30, generator=torch.Generator().manual_seed(3)) < 0.4
+    matched[2] = False
+    matched[2, 5] = True  # alone: there is nothing else to take it for
+    apart = torch.cdist(first, second)
+    costs, easy = [], 0
+    for pair in range(2):
+        there = matched[pair].nonzero()[:, 0].tolist()
+        for point in there:
+            others = [other for other in there if other != point]
+            negative = min(apart[pair, point, others].min(), apart[pair, others, point].min())
+            positive = apart[pair, point, point]
+            if positive > ratio * negative:
+                costs.append(float(positive - negative))
+                easy += bool(positive < negative)
+    assert 0 < easy < len(costs)
+    assert (len(costs) < matched[:2].sum()) == (ratio > 0)
+    assert float(hardest_in_batch_loss(first, second, matched, ratio=ratio)) == pytest.approx(sum(costs) / len(costs))
 
 
 def test_no_matched_point_costs_nothing() -> None:

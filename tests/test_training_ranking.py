@@ -60,6 +60,16 @@ def test_own_keypoints_lie_where_extraction_has_some_and_so_not_on_the_outermost
     assert found.xy[:, 0].tolist() == [[1, 10], [8, 14]]
 
 
+def test_what_is_no_maximum_is_absent_and_takes_no_place_from_those_of_another_octave() -> None:
+    rising = 10 + torch.arange(16.0).expand(2, 16, 16)  # to the edge, where no maximum counts
+    assert not strongest(rising, 4).present.any()
+    octaves = [
+        DenseMaps(logits, (torch.ones(2, 1, 4, 4),), torch.zeros(2, 1, 8, 8))
+        for logits in (rising, peaks_at([(3, 6)], [(3, 6)], size=8))
+    ]
+    assert own_keypoints(octaves, torch.ones(2, 16, 16, dtype=torch.bool), 1, 3).present.all()
+
+
 def test_more_own_keypoints_than_pixels_are_all_pixels() -> None:
     maps = [
         DenseMaps(peaks_at([(4, 5)], [(4, 5)], size=size), (torch.ones(2, 1, 4, 4),), torch.zeros(2, 1, 8, 8))
@@ -100,7 +110,7 @@ def test_the_lessons_on_two_octaves_reach_both() -> None:
 def test_a_match_is_right_when_mutual_and_near_the_true_place() -> None:
     east, north, west = torch.eye(3)
     descriptors = torch.stack((torch.stack((east, north, west)), torch.stack((north, east, west))))
-    xy = [[(2.0, 2.0), (9.0, 9.0), (5.0, 5.0)], [(9.0, 10.0), (2.0, 2.0), (12.0, 5.0)]]  # the third moved by 7 px
+    xy = [[(2.0, 2.0), (9.0, 9.0), (5.0, 5.0)], [(9.0, 11.9), (2.0, 2.0), (8.1, 5.0)]]  # moved by 2.9, 0 and 3.1 px
     right = right_matches(own(xy, descriptors, torch.zeros(2, 3)), SAME_VIEW)
     assert right.tolist() == [[True, True, False], [True, True, False]]
 
@@ -116,8 +126,10 @@ def test_a_neighbour_that_prefers_another_is_no_match() -> None:
 def test_absent_keypoints_match_nothing() -> None:
     descriptors = torch.eye(2).expand(2, 2, 2)
     xy = [[(2.0, 2.0), (9.0, 9.0)]] * 2
-    some = own(xy, descriptors, torch.zeros(2, 2))._replace(present=torch.tensor([[True, False], [True, True]]))
-    assert right_matches(some, SAME_VIEW).tolist() == [[True, False], [True, False]]
+    found = own(xy, descriptors, torch.zeros(2, 2))
+    for here, there, right in (([1, 0], [1, 1], [1, 0]), ([1, 1], [1, 0], [1, 0]), ([0, 0], [1, 1], [0, 0])):
+        some = found._replace(present=torch.tensor([here, there]).bool())
+        assert right_matches(some, SAME_VIEW).tolist() == [right, right]
 
 
 def test_ranking_wants_high_scores_where_matches_are_right_and_low_ones_where_they_are_wrong() -> None:
@@ -211,6 +223,28 @@ def test_selection_lifts_points_of_both_views_over_those_of_one() -> None:
     assert (slope[:, 1] > 0).all()  # found in one view alone: sinks
     assert (slope[:, 2] < 0).all()  # just below the cut, in both views: rises
     assert slope.sum(dim=1).abs().max() < 1e-5  # places are shared out, not added
+
+
+def test_selection_shares_out_the_places_of_each_region() -> None:
+    shared = [(2.0, 2.0), (100.0, 2.0), (2.0, 100.0)]  # of three regions, one point each that both views have
+    xy = [[*shared, (30.0, 30.0), (110.0, 30.0), (30.0, 110.0)], [*shared, (2.0, 50.0), (130.0, 40.0), (50.0, 130.0)]]
+    alike = torch.nn.functional.normalize(torch.eye(6) + 0.5, dim=1)
+    logits = torch.tensor([[0.8, 0.9, 0.7, 0.9, 0.8, 0.8]] * 2).requires_grad_()
+    (slope,) = torch.autograd.grad(matching_losses(own(xy, alike.expand(2, 6, 6), logits), SAME_VIEW, 40.0)[1], logits)
+    for region in range(3):
+        assert (slope[:, region] < -1e-4).all()
+        torch.testing.assert_close(slope[:, region], -slope[:, region + 3], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("present", [[True, True, True, False], [True, False, False, False]])
+def test_what_absent_keypoints_are_like_does_not_matter(present: list[bool]) -> None:
+    there, losses = torch.tensor(present), []
+    for logit, descriptor in ((50.0, 0), (-50.0, 1)):
+        logits = torch.tensor([1.0, 0.9, 0.8, 0.7]).where(there, torch.tensor(logit)).expand(2, 4)
+        descriptors = torch.eye(4).where(there[:, None], torch.eye(4)[descriptor]).expand(2, 4, 4)
+        some = own([[(2.0, 2.0), (9.0, 9.0), (5.0, 5.0), (2.0, 12.0)]] * 2, descriptors, logits)
+        losses.append(torch.stack(matching_losses(some._replace(present=there.expand(2, 4)), SAME_VIEW, 40.0)))
+    torch.testing.assert_close(losses[0], losses[1])
 
 
 def test_selection_counts_right_matches_of_the_best_keypoints() -> None:
