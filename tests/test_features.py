@@ -246,11 +246,13 @@ def test_a_peak_whose_top_lies_beyond_the_next_pixel_moves_one_pixel_at_most() -
     assert moved[0, 0] == 11.0
 
 
-def test_a_flat_or_saddle_shaped_place_stays_on_its_pixel() -> None:
+def test_a_flat_place_a_saddle_and_a_pit_stay_on_their_pixel() -> None:
     flat = torch.zeros(5, 5)
-    saddle = torch.tensor([[0.0, 1.0, 0.0], [-1.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
+    saddle = torch.tensor([[0.0, 1.0, 0.0], [-1.0, 0.0, -0.5], [0.0, 1.5, 0.0]])
+    pit = torch.tensor([[2.0, 1.0, 2.0], [1.0, 0.0, 1.5], [2.0, 1.5, 2.0]])
     assert refine(flat, torch.tensor([2]), torch.tensor([2])).tolist() == [[2, 2]]
-    assert refine(saddle, torch.tensor([1]), torch.tensor([1])).tolist() == [[1, 1]]
+    for values in (saddle, saddle.T.contiguous(), pit):
+        assert refine(values, torch.tensor([1]), torch.tensor([1])).tolist() == [[1, 1]]
 
 
 @given(st.integers(0, 1000))
@@ -320,11 +322,14 @@ def test_features_of_several_sizes_are_in_the_pixels_of_the_largest_and_the_best
     octaves = []
     for octave, (size, place) in enumerate(((32, 9), (16, 5), (8, 3))):
         logits = torch.full((1, size, size), -9.0)
-        logits[0, place, place] = 1.0
-        maps = DenseMaps(logits, (torch.full((1, 3, size // 4, size // 4), float(1 + octave)),), torch.zeros(1))
+        logits[0, place, place] = 1.0 + octave
+        own = torch.eye(3)[octave].reshape(1, 3, 1, 1).expand(1, 3, size // 4, size // 4)
+        maps = DenseMaps(logits, (own, torch.ones(1, 1, size, size)), torch.zeros(1))
         octaves.append(features_of(maps, 0, settings, octave=octave))
     assert [one.image_size for one in octaves] == [(32, 32)] * 3
     found = best_of_octaves(octaves, 5)
-    torch.testing.assert_close(found.keypoints, torch.tensor([[9.0, 9.0], [10.5, 10.5], [13.5, 13.5]]))
-    torch.testing.assert_close(found.scores.logit(), 1 - OCTAVE_COST * torch.arange(3.0))
+    torch.testing.assert_close(found.keypoints, torch.tensor([[13.5, 13.5], [10.5, 10.5], [9.0, 9.0]]))
+    torch.testing.assert_close(found.scores.logit(), 1 + (1 - OCTAVE_COST) * torch.tensor([2.0, 1.0, 0.0]))
+    described = torch.cat((torch.eye(3).flip(0), torch.ones(3, 1)), dim=1) / 2**0.5
+    torch.testing.assert_close(found.descriptors, described)
     assert len(best_of_octaves(octaves, 1)) == 1
