@@ -208,6 +208,20 @@ def test_a_changed_image_or_mask_is_noticed(path: Path, tmp_path: Path) -> None:
                 writer.is_complete("a", changed)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("changed", ["image", "mask"])
+def test_other_content_is_known_by_its_size_or_its_time(tmp_path: Path, changed: str, masked: bool) -> None:
+    for name, content in (("image", b"123"), ("mask", b"12")):
+        (tmp_path / name).write_bytes(content)
+        os.utime(tmp_path / name, ns=(5, 5))
+    states = set()
+    for content, time in ((b"1234", 6), (b"123", 6), (b"123", 7)):
+        (tmp_path / changed).write_bytes(content)
+        os.utime(tmp_path / changed, ns=(time, time))
+        states.add(source_of(tmp_path / "image", tmp_path / "mask" if masked else None))
+    assert len(states) == (1 if changed == "mask" and not masked else 3)
+
+
 @pytest.mark.parametrize("name", ["../a", "/a", "a//b", "", ".", "a\0", "\udc80.jpg"])
 def test_names_that_lead_elsewhere_are_refused(path: Path, name: str) -> None:
     with FeatureWriter(path, ATTRIBUTES) as writer:
@@ -262,6 +276,8 @@ def test_files_of_other_tools_are_read_without_scores_scales_or_size(path: Path)
         ({"scales": np.zeros(3)}, "not as many"),
         ({"keypoints": np.array([b"a", b"b"])}, "no array of numbers"),
         ({"image_size": np.zeros(3)}, "width and height"),
+        ({"keypoints": np.full((4, 2), np.nan)}, "not finite"),
+        ({"keypoints": np.full((4, 2), 1e300)}, "not finite"),
     ],
 )
 def test_wrong_shapes_are_named(path: Path, changed: dict[str, np.ndarray], words: str) -> None:
