@@ -1,5 +1,6 @@
 """Match files: read back, resumed, refused; and hloc's own way of reading them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,27 @@ def test_the_model_is_kept_and_turned_with_the_pair(tmp_path: Path, attributes: 
     np.testing.assert_array_equal(found.model, MODEL)
     expected = np.linalg.inv(MODEL) if name == "homography" else MODEL.T
     np.testing.assert_allclose(turned.model, expected)
+
+
+@pytest.mark.parametrize(("turn", "back"), [(None, None), (0, 0), (1, 3), (2, 2), (3, 1)])
+def test_a_turn_is_kept_and_is_the_opposite_the_other_way_round(
+    tmp_path: Path, attributes: dict[str, Any], turn: int | None, back: int | None
+) -> None:
+    with MatchWriter(tmp_path / "m.h5", attributes) as writer:
+        writer.write(PAIR, replace(MATCHES, turn=turn), (1, 2))
+    with MatchReader(tmp_path / "m.h5") as reader:
+        assert (reader.read(PAIR).turn, reader.read(PAIR[::-1], count1=3).turn) == (turn, back)
+
+
+@pytest.mark.parametrize(
+    ("matches", "scores"),
+    [(np.zeros((2, 2), int), np.zeros((2, 2))), (np.zeros(2), np.zeros(2)), (np.zeros(2, int), np.zeros(3))],
+)
+def test_what_is_no_list_of_matches_is_named(tmp_path: Path, matches: np.ndarray, scores: np.ndarray) -> None:
+    with h5py.File(tmp_path / "m.h5", "w") as file:
+        file["a.jpg/b.jpg/matches0"], file["a.jpg/b.jpg/matching_scores0"] = matches, scores
+    with MatchReader(tmp_path / "m.h5") as reader, pytest.raises(InputFileError, match=r"m\.h5.*no list of matches"):
+        reader.read(("a.jpg", "b.jpg"))
 
 
 def test_numbers_that_no_keypoint_has_are_no_others(tmp_path: Path) -> None:
