@@ -265,6 +265,14 @@ def test_weights_that_are_no_numbers_are_refused(broken: float, tmp_path: Path) 
         load_network(tmp_path / "mine.safetensors")
 
 
+def test_weights_with_negative_variances_are_refused(tmp_path: Path) -> None:
+    network = CompactNetwork()
+    network.level2[0][1].running_var[3] = -0.5
+    save_network(tmp_path / "mine.safetensors", network, {})
+    with pytest.raises(InputFileError, match=r"mine\.safetensors: level2\.0\.1\.running_var holds negative variances"):
+        load_network(tmp_path / "mine.safetensors")
+
+
 @pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.bool, torch.complex64, torch.int32])
 def test_weights_of_a_kind_that_holds_no_plain_numbers_are_refused(kind: torch.dtype, tmp_path: Path) -> None:
     path = tmp_path / "mine.safetensors"

@@ -149,7 +149,8 @@ def _check_tensors(path: Path, network: DenseNetwork, tensors: dict[str, Tensor]
         problems.append("other shapes for " + ", ".join(f"{n} {tuple(tensors[n].shape)}" for n in wrong))
     if problems:
         raise InputFileError(f"{path}: not the {network.name} network: {'; '.join(problems)}")
-    if broken := sorted(name for name, tensor in tensors.items() if not tensor.float().isfinite().all()):
-        raise InputFileError(
-            f"{path}: {broken[0]} holds values that are not finite; train again, or from an earlier checkpoint"
-        )
+    for name, tensor in sorted(tensors.items()):
+        finite = bool(tensor.float().isfinite().all())
+        if not finite or (name.endswith("running_var") and tensor.min() < 0):
+            what = "negative variances" if finite else "values that are not finite"
+            raise InputFileError(f"{path}: {name} holds {what}; train again, or from an earlier checkpoint")
