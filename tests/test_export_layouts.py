@@ -294,6 +294,26 @@ def test_damaged_matches_are_named(place: str, matches: list[object], message: s
     assert not Path("back/matches.h5").exists()
 
 
+def test_a_name_with_a_tab_that_is_in_a_pair_is_refused() -> None:
+    write_views(FEATURES, ["a.jpg", "b\t1.jpg"])
+    convert([FEATURES], "kaggle", SCENE)
+    assert convert([SCENE], "hloc", Path("features.h5")) == Converted(2, None)
+    with h5py.File(SCENE / "matches.h5", "w") as file:
+        file["a.jpg/b\t1.jpg"] = np.array([[0, 0]])
+    with pytest.raises(UsageError, match=r"^'b\\t1\.jpg': a match file can't hold names with tabs; rename it"):
+        convert([SCENE], "hloc", Path("back"))
+    assert not any(Path("back").iterdir())
+
+
+def test_keys_that_are_no_utf8_are_left_out_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    convert([FEATURES], "kaggle", SCENE)
+    with h5py.File(SCENE / "keypoints.h5", "r+") as keypoints, h5py.File(SCENE / "matches.h5", "w") as matches:
+        keypoints[b"d\xff.jpg"] = keypoints["c.jpg"][()]
+        matches[b"d\xff.jpg/c.jpg"] = matches[b"a-x.png/d\xff.jpg"] = matches["a-x.png/c.jpg"] = np.array([[0, 0]])
+    assert convert([SCENE], "hloc", Path("back")) == Converted(3, 1)
+    assert caplog.text.count(r"the name b'd\xff.jpg' is no UTF-8; left out, rename it") == 3
+
+
 def test_a_pair_key_that_can_be_read_two_ways_is_refused() -> None:
     write_views(FEATURES, ["a.jpg", "b-c.jpg", "a-b.jpg", "c.jpg"])
     convert([FEATURES], "imc", SCENE)

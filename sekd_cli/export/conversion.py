@@ -153,6 +153,8 @@ def _write_hloc_matches(file: h5py.File, matches: Iterable[PairMatches], folder:
     """Matches as hloc has them, one a keypoint: of several the first."""
     count = lost = 0
     for pair, indices in matches:
+        if tabbed := [name for name in pair if "\t" in name]:
+            raise UsageError(f"{tabbed[0]!r}: a match file can't hold names with tabs; rename it in all files")
         places = ["/".join(map(flat_name, names)) for names in (pair, pair[::-1])]
         if any(place in file for place in places):
             logger.warning("%s and %s: there twice, the second left out", *pair)

@@ -10,7 +10,7 @@ import numpy as np
 
 from sekd_cli.errors import InputFileError, UsageError
 from sekd_cli.export.layouts import FEATURE_FILES, PairMatches, key_of
-from sekd_cli.hdf5_file import open_for_reading, read_numbers, watching_for_damage
+from sekd_cli.hdf5_file import names_in, open_for_reading, read_numbers, watching_for_damage
 from sekd_cli.image_search import find_images
 from sekd_cli.images import read_image_size
 from sekd_cli.pairs import Pair
@@ -42,7 +42,8 @@ class FlatFolder:
             self.close()
             raise InputFileError(f"{folder}: no {wanting} in it; give a folder in the imc or kaggle layout")
         with self._reading("keypoints"):
-            flat = {key: isinstance(value, h5py.Dataset) for key, value in self._files["keypoints"].items()}
+            file = self._files["keypoints"]
+            flat = {key: isinstance(file[key], h5py.Dataset) for key in names_in(file)}
         self.nested = [key for key in flat if not flat[key]]  # groups, which are no image's here
         self._keys = _names_of([key for key in flat if flat[key]], images)
 
@@ -119,10 +120,11 @@ class FlatFolder:
 
     def _match_datasets(self) -> Iterator[tuple[str, h5py.Dataset]]:
         """Every dataset of matches and its place: `A-B`, or `A/B`."""
-        for key, value in self._files["matches"].items():
+        for key in names_in(self._files["matches"]):
+            value = self._files["matches"][key]
             if isinstance(value, h5py.Group):
-                for second, dataset in value.items():
-                    if isinstance(dataset, h5py.Dataset):
+                for second in names_in(value):
+                    if isinstance(dataset := value[second], h5py.Dataset):
                         yield f"{key}/{second}", dataset
             else:
                 yield key, value
