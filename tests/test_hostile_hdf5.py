@@ -54,7 +54,7 @@ def arrays(draw: st.DrawFn) -> Any:
     kind = np.dtype(draw(TYPES))
     values = np.zeros(draw(SHAPES), dtype=kind)
     if kind.kind in "fiu":
-        values += 1
+        values.fill(1)
         if values.size and draw(st.booleans()):
             extreme = [np.nan, np.inf, np.finfo(kind).max] if kind.kind == "f" else [np.iinfo(kind).max]
             values.flat[draw(st.integers(0, values.size - 1))] = draw(st.sampled_from(extreme))
@@ -114,6 +114,7 @@ def finite_or_equal(one: np.ndarray, stored: Any) -> None:
 @IN_ONE_FOLDER
 @given(datasets("keypoints", "descriptors", "scores", "scales", "image_size"), FILES)
 @pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")  # of the comparison
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what newer numpy refuses, which is damage then
 def test_features_of_any_shape_and_type_are_read_as_they_are_or_refused(
     tmp_path: Path, stored: dict[str, Any], around: dict[str, Any]
 ) -> None:
@@ -136,6 +137,7 @@ def test_features_of_any_shape_and_type_are_read_as_they_are_or_refused(
 @IN_ONE_FOLDER
 @given(datasets("matches0", "matching_scores0", "homography", "essential"), FILES)
 @pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_matches_of_any_shape_and_type_are_read_as_they_are_or_refused(
     tmp_path: Path, stored: dict[str, Any], around: dict[str, Any]
 ) -> None:
