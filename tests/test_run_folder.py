@@ -128,6 +128,17 @@ def test_a_folder_that_can_not_be_made_is_told(tmp_path: Path) -> None:
         pass
 
 
+def test_steps_that_a_kill_lost_and_the_clock_kept_from_being_redone_are_not_counted(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.log({"action": "begin", "run_step": 0})
+    for step in (1, 2, 3):
+        run.log({"action": "update", "round": 0, "step": step, "run_step": step})
+    run.log({"action": "begin", "run_step": 1})
+    run.log({"action": "update", "round": 1, "step": 1, "run_step": 2})
+    steps = [(entry["round"], entry["step"]) for entry in run.entries() if entry["action"] == "update"]
+    assert steps == [(0, 1), (1, 1)]
+
+
 def test_a_line_of_the_log_that_a_kill_tore_costs_no_other(tmp_path: Path) -> None:
     RunFolder(tmp_path).log({"action": "update", "step": 1, "loss": 1.0})
     with (tmp_path / "log.jsonl").open("a") as stream:

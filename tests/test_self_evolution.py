@@ -315,10 +315,10 @@ def test_the_command_trains_and_the_same_command_again_goes_on(tmp_path: Path) -
     assert first.stdout.strip() == str(run / "model.safetensors")
     assert load_network(run / "model.safetensors").name == "compact"
     entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    assert [entry["action"] for entry in entries] == ["data", "label", "update", "update", "validation"]
+    assert [entry["action"] for entry in entries] == ["data", "begin", "label", "update", "update", "validation"]
     again = CliRunner().invoke(train, command, catch_exceptions=False)
     assert again.exit_code == 0
-    assert len((run / "log.jsonl").read_text().splitlines()) == 6  # the data; nothing was left to do
+    assert len((run / "log.jsonl").read_text().splitlines()) == 8  # data, begin; nothing was left to do
 
 
 def test_a_run_whose_checkpoint_was_deleted_keeps_its_weights_and_only_the_first_rank_talks(

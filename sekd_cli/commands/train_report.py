@@ -56,8 +56,9 @@ class RunReport(Reporter):
             self.events.close()
 
     def open_events(self, step: int) -> None:
-        """Open TensorBoard's events, of steps after the `step` that were done before."""
+        """Open TensorBoard's events, of steps after the `step` that were done before; the log notes that too."""
         if rank() == 0:
+            self.run.log({"action": "begin", "run_step": step})
             self.events = Events(self.run.path, step + 1)
 
     def _start_bar(self, name: str, total: int, done: int, unit: str) -> None:

@@ -116,7 +116,7 @@ class RunFolder:
             stream.write("\n" * torn + json.dumps(entry) + "\n")
 
     def entries(self) -> list[dict[str, Any]]:
-        """The log, without what a kill tore; of steps done twice, before a kill and after, the last."""
+        """The log, without what a kill tore, and steps that it lost; of what was done twice, the last."""
         file = self.path / "log.jsonl"
         entries: dict[tuple[Any, ...], dict[str, Any]] = {}
         for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
@@ -125,6 +125,8 @@ class RunFolder:
                 key = tuple(entry.get(name) for name in ("action", "round", "what", "step"))
             except (ValueError, AttributeError):
                 continue
+            if entry.get("action") == "begin":
+                entries = {key: one for key, one in entries.items() if one.get("run_step", 0) <= entry["run_step"]}
             entries.pop(key, None)
             entries[key] = entry
         return list(entries.values())
