@@ -48,10 +48,11 @@ def _listed_paths() -> list[str]:
     if sys.stdin is None:
         raise UsageError("-: standard input is closed; give images, or a list of them there")
     content = sys.stdin.buffer.read().removeprefix(codecs.BOM_UTF8)
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # split at its zero bytes it may name all of /
+    parts = content.split(b"\0" if b"\0" in content else b"\n")
+    # A line end alone between zero bytes is UTF-16's without a mark; split at these it may name all of /.
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\n" in parts:
         raise UsageError("-: the list on standard input is in UTF-16; save it as UTF-8, a path a line")
-    separator = b"\0" if b"\0" in content else b"\n"
-    return [os.fsdecode(line) for line in (part.rstrip(b"\r") for part in content.split(separator)) if line]
+    return [os.fsdecode(line) for line in (part.rstrip(b"\r") for part in parts) if line]
 
 
 def find_images(paths: Sequence[str | Path], *, root: Path | None = None) -> list[ImageEntry]:

@@ -174,8 +174,9 @@ def test_paths_that_would_mean_more_than_was_meant_are_refused(
     extract: Extract, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for encoding in ("utf-16-le", "utf-16-be"):  # at its zero bytes "." is a path of its own, and / would be
-        assert extract("-", stdin="\ufeffa.jpg\r\n".encode(encoding)) == 2
-        assert "in UTF-16; save it as UTF-8" in capsys.readouterr().err
+        for text in ("\ufeffa.jpg\r\n", "a.jpg\r\nb.jpg\r\n", "a.jpg\nb.jpg"):
+            assert extract("-", stdin=text.encode(encoding)) == 2
+            assert "in UTF-16; save it as UTF-8" in capsys.readouterr().err
     assert extract("") == 2  # "$FOLDER" of a variable that isn't set
     assert "an empty path" in capsys.readouterr().err
     assert not Path("feats.h5").exists()
