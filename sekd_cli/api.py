@@ -145,8 +145,9 @@ class Sekd:
         The filters are those of `sekd match`; `temperature` is its --dual-softmax. `rotations` tries the second image
         at all four quarter turns, which takes features extracted with rotations. `verify` (homography, fundamental or
         essential) keeps what agrees on one geometry to `verify_threshold` pixels (by default 3, 1 and 1), nothing where
-        it is fewer than `min_inliers` (15) or chance; essential takes both `cameras`. Raises UsageError for values that
-        make no sense, features of different networks, or features without turns.
+        it is fewer than `min_inliers` (15) or chance, and finds more where a homography leads; essential takes both
+        `cameras`. Raises UsageError for values that make no sense, features of different networks, or features without
+        turns.
         """
         dimension0, dimension1 = features0.descriptors.shape[1], features1.descriptors.shape[1]
         if dimension0 != dimension1:

@@ -37,13 +37,13 @@ class MatchableImage:
         turned = 0 if self.turned is None else self.turned.nbytes
         return self.keypoints.nbytes + self.descriptors.nbytes + turned
 
-    def at_turns(self, settings: MatchingSettings) -> list[Tensor]:
-        """The descriptors (N, D) to be tried: at one turn, or at all. Raises ImageError if there is only one."""
-        if not settings.rotations:
-            return [self.descriptors]
+    def at_turn(self, turn: int) -> Tensor:
+        """The descriptors (N, D) of the image turned by so many quarters. Raises ImageError if there are none."""
+        if turn == 0:
+            return self.descriptors
         if self.turned is None:
             raise ImageError(f"{self.name}: no descriptors of it turned; extract it with --rotations")
-        return [self.descriptors, *self.turned]
+        return self.turned[turn - 1]
 
 
 def matchable_image(
@@ -84,7 +84,7 @@ def match_images(
         found = [match_descriptors(*one, settings) for one in candidates]
     except torch.OutOfMemoryError as error:
         raise DeviceError(OUT_OF_MEMORY) from error
-    return _best_turn(found, candidates, (image0, image1), settings, verification)
+    return _best_turn(found, (image0, image1), settings, verification)
 
 
 def match_together(
@@ -111,7 +111,7 @@ def match_together(
     return [
         failures[index]
         if index in failures
-        else _best_turn([next(found) for _ in several], several, pairs[index], settings, verification)
+        else _best_turn([next(found) for _ in several], pairs[index], settings, verification)
         for index, several in enumerate(candidates)
     ]
 
@@ -136,43 +136,47 @@ def _candidates(
     image0: MatchableImage, image1: MatchableImage, settings: MatchingSettings
 ) -> list[tuple[Tensor, Tensor]]:
     """The descriptors to be matched, at each turn of the second image. Raises ImageError if they can't be compared."""
-    width0, width1 = image0.descriptors.shape[1], image1.descriptors.shape[1]
-    if width0 != width1 and len(image0.descriptors) and len(image1.descriptors):
+    return [_descriptors((image0, image1), turn) for turn in (range(4) if settings.rotations else (0,))]
+
+
+def _descriptors(images: tuple[MatchableImage, MatchableImage], turn: int) -> tuple[Tensor, Tensor]:
+    own = images[0].descriptors, images[1].at_turn(turn)
+    width0, width1 = (one.shape[1] for one in own)
+    if width0 != width1 and all(map(len, own)):
         raise ImageError(f"descriptors of {width0} and of {width1} values; extract both with the same weights")
-    return [(image0.descriptors, descriptors1) for descriptors1 in image1.at_turns(settings)]
+    return own
 
 
 def _best_turn(
     found: Sequence[tuple[Tensor, Tensor]],
-    candidates: Sequence[tuple[Tensor, Tensor]],
     images: tuple[MatchableImage, MatchableImage],
     settings: MatchingSettings,
     verification: VerificationSettings | None,
 ) -> StoredMatches:
-    """Of the matches of candidates at each turn the most, or the most verified; of equally many the more alike."""
+    """Of the matches at each turn the most, or the most that are verified; of equally many the more alike."""
     at_turns = [
-        StoredMatches(matches0=one.cpu().numpy().astype(np.int32), scores0=scores.cpu().numpy())
-        for one, scores in found
+        StoredMatches(
+            matches0=matches0.cpu().numpy().astype(np.int32),
+            scores0=scores0.cpu().numpy(),
+            turn=turn if settings.rotations else None,
+        )
+        for turn, (matches0, scores0) in enumerate(found)
     ]
     if verification is not None:
-        at_turns = [
-            _verified(one, images, descriptors, settings, verification)
-            for one, descriptors in zip(at_turns, candidates, strict=True)
-        ]
-    if len(at_turns) == 1:
-        return at_turns[0]
-    turn = max(range(len(at_turns)), key=lambda turn: (len(at_turns[turn].indices()), at_turns[turn].scores0.sum()))
-    return replace(at_turns[turn], turn=turn)
+        at_turns = [verified(one, images, settings, verification) for one in at_turns]
+    return max(at_turns, key=lambda one: (len(one.indices()), one.scores0.sum()))
 
 
-def _verified(
+def verified(
     matches: StoredMatches,
     images: tuple[MatchableImage, MatchableImage],
-    descriptors: tuple[Tensor, Tensor],
     settings: MatchingSettings,
     verification: VerificationSettings,
 ) -> StoredMatches:
-    """The matches that agree on a model, and those that a homography leads to; none where there is no model."""
+    """The matches that agree on a model, and those that a homography leads to; none where there is no model.
+
+    settings: by which these are matched. Raises ImageError if their descriptors can't be compared.
+    """
     xy0, xy1 = (image.keypoints for image in images)
     pairs = matches.indices()
     scores = matches.scores0[pairs[:, 0]]
@@ -181,13 +185,20 @@ def _verified(
     agreed, scores = pairs[inliers], scores[inliers]
     if model is not None and verification.model == "homography":
         more = match_guided(
-            (xy0, xy1), descriptors, pairs, inliers, model, threshold=verification.threshold, settings=settings
+            (xy0, xy1),
+            _descriptors(images, matches.turn or 0),
+            pairs,
+            inliers,
+            model,
+            threshold=verification.threshold,
+            settings=settings,
         )
         everything = np.concatenate((agreed, more.pairs))
         model, near = refit_homography(model, xy0[everything[:, 0]], xy1[everything[:, 1]], verification.threshold)
         near[len(agreed) :] &= more.supported
         agreed, scores = everything[near], np.concatenate((scores, more.scores))[near]
-    kept = StoredMatches(
+    kept = replace(
+        matches,
         matches0=np.full_like(matches.matches0, NO_MATCH),
         scores0=np.zeros_like(matches.scores0),
         model_name=None if model is None else verification.model,

@@ -138,6 +138,9 @@ def test_matches_that_were_verified_are_inliers_all() -> None:
     picture = pixels("v.png")
     assert count(picture, INLIER) > 0
     assert count(picture, OUTLIER) == 0
+    assert cli.main(["show", *PHOTOS, *FILES, "--verify", "homography", "-o", "now.png"]) == 0
+    now = pixels("now.png")[: 2 * SIZE]  # the same, above the outliers
+    assert count(now, INLIER) == pytest.approx(count(picture[: 2 * SIZE], INLIER), rel=0.01)
 
 
 def test_a_line_ends_where_the_homography_says() -> None:

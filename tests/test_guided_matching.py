@@ -1,5 +1,7 @@
 """More matches, and a better homography, where a homography leads (beyond the paper)."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -89,6 +91,17 @@ def test_all_matches_agree_on_the_model_and_no_keypoint_has_two() -> None:
     errors = np.linalg.norm(moved(one.keypoints[pairs[:, 0]] * 1.0, found.model) - other.keypoints[pairs[:, 1]], axis=1)
     assert errors.max() < VERIFY.threshold
     assert len(np.unique(pairs[:, 1])) == len(pairs)
+
+
+def test_a_photograph_that_lies_turned_is_guided_by_its_descriptors_at_that_turn() -> None:
+    one, other, deceived = repeated_texture()
+    random = torch.randn(3, *other.descriptors.shape, generator=torch.Generator().manual_seed(0))
+    turned = replace(other, descriptors=comparable(random[0]), turned=comparable(random).clone())
+    assert turned.turned is not None
+    turned.turned[1] = other.descriptors
+    found = match_images(one, turned, MatchingSettings(rotations=True), VERIFY)
+    assert found.turn == 2
+    assert (found.matches0 == np.arange(len(found.matches0)))[deceived].mean() > 0.9
 
 
 def test_several_pairs_at_once_are_guided_as_each_alone() -> None:

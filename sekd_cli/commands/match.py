@@ -28,7 +28,9 @@ from sekd_cli.config import MODELS
     default=False,
     help="Try all quarter turns of the second image, keep the one with most matches; needs sekd extract --rotations.",
 )
-@click.option("--verify", type=click.Choice(MODELS), help="Keep only matches that agree on one such model.")
+@click.option(
+    "--verify", type=click.Choice(MODELS), help="Keep what agrees on one such model; a homography also finds more."
+)
 @click.option("--threshold", type=float, help="Largest error of an inlier in pixels; default: homography 3, others 1.")
 @click.option("--min-inliers", type=int, help="A pair with fewer keeps no match; 0 keeps any; default: 15.")
 @click.option("--camera", metavar="F|FX,FY,CX,CY", help="In pixels, for essential; F alone if image sizes differ.")

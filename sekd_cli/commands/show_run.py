@@ -33,10 +33,10 @@ from sekd_cli.images import Photograph, read_image
 from sekd_cli.match_file import MatchReader
 from sekd_cli.networks.weights_file import load_network, packaged_weights
 from sekd_cli.new_file import new_file
-from sekd_cli.pair_matching import match_images, matchable_image
+from sekd_cli.pair_matching import match_images, matchable_image, verified
 from sekd_cli.stored_features import StoredFeatures
 from sekd_cli.stored_matches import StoredMatches
-from sekd_cli.verification import verification_settings, verify
+from sekd_cli.verification import verification_settings
 
 logger = logging.getLogger(__name__)
 
@@ -162,13 +162,16 @@ def _draw_pair(first: _Loaded, second: _Loaded, options: ShowOptions) -> np.ndar
     pairs = matches.indices()
     scores = matches.scores0[pairs[:, 0]]
     title = f"{first.name} | {second.name}"
-    note = f"{len(pairs):,} match{'' if len(pairs) == 1 else 'es'}"
     outliers = 0
     if options.verify is not None:
-        inliers = _inliers(first, second, pairs, scores, options.verify)
-        order = np.argsort(inliers, kind="stable")  # inliers on top
-        colours: list[Colour] = [INLIER if inlier else OUTLIER for inlier in inliers[order]]
-        outliers = int((~inliers).sum())
+        inliers = _verified(first, second, matches, options.verify).indices()
+        agrees = (pairs[:, None] == inliers).all(axis=2).any(axis=1)
+        pairs = np.concatenate((pairs[~agrees], inliers))  # inliers on top
+        outliers = len(pairs) - len(inliers)
+    note = f"{len(pairs):,} match{'' if len(pairs) == 1 else 'es'}"
+    if options.verify is not None:
+        order = np.arange(len(pairs))
+        colours: list[Colour] = [OUTLIER] * outliers + [INLIER] * (len(pairs) - outliers)
         agreeing = f"{len(pairs) - outliers:,} inliers of {_model_words(options.verify)}"
         marks = ((INLIER, agreeing), (OUTLIER, f"{outliers:,} outliers"))
         legend = Legend(title, note, marks=marks)
@@ -194,9 +197,10 @@ def _matches(first: _Loaded, second: _Loaded, options: ShowOptions) -> StoredMat
     return matches
 
 
-def _inliers(first: _Loaded, second: _Loaded, pairs: np.ndarray, scores: np.ndarray, model: str) -> np.ndarray:
-    xy0, xy1 = first.features.keypoints[pairs[:, 0]], second.features.keypoints[pairs[:, 1]]
-    return verify(xy0, xy1, verification_settings(model), scores=scores)[0]
+def _verified(first: _Loaded, second: _Loaded, matches: StoredMatches, model: str) -> StoredMatches:
+    """What `sekd match --verify` makes of these matches."""
+    images = matchable_image(first.name, first.features), matchable_image(second.name, second.features)
+    return verified(matches, images, MatchingSettings(), verification_settings(model))
 
 
 def _model_words(model: str) -> str:
