@@ -18,9 +18,10 @@ docs/EXPERIMENTS.md's 50 have, instead of another photograph. `--plain` views ar
 compressed nor noisy. `--precision` is one of `sekd extract`'s; without it networks compute as in training, in mixed
 precision. `--ways` adds, on usual views, other ways to read keypoints off the scores (under mixed precision, as in
 training) and each precision of `sekd extract`; and RootSIFT. `--lacks` tells instead what homography accuracy lacks: it
-is told of the matches as they are (RANSAC, then as `sekd match --verify homography` has it), of the right ones alone
-(RANSAC, then least squares), of all with half the right ones' error, and with none; then the quartiles of that error in
-pixels, and the share of pairs that have fewer than eight right matches. `--zooms` tells it by how many times larger one
+is told of the matches as they are (RANSAC, then as `sekd match --verify homography` has it before it matches again,
+which `guided.py` tells), of the right ones alone (RANSAC, then least squares), of all with half the right ones' error,
+and with none; then the quartiles of that error in pixels, and the share of pairs that have fewer than eight right
+matches. `--zooms` tells it by how many times larger one
 view is than the other, in half octaves (number of pairs), and of RootSIFT, too.
 """
 
