@@ -21,8 +21,8 @@ training) and each precision of `sekd extract`; and RootSIFT. `--lacks` tells in
 is told of the matches as they are (RANSAC, then as `sekd match --verify homography` has it before it matches again,
 which `guided.py` tells), of the right ones alone (RANSAC, then least squares), of all with half the right ones' error,
 and with none; then the quartiles of that error in pixels, and the share of pairs that have fewer than eight right
-matches. `--zooms` tells it by how many times larger one
-view is than the other, in half octaves (number of pairs), and of RootSIFT, too.
+matches. `--zooms` tells it by how many times larger one view is than the other, in half octaves (number of pairs), and
+of RootSIFT, too.
 """
 
 import argparse
