@@ -1,8 +1,8 @@
 """Geometric verification: the matches of a pair that one homography, fundamental or essential matrix explains.
 
-OpenCV's USAC framework: for a homography MAGSAC (Barath et al., CVPR 2020), then least squares; for a fundamental or
-essential matrix PROSAC (Chum and Matas, CVPR 2005), which draws its first samples from the best matches. Its sampling
-starts from the same state each time, so equal matches give equal results.
+OpenCV's USAC framework: for a homography MAGSAC (Barath et al., CVPR 2020), then `homography_fitting`; for a
+fundamental or essential matrix PROSAC (Chum and Matas, CVPR 2005), which draws its first samples from the best matches.
+Its sampling starts from the same state each time, so equal matches give equal results.
 """
 
 import math
@@ -13,6 +13,7 @@ import numpy as np
 
 from sekd_cli.config import VerificationSettings
 from sekd_cli.errors import UsageError
+from sekd_cli.homography_fitting import refit_homography
 
 FEWEST_MATCHES = {"homography": 4, "fundamental": 8, "essential": 6}
 SAMPLE = {"homography": 4, "fundamental": 7, "essential": 5}  # matches that determine a model
@@ -21,8 +22,6 @@ NEIGHBOURS, MOST_EXCHANGED = 4, 200  # one match in so many is near another; how
 MIRROR = (-1.0, 1.0)  # of x and y
 CONFIDENCE = 0.9999
 ITERATIONS = 10_000  # with OpenCV's 1000 the mAA of one set of matches moves by 4 points from seed to seed
-REFITS, FEWEST_REFITTED = 3, 8  # of a homography, by least squares; to twice as many matches as decide on one
-NEAR = 2.5  # medians of the inliers' errors, within which nearly all of normal errors lie (99 %), but not a longer tail
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,29 +232,3 @@ def fit_essential(
         maxIters=ITERATIONS,
     )
     return model, mask
-
-
-def refit_homography(
-    homography: np.ndarray, xy0: np.ndarray, xy1: np.ndarray, threshold: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """A homography by least squares over all matches that agree with it, then but for those far off; its inliers.
-
-    A robust estimator ends with the best of its samples: a few matches decide alone (docs/EXPERIMENTS.md, 72).
-    """
-    near = _distances(homography, xy0, xy1) < threshold
-    for _ in range(REFITS):
-        if near.sum() < FEWEST_REFITTED:
-            break
-        fitted, _ = cv2.findHomography(xy0[near], xy1[near], 0)
-        if fitted is None or not np.isfinite(fitted).all():
-            break
-        homography = fitted
-        distances = _distances(homography, xy0, xy1)
-        inliers = distances[distances < threshold]
-        near = distances < min(threshold, NEAR * float(np.median(inliers)) if len(inliers) else 0.0)
-    return homography, _distances(homography, xy0, xy1) < threshold
-
-
-def _distances(homography: np.ndarray, xy0: np.ndarray, xy1: np.ndarray) -> np.ndarray:
-    """How far from its match each point of the first image lands, (M,) pixels."""
-    return np.asarray(np.linalg.norm(cv2.perspectiveTransform(xy0[None], homography)[0] - xy1, axis=1))

@@ -65,7 +65,7 @@ def test_a_homography_is_fitted_to_all_that_agree(monkeypatch: pytest.MonkeyPatc
         return float(np.linalg.norm(found - true, axis=-1).mean())
 
     refitted = np.mean([error(seed) for seed in range(20)])
-    monkeypatch.setattr("sekd_cli.verification.REFITS", 0)
+    monkeypatch.setattr("sekd_cli.homography_fitting.REFITS", 0)
     assert refitted < 0.9 * np.mean([error(seed) for seed in range(20)])
 
 
