@@ -184,7 +184,7 @@ def verified(
     cameras = (images[0].camera, images[1].camera) if images[0].camera and images[1].camera else None
     inliers, model = verify(xy0[pairs[:, 0]], xy1[pairs[:, 1]], verification, cameras, scores)
     agreed, scores = pairs[inliers], scores[inliers]
-    if model is not None and verification.model == "homography":
+    if model is not None and verification.model == "homography" and inliers.any():
         more = match_guided(
             (xy0, xy1),
             _descriptors(images, matches.turn or 0),
@@ -195,9 +195,10 @@ def verified(
             settings=settings,
         )
         everything = np.concatenate((agreed, more.pairs))
-        model, near = refit_homography(model, xy0[everything[:, 0]], xy1[everything[:, 1]], verification.threshold)
+        fitted, near = refit_homography(model, xy0[everything[:, 0]], xy1[everything[:, 1]], verification.threshold)
         near[len(agreed) :] &= more.supported
-        agreed, scores = everything[near], np.concatenate((scores, more.scores))[near]
+        if near.sum() >= verification.min_inliers:  # else what is near by chance drew it away
+            model, agreed, scores = fitted, everything[near], np.concatenate((scores, more.scores))[near]
     kept = replace(
         matches,
         matches0=np.full_like(matches.matches0, NO_MATCH),

@@ -10,6 +10,7 @@ import torch
 from sekd_cli.config import MatchingSettings, VerificationSettings
 from sekd_cli.guided_matching import match_guided
 from sekd_cli.pair_matching import MatchableImage, comparable, match_images, match_together
+from sekd_cli.verification import verify
 
 HOMOGRAPHY = np.array([[1.1, 0.1, 20], [-0.05, 0.9, 10], [1e-4, 2e-5, 1]])
 PLAIN = MatchingSettings()
@@ -173,3 +174,30 @@ def test_a_model_that_chance_could_have_leads_nowhere() -> None:
     found = match_images(one, other, PLAIN, any_model)
     assert found.model is not None
     assert all(first == second for first, second in found.indices())
+
+
+def test_where_no_match_agrees_nothing_is_led_to() -> None:
+    random = np.random.default_rng(0)
+    xy0 = random.uniform(0, 600, (9, 2))
+    one, other = image(xy0, np.eye(9)), image(moved(xy0) + random.normal(scale=1, size=xy0.shape), np.eye(9))
+    any_model = VerificationSettings(model="homography", threshold=1e-9, min_inliers=0)
+    assert not len(match_images(one, other, PLAIN, any_model).indices())
+
+
+def test_a_fit_to_what_is_near_by_chance_leaves_no_fewer_matches_than_were_asked_for() -> None:
+    fewer = 0
+    for seed in range(40):
+        random = np.random.default_rng(seed)
+        on, beyond = random.uniform(0, 600, (30, 2)), random.uniform(0, 600, (100, 2))
+        own = random.normal(size=(130, 32))
+        there = moved(on) + random.normal(scale=1, size=on.shape)
+        one = image(np.concatenate((on, beyond)), own)
+        other = image(np.concatenate((there, random.uniform(0, 600, beyond.shape))), own)
+        tentative = match_images(one, other, PLAIN)
+        pairs = tentative.indices()
+        xy0, xy1 = one.keypoints[pairs[:, 0]], other.keypoints[pairs[:, 1]]
+        alone = int(verify(xy0, xy1, VERIFY, scores=tentative.scores0[pairs[:, 0]])[0].sum())
+        found = match_images(one, other, PLAIN, replace(VERIFY, min_inliers=alone))
+        assert found.model is None or len(found.indices()) >= alone
+        fewer += len(match_images(one, other, PLAIN, VERIFY).indices()) < alone
+    assert fewer
