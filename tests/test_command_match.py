@@ -222,6 +222,7 @@ def test_how_pairs_are_verified_is_kept_and_another_way_needs_overwrite(capfd: p
         "camera": None,
         "of_chance": "nothing",
         "tried": "best first",
+        "guided": True,
     }
     assert kept.items() <= settings.items()
     for other in (["match", "pairs.txt"], verified, [*verified, "--threshold", "2"]):
@@ -232,6 +233,7 @@ def test_how_pairs_are_verified_is_kept_and_another_way_needs_overwrite(capfd: p
     with h5py.File("e.h5", "r+") as file:
         settings = json.loads(file.attrs["settings"])
         assert settings["of_chance"] == "nothing exchanged"
+        assert "guided" not in settings  # so a file of before 126, of what isn't guided, goes on
         assert settings.pop("tried") == "best first"
         file.attrs["settings"] = np.bytes_(json.dumps(settings, sort_keys=True).encode())  # as before 124
     assert cli.main(essential) == BAD_OUTPUT

@@ -94,7 +94,8 @@ def run(options: MatchOptions) -> int:
         decisive["of_chance"] = "nothing exchanged" if lines else "nothing"  # 123 and 107 of docs/EXPERIMENTS.md
     if verification is not None:
         decisive["tried"] = "best first"  # since 124
-        decisive["guided"] = verification.model == "homography"  # since 126
+        if verification.model == "homography":
+            decisive["guided"] = True  # since 126
     decisive["shard"] = str(shard)  # so that merging notices one that is missing or double
     device = resolve_device(options.device)
     cores = min(MOST_PROCESSES, available_cores())
