@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from drawn import drawn_photograph
-from drawn_features import SIZE, homography, write_views
+from drawn_features import SIZE, TURNED_ATTRIBUTES, drawn_features, homography, turned_by, write_views
 from PIL import Image
 
 from sekd_cli import cli
@@ -141,6 +141,16 @@ def test_matches_that_were_verified_are_inliers_all() -> None:
     assert cli.main(["show", *PHOTOS, *FILES, "--verify", "homography", "-o", "now.png"]) == 0
     now = pixels("now.png")[: 2 * SIZE]  # the same, above the outliers
     assert count(now, INLIER) == pytest.approx(count(picture[: 2 * SIZE], INLIER), rel=0.01)
+
+
+def test_matches_of_a_photograph_that_lies_turned_are_verified_by_its_descriptors_at_that_turn() -> None:
+    with FeatureWriter(Path("turned.h5"), TURNED_ATTRIBUTES) as writer:
+        for view, name in enumerate(NAMES):
+            writer.write(name, turned_by(drawn_features(view), 2 * view))
+    files = ["-f", "turned.h5", "-m", "turns.h5"]
+    assert cli.main(["match", "pairs.txt", "--features", "turned.h5", "-o", "turns.h5", "--rotations"]) == 0
+    assert cli.main(["show", *PHOTOS, *files, "--verify", "homography", "-o", "v.png"]) == 0
+    assert count(pixels("v.png"), INLIER) > 0
 
 
 def test_a_line_ends_where_the_homography_says() -> None:

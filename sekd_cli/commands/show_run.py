@@ -138,7 +138,7 @@ class _FeatureSource:
             file = self._options.features
             raise InputFileError(f"{file}: no features of {path}; run sekd extract on it, or leave --features out")
         with FeatureReader(self._options.features) as reader:
-            features = reader.read(name)
+            features = reader.read(name, turned=self._options.verify is not None)
         if features.image_size != photograph.stored_size and features.size_stated:
             there, here = ("x".join(map(str, size)) for size in (features.image_size, photograph.stored_size))
             logger.warning("%s: %s pixels, but its features are of one with %s", path, here, there)
@@ -164,16 +164,15 @@ def _draw_pair(first: _Loaded, second: _Loaded, options: ShowOptions) -> np.ndar
     title = f"{first.name} | {second.name}"
     outliers = 0
     if options.verify is not None:
-        inliers = _verified(first, second, matches, options.verify).indices()
-        agrees = (pairs[:, None] == inliers).all(axis=2).any(axis=1)
-        pairs = np.concatenate((pairs[~agrees], inliers))  # inliers on top
-        outliers = len(pairs) - len(inliers)
+        agreeing = _verified(first, second, matches, options.verify)
+        others = pairs[agreeing.matches0[pairs[:, 0]] != pairs[:, 1]]
+        pairs, outliers = np.concatenate((others, agreeing.indices())), len(others)  # inliers on top
     note = f"{len(pairs):,} match{'' if len(pairs) == 1 else 'es'}"
     if options.verify is not None:
         order = np.arange(len(pairs))
         colours: list[Colour] = [OUTLIER] * outliers + [INLIER] * (len(pairs) - outliers)
-        agreeing = f"{len(pairs) - outliers:,} inliers of {_model_words(options.verify)}"
-        marks = ((INLIER, agreeing), (OUTLIER, f"{outliers:,} outliers"))
+        inliers = f"{len(pairs) - outliers:,} inliers of {_model_words(options.verify)}"
+        marks = ((INLIER, inliers), (OUTLIER, f"{outliers:,} outliers"))
         legend = Legend(title, note, marks=marks)
     elif matches.model_name is not None:
         order, colours = np.arange(len(pairs)), [INLIER] * len(pairs)
