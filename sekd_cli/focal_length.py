@@ -28,8 +28,8 @@ def read_focal_length(path: Path) -> float | None:
         _number(exif.get(tag)) for tag in (ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight)
     )
     if not (original_width and original_height):
-        original_width = original_width or width
-        original_height = original_width * height / width
+        before = original_width / width or original_height / height or 1.0
+        original_width, original_height = before * width, before * height
     now, original = sorted((width, height)), sorted((original_width, original_height))
     shrunk = max(edge / before for edge, before in zip(now, original, strict=True))
     equivalent = _number(exif.get(ExifTags.Base.FocalLengthIn35mmFilm))

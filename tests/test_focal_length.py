@@ -65,15 +65,15 @@ def test_focal_lengths_are_of_the_photograph_as_it_was_taken(
     assert focal == pytest.approx(50 / 43.267 * diagonal, rel=1e-4)
 
 
-@pytest.mark.parametrize(("width", "focal"), [(None, 500), (720, 250)])
+@pytest.mark.parametrize(
+    ("told", "focal"), [({}, 500), ({TAGS.ExifImageWidth: 720}, 250), ({TAGS.ExifImageHeight: 480}, 250)]
+)
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_a_height_that_is_not_told_is_in_proportion_as_stored(
-    tmp_path: Path, width: int | None, focal: float, orientation: int
+def test_an_edge_that_is_not_told_is_in_proportion_as_stored(
+    tmp_path: Path, told: dict[int, object], focal: float, orientation: int
 ) -> None:
     tags = {TAGS.FocalLength: IFDRational(50), TAGS.FocalPlaneXResolution: 100, TAGS.FocalPlaneResolutionUnit: 3}
-    if width is not None:
-        tags[TAGS.ExifImageWidth] = width
-    assert read_focal_length(photograph(tmp_path / "a.tif", tags, orientation)) == pytest.approx(focal)
+    assert read_focal_length(photograph(tmp_path / "a.tif", tags | told, orientation)) == pytest.approx(focal)
 
 
 @pytest.mark.parametrize(
