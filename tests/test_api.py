@@ -325,6 +325,7 @@ def test_cameras_that_are_none_are_told(sekd: Sekd) -> None:
     for cameras in ((camera,), (camera, None), camera):
         with pytest.raises(UsageError, match="give both"):
             sekd.match(features, features, verify="essential", cameras=cameras)  # type: ignore[arg-type]
-    for focal in ((0.0, 0.0), (float("nan"), 1.0), (-1.0, 1.0)):
+    nan, inf = float("nan"), float("inf")
+    for values in ((0, 0, 5, 5), (nan, 1, 5, 5), (-1, 1, 5, 5), (1, -1, 5, 5), (1, 1, nan, 5), (1, 1, 5, inf)):
         with pytest.raises(UsageError, match="focal lengths are positive"):
-            Camera(focal=focal, centre=(0, 0))
+            Camera(focal=values[:2], centre=values[2:])

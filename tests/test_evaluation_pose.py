@@ -1,6 +1,7 @@
 """Pose errors by hand, the three layouts of calibrated sets, and the benchmark on features that are exact."""
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,6 +32,7 @@ from sekd_cli.evaluation.pose_benchmark import (
     summary_table,
 )
 from sekd_cli.evaluation.scenes import PairSelection, Scene, find_scenes
+from sekd_cli.verification import fit_essential
 
 LAYOUTS = ("strecha", "colmap", "pairs")
 EVERYTHING = PairSelection(neighbours=8, max_angle=180)
@@ -128,6 +130,25 @@ def test_exact_matches_among_wrong_ones_give_the_pose_whatever_the_seed() -> Non
         assert pose_error(estimate_pose(xy0, xy1, (camera, camera), seed=seed), truth) < 0.01
         assert pose_error(estimate_pose(xy0, xy1 / 2, (camera, half), seed=seed), truth) < 0.01
     assert (camera.focal_length, half.focal_length) == (595, 297.5), "of 600 along x and 590 along y"
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_of_several_essential_matrices_the_one_with_most_points_in_front_gives_the_pose(
+    monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    orbit = Orbit()
+    truth = relative_pose((orbit.rotations[0], orbit.translations[0]), (orbit.rotations[2], orbit.translations[2]))
+
+    def several(xy0: np.ndarray, xy1: np.ndarray, focal: float, **options: Any) -> tuple[np.ndarray, np.ndarray]:
+        found, mask = fit_essential(xy0, xy1, focal, **options)
+        assert found is not None
+        assert mask is not None
+        others = [np.cross(axis, np.eye(3)) for axis in np.eye(3)[:2]]  # of cameras moved alone, sideways or down
+        return np.concatenate([*others[:place], found, *others[place:]]), mask
+
+    monkeypatch.setattr("sekd_cli.evaluation.estimators.fit_essential", several)
+    camera = Camera(matrix=orbit.matrix)
+    assert pose_error(estimate_pose(orbit.seen(0), orbit.seen(2), (camera, camera)), truth) < 0.01
 
 
 def test_too_few_or_degenerate_matches_give_no_pose_or_a_wrong_one_but_no_crash() -> None:

@@ -2,6 +2,7 @@ import contextlib
 import os
 import shutil
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -409,6 +410,21 @@ def test_descriptors_at_other_turns_are_there_for_those_who_ask(tmp_path: Path) 
         del file["a.jpg"].attrs["crc32_turned"]
     with FeatureReader(path) as reader, pytest.raises(InputFileError, match=r"descriptors_turned \(3, 8, 4\)"):
         reader.read("a.jpg", turned=True)
+
+
+@pytest.mark.parametrize("precision", ["float16", "float32"])
+def test_descriptors_at_other_turns_are_as_exact_as_the_others(tmp_path: Path, precision: str) -> None:
+    one = features(seed=0)
+    turned = np.random.default_rng(0).normal(size=(3, *one.descriptors.shape)).astype(np.float32)
+    with FeatureWriter(tmp_path / "t.h5", ATTRIBUTES) as writer:
+        writer.write("a.jpg", replace(one, turned=turned), descriptor_dtype=precision)
+    with h5py.File(tmp_path / "t.h5") as file:
+        assert {file[f"a.jpg/{name}"].dtype for name in ("descriptors", "descriptors_turned")} == {np.dtype(precision)}
+    with FeatureReader(tmp_path / "t.h5") as reader:
+        found = reader.read("a.jpg", turned=True)
+    assert found.turned is not None
+    assert found.turned.dtype == found.descriptors.dtype == np.float32
+    np.testing.assert_array_equal(found.turned, turned.astype(precision))
 
 
 def test_a_file_whose_attributes_are_damaged_does_not_stay_open(

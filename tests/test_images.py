@@ -251,6 +251,14 @@ def test_an_orientation_that_means_nothing_is_ignored(path: Path) -> None:
         assert read_image(path).orientation == 1
 
 
+@pytest.mark.parametrize("exif", [b"II*\0\x08", b"neither II nor MM"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_damaged_exif_of_a_sound_image_is_ignored(path: Path, kind: str, exif: bytes) -> None:
+    Image.fromarray(PICTURE).save(path, kind, exif=b"Exif\0\0" + exif)
+    found = read_image(path)
+    assert (found.orientation, found.pixels.shape) == (1, PICTURE.shape[:2])
+
+
 @pytest.mark.parametrize("name", sorted(WHOLE))
 def test_every_sound_file_is_read(tmp_path: Path, name: str) -> None:
     path = tmp_path / name

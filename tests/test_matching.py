@@ -72,7 +72,7 @@ def test_a_cpu_scans_as_other_devices_do(chosen: MatchingSettings, some: bool) -
     one, other = random_units(70, 0), random_units(50, 1)
     may = torch.rand(70, 50, generator=torch.Generator().manual_seed(2)) < 0.3
     allowed = (lambda rows: may[rows]) if some else None
-    on_cpu, elsewhere = _scan_on_cpu(one, other, 16, chosen, allowed), _scan(one, other, 70, chosen, allowed)
+    on_cpu, elsewhere = _scan_on_cpu(one, other, 16, chosen, allowed), _scan(one, other, 32, chosen, allowed)
     for found, expected in zip(on_cpu, elsewhere, strict=True):
         torch.testing.assert_close(found, expected)
 

@@ -39,18 +39,17 @@ def test_images_are_alike_by_directions_in_common_words_rare_ones_more() -> None
         return Directions(np.array([int(word[1:]) for word in words]), (127 * there).round().astype(np.int8))
 
     first = image(w0=(1, 0), w1=(0, 1), w3=(1, 0))
-    second = image(w0=(0.6, 0.8), w1=(0, -1), w3=(0.1, 0.995))  # 0.6 in word 0; opposite, and all but at right angles
+    second = image(w0=(0.6, 0.8), w1=(0.3, -0.954), w3=(0.1, 0.995))  # 0.6 in word 0; far apart, and at right angles
     third = image(w2=(1, 0))
-    common, own = np.log1p(3 / 2), np.log1p(3)
-    expected = common * 0.6**3 / (3 * common)
+    expected = 0.6**3 / 3
     found = alike([first, second, third], 4)
     np.testing.assert_allclose(found, [[1, expected, 0], [expected, 1, 0], [0, 0, 1]], atol=0.02)
-    fourth = image(
-        w2=(1, 0), w3=(1, 0)
-    )  # has the first's word 3 and the third's word 2: of two, the rarer is worth more
+    fourth = image(w2=(1, 0), w3=(1, 0))  # has the first's word 3 and the third's word 2
     found = alike([first, second, third, fourth], 4)
-    assert own > common
-    assert 0.1 < found[3, 0] < found[3, 2] < 1
+    of_two, of_three = np.log1p(4 / 2), np.log1p(4 / 3)  # images that have the word; the rarer is worth more
+    np.testing.assert_allclose(found[3, 2], np.sqrt(of_two / (of_two + of_three)), atol=1e-3)
+    of_both = np.sqrt((of_two + of_three) * (2 * of_two + of_three))
+    np.testing.assert_allclose(found[3, 0], of_three / of_both, atol=1e-3)
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 1024])
@@ -93,7 +92,7 @@ def test_neighbours_of_either_are_pairs_once() -> None:
     everything = [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
     assert pairs(cosines, 3) == pairs(cosines, 99) == everything
     assert pairs(cosines[:1, :1], 3) == list(nearest_pairs([], 3)) == []
-    assert pairs(np.zeros((4, 4)), 1) == [(0, 1), (0, 2), (0, 3)]  # of equals the first
+    assert pairs(np.zeros((99, 99)), 1) == [(0, other) for other in range(1, 99)]  # of equals the first
 
 
 def test_views_of_a_plane_find_each_other(tmp_path: Path) -> None:

@@ -463,14 +463,14 @@ def test_each_weight_is_that_of_its_own_loss(name: str, photographs: Photographs
         torch.testing.assert_close(after[loss], 2 * value if loss == name else value)
 
 
-def test_what_hides_the_photograph_in_the_first_view_does_not_count_for_repeatability(
+def test_repeatability_is_of_the_first_view_in_the_second_without_what_hides_the_photograph_in_either(
     photographs: Photographs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given: list[torch.Tensor | None] = []
+    given: list[Any] = []
 
-    def repeatability(first: torch.Tensor, *others: object) -> torch.Tensor:
-        given.extend(others[3:])  # type: ignore[arg-type]
-        return first.sum()
+    def repeatability(*views: Any) -> torch.Tensor:
+        given.append(views)
+        return views[0].sum()  # type: ignore[no-any-return]
 
     monkeypatch.setattr("sekd_cli.training.losses.detector_repeatability", repeatability)
     labels = np.random.default_rng(0).uniform(20, 100, (6, 30, 3)).astype(np.float32)
@@ -479,10 +479,14 @@ def test_what_hides_the_photograph_in_the_first_view_does_not_count_for_repeatab
         settings = replace(COMPACT, hidden_share=hidden_share)
         batch = PairDataset(photographs, np.arange(6), labels, settings, (0,))[0]
         losses_of(network, None, batch, "both", settings)
-    nothing, first_seen = given
-    assert nothing is None
-    assert first_seen is not None
-    assert torch.equal(first_seen, batch.seen[:2])
+    assert given[0][4] is None
+    first, second, there, second_seen, first_seen = given[1]
+    with torch.no_grad():
+        logits = network(batch.images).score_logits
+    torch.testing.assert_close(torch.cat((first, second)), logits, atol=1e-4, rtol=0)
+    assert torch.equal(torch.cat((first_seen, second_seen)), batch.seen)
+    assert torch.equal(there.second_from_first, batch.second_from_first)
+    assert not torch.equal(*batch.seen.chunk(2))
 
 
 def test_a_shallow_start_gets_the_pairs_that_a_deep_network_has(tmp_path: Path) -> None:

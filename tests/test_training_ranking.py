@@ -55,6 +55,20 @@ def test_own_keypoints_are_the_strongest_maxima_that_are_seen() -> None:
     assert found.descriptors.norm(dim=-1).allclose(torch.ones(2, 2))
 
 
+def test_descriptors_are_read_at_the_refined_places_which_they_do_not_move() -> None:
+    y, x = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
+    logits = (2 - 0.7 * ((x - 8.4) ** 2 + (y - 5) ** 2)).expand(2, 16, 16).clone().requires_grad_()
+    ramp = torch.stack((x, 20 - x))[None].repeat(2, 1, 1, 1)  # of directions along x, a value a pixel
+    found = own_keypoints(
+        [DenseMaps(logits, (ramp,), torch.zeros(2, 1, 8, 8))], torch.ones(2, 16, 16, dtype=torch.bool), 1, 3
+    )
+    across = found.descriptors[:, 0, 0] / found.descriptors.sum(dim=2)[:, 0] * 20
+    torch.testing.assert_close(across, found.peaks[:, 0, 0])
+    assert across[0].item() == pytest.approx(8.4, abs=0.05)
+    assert found.peaks.requires_grad
+    assert not found.descriptors.requires_grad
+
+
 def test_own_keypoints_lie_where_extraction_has_some_and_so_not_on_the_outermost_pixels() -> None:
     found = strongest(peaks_at([(0, 5), (8, 15), (1, 10)], [(7, 0), (8, 14)]))
     assert found.xy[:, 0].tolist() == [[1, 10], [8, 14]]
