@@ -10,7 +10,7 @@ from drawn_features import write_views
 from sekd_cli import cli
 
 NAMES = ["a.jpg", "b/c.jpg"]
-USAGE, BAD_INPUT, BAD_OUTPUT = 2, 4, 5  # exit codes
+USAGE, NOTHING, BAD_INPUT, BAD_OUTPUT = 2, 3, 4, 5  # exit codes
 
 
 @pytest.fixture(autouse=True)
@@ -96,3 +96,17 @@ def test_one_file_of_kaggles_is_not_taken_for_features(capfd: pytest.CaptureFixt
     assert cli.main(["convert", "feats.h5", "matches.h5", "--to", "kaggle", "-o", "scene", "--quiet"]) == 0
     assert cli.main(["convert", "scene/matches.h5", "--to", "imc", "-o", "out"]) == USAGE
     assert "one file of several that belong together" in capfd.readouterr().err
+
+
+def test_images_without_descriptors_are_counted_and_no_files_made_of_none(capfd: pytest.CaptureFixture[str]) -> None:
+    with h5py.File("hloc.h5", "w") as file:
+        file["a.jpg/keypoints"] = file["c/b.jpg/keypoints"] = np.ones((3, 2))
+    assert cli.main(["convert", "hloc.h5", "--to", "imc", "-o", "out"]) == NOTHING
+    none = "error: hloc.h5: no image has keypoints and descriptors; give features with both\n"
+    assert capfd.readouterr() == ("", none)
+    assert not Path("out").exists()
+    with h5py.File("hloc.h5", "r+") as file:
+        file["d.jpg/keypoints"], file["d.jpg/descriptors"] = np.ones((3, 2)), np.ones((8, 3))
+    assert cli.main(["convert", "hloc.h5", "--to", "imc", "-o", "out"]) == 0
+    told = "warning: hloc.h5: 2 images are incomplete, left out, such as a.jpg\nfeatures of 1 images\n"
+    assert capfd.readouterr() == ("out\n", told)

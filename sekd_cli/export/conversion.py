@@ -10,11 +10,11 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
-from sekd_cli.errors import InputFileError, UsageError
+from sekd_cli.errors import InputFileError, NothingToDoError, UsageError
 from sekd_cli.export.flat_folder import FlatFolder
 from sekd_cli.export.layouts import FEATURE_FILES, FlatOutput, PairMatches, named_pairs
 from sekd_cli.feature_file import FeatureReader, FeatureWriter
-from sekd_cli.file_contents import FEATURES, FLAT, MATCHES, kind_of, reading
+from sekd_cli.file_contents import FEATURES, FLAT, MATCHES, items, kind_of, reading
 from sekd_cli.hdf5_file import HDF5_SUFFIXES, create_hdf5, open_for_reading
 from sekd_cli.match_file import MatchReader, check_flat_names, fingerprint, flat_name
 from sekd_cli.new_file import new_file, spare_inputs
@@ -49,7 +49,8 @@ def convert(
     sizes that flat files don't keep.
 
     Raises UsageError if inputs and output don't fit, an input would be written over or keys collide, InputFileError if
-    an input is missing or damaged, OutputError if the output exists (unless `overwrite`) or can't be written.
+    an input is missing or damaged, NothingToDoError if a feature file has no complete image, OutputError if the output
+    exists (unless `overwrite`) or can't be written.
     """
     kinds = [_kind(path) for path in inputs]
     if len(kinds) != len(set(kinds)) or (FLAT in kinds and len(kinds) > 1):
@@ -89,6 +90,8 @@ def _written(layout: str, output: Path, *, features: bool, matches: bool) -> lis
 
 
 def _hloc_to_flat(features: FeatureReader | None, matches: MatchReader | None, output: FlatOutput) -> Converted:
+    if features is not None:
+        _tell_incomplete(features)
     if features is not None and matches is not None:
         _check_belonging(features, matches)
     images = None if features is None else output.write_features(features)
@@ -97,6 +100,17 @@ def _hloc_to_flat(features: FeatureReader | None, matches: MatchReader | None, o
     if features is None:
         _warn_of_flat_names(matches)
     return Converted(images, output.write_stored_matches(matches, [] if features is None else features.names()))
+
+
+def _tell_incomplete(features: FeatureReader) -> None:
+    """Count the images left out. Raises NothingToDoError if all are."""
+    if not features.names():
+        raise NothingToDoError(f"{features.path}: no image has keypoints and descriptors; give features with both")
+    with open_for_reading(features.path, "feature") as file, reading(features.path):
+        incomplete = [item.name for item in items(file, FEATURES) if not item.complete]
+    if incomplete:
+        count, first = len(incomplete), incomplete[0]
+        logger.warning("%s: %d images are incomplete, left out, such as %s", features.path, count, first)
 
 
 def _warn_of_flat_names(matches: MatchReader) -> None:
