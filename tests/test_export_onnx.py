@@ -158,5 +158,11 @@ def test_the_documented_recipe_finds_what_extract_finds(
     similarity = (descriptors[same] * expected.descriptors[nearest[same]]).sum(axis=1)
     assert similarity.min() > 0.999
 
+    narrow = grey[100:164, 200:264]  # half of it is padded to twice its width
+    cv2.imwrite("narrow.png", narrow)
+    expected = extractor.extract([extractor.prepare(read_image(Path("narrow.png")))])[0]
+    assert len(expected) > 20
+    np.testing.assert_allclose(namespace["extract"](narrow)[0], expected.keypoints, atol=0.01)
+
     even = namespace["extract"](np.full((60, 80), 128, np.uint8))
     assert [part.shape for part in even] == [(0, 2), (0,), (0, network.descriptor_dim)]

@@ -30,11 +30,15 @@ class AnySizeNetwork(nn.Module):
         self.network = network
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Descriptor map i is (B, D_i, ceil(H / stride) * stride / stride_i, ...), not normalised."""
+        """Descriptor map i is (B, D_i, ceil(H / stride) * stride / stride_i, ...), not normalised.
+
+        It is wide enough for two strides at least.
+        """
         height, width = image.shape[-2:]
         deviation, mean = torch.std_mean(image, dim=(1, 2, 3), correction=0)  # without what is padded
         stride = self.network.stride
-        padded = F.pad(image, (0, -width % stride, 0, -height % stride), mode="replicate")
+        second_column = (width <= stride) * stride  # as LEAST_COLUMNS of extraction; `max` can't be traced
+        padded = F.pad(image, (0, -width % stride + second_column, 0, -height % stride), mode="replicate")
         maps = self.network(padded, torch.stack((mean, deviation), dim=1))
         return maps.score_map[:, :height, :width], *maps.descriptor_maps
 
