@@ -2,7 +2,8 @@
 
 A group holds `keypoints` (N, 2) float32, `scores` (N,) float32, `descriptors` (D, N) float32 or float16, `image_size`
 (2,) int64 (width, height) and `scales` (N,) float32. Only one whose attribute `complete` is true counts as done: it is
-written last. Groups of other tools that hold `keypoints` and `descriptors` are read as well.
+written last. Groups of other tools that hold `keypoints` and `descriptors` are read as well; their keypoints may have
+more columns (scale, angle), which are left out.
 """
 
 import os
@@ -109,10 +110,10 @@ def read_group(group: h5py.Group, where: str, *, turned: bool) -> StoredFeatures
     with np.errstate(over="ignore"):  # found below
         floats = {name: values.astype(np.float32, copy=False) for name, values in arrays.items()}
     keypoints, descriptors = floats["keypoints"], floats["descriptors"]
-    if keypoints.ndim != 2 or keypoints.shape[1] != 2 or descriptors.ndim != 2:
-        raise InputFileError(
-            f"{where}: keypoints {keypoints.shape} and descriptors {descriptors.shape}, not (N, 2), (D, N)"
-        )
+    if keypoints.ndim != 2 or keypoints.shape[1] < 2 or descriptors.ndim != 2:
+        shapes = f"keypoints {keypoints.shape} and descriptors {descriptors.shape}, not (N, 2), (D, N)"
+        raise InputFileError(f"{where}: {shapes}; mend the file")
+    keypoints = keypoints[:, :2]
     if not np.isfinite(keypoints).all():
         raise InputFileError(f"{where}: keypoints that are not finite; extract it again")
     count = len(keypoints)

@@ -266,10 +266,18 @@ def test_files_of_other_tools_are_read_without_scores_scales_or_size(path: Path)
     assert read.image_size == (11, 5)
 
 
+@pytest.mark.parametrize("columns", [3, 4, 6])
+def test_of_keypoints_with_scale_and_angle_place_alone_is_kept(path: Path, columns: int) -> None:
+    keypoints = np.arange(2 * columns, dtype=np.float32).reshape(2, columns)
+    foreign(path, keypoints=keypoints, descriptors=np.eye(2))
+    with FeatureReader(path) as reader:
+        np.testing.assert_array_equal(reader.read("a/b.jpg").keypoints, keypoints[:, :2])
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"keypoints": np.zeros((4, 3))}, r"\(4, 3\)"),
+        ({"keypoints": np.zeros((4, 1))}, r"\(4, 1\) .* mend the file"),
         ({"descriptors": np.zeros((8, 5))}, "not as many"),
         ({"descriptors": np.zeros((4, 8))}, r"descriptors \(4, 8\), not \(D, N\) of N keypoints; transpose them"),
         ({"scores": np.zeros(3)}, "not as many"),

@@ -65,9 +65,8 @@ class FlatFolder:
         keypoints, descriptors = found["keypoints"], found["descriptors"]
         where = f"{self.folder}: {key}"
         if keypoints.ndim != 2 or keypoints.shape[1] < 2 or descriptors.ndim != 2:
-            raise InputFileError(
-                f"{where}: keypoints {keypoints.shape} and descriptors {descriptors.shape}, not (N, 2), (N, D)"
-            )
+            shapes = f"keypoints {keypoints.shape} and descriptors {descriptors.shape}, not (N, 2), (N, D)"
+            raise InputFileError(f"{where}: {shapes}; mend the files")
         count = len(keypoints)
         values = [found[kind].size for kind in ("scores", "scales") if kind in found]
         if any(size != count for size in (len(descriptors), *values)):
