@@ -116,8 +116,9 @@ class VerificationSettings:
     def __post_init__(self) -> None:
         _check(0 < self.threshold <= 1000, f"--threshold {self.threshold:g}: give more than 0, at most 1000 pixels")
         _check(self.min_inliers >= 0, f"--min-inliers {self.min_inliers}: give 0 or more")
+        given = ",".join(f"{value:g}" for value in self.camera or ())
         _check(
             self.camera is None
             or (len(self.camera) in {1, 4} and all(map(math.isfinite, self.camera)) and min(self.camera[:2]) > 0),
-            "--camera: give F, or FX,FY,CX,CY, in pixels; focal lengths are positive",
+            f"--camera {given}: give F, or FX,FY,CX,CY, in pixels; focal lengths are positive",
         )

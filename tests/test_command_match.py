@@ -143,7 +143,7 @@ def test_more_shards_than_pairs_leave_empty_files_that_merge(capfd: pytest.Captu
         (["pairs.txt", "--failures", "matches.h5"], USAGE, "matches.h5: is the match file"),
         (["pairs.txt", "--verify", "essential"], USAGE, "--camera"),
         (["pairs.txt", "--verify", "essential", "--camera", "wide"], USAGE, "--camera wide"),
-        (["pairs.txt", "--verify", "essential", "--camera", "5,5"], USAGE, "--camera"),
+        (["pairs.txt", "--verify", "essential", "--camera", "5,5"], USAGE, "--camera 5,5: give F"),
         (["pairs.txt", "--verify", "homography", "--threshold", "0"], USAGE, "--threshold 0"),
         (["pairs.txt", "--device", "toaster"], USAGE, "--device toaster"),
         (["pairs.txt", "--shard", "3/2"], USAGE, "--shard 3/2"),

@@ -227,7 +227,8 @@ def _import_images(
         apart(lambda: pycolmap.import_images(path, images, mode, names, options))
     except ValueError as error:
         given = f"--camera-model {camera.model} --camera-params {camera.parameters!r}"
-        raise UsageError(f"{given}: COLMAP refuses them; give a model's name and as many numbers as it has") from error
+        remedy = "give one of its models, such as OPENCV, and as many numbers as that has"
+        raise UsageError(f"{given}: COLMAP refuses them; {remedy}") from error
     with pycolmap.Database.open(path) as database:
         sizes = {one.camera_id: (one.width, one.height) for one in database.read_all_cameras()}
         return {one.name: _Imported(one.image_id, sizes[one.camera_id]) for one in database.read_all_images()}
