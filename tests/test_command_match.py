@@ -179,7 +179,7 @@ def test_rotations_match_what_lies_turned(capfd: pytest.CaptureFixture[str]) -> 
     with FeatureWriter(Path("turned.h5"), TURNED_ATTRIBUTES) as writer:
         for view, name in enumerate(NAMES):
             writer.write(name, turned_by(drawn_features(view), view))
-    assert cli.main(["match", "pairs.txt", "--features", "turned.h5", "--rotations"]) == 0
+    assert cli.main(["match", "pairs.txt", "-f", "turned.h5", "--rotations"]) == 0
     with MatchReader(Path("matches.h5")) as reader:
         found = [reader.read(pair) for pair in pairs_in("matches.h5")]
         assert json.loads(str(reader.attributes["settings"]))["rotations"] is True

@@ -12,7 +12,12 @@ from sekd_cli.config import MODELS
 @click.command()
 @click.argument("pairs", type=click.Path(allow_dash=True, path_type=Path))
 @click.option(
-    "--features", type=click.Path(path_type=Path), default=Path("feats.h5"), show_default=True, help="Feature file."
+    "--features",
+    "-f",
+    type=click.Path(path_type=Path),
+    default=Path("feats.h5"),
+    show_default=True,
+    help="Feature file.",
 )
 @click.option(
     "--output", "-o", type=click.Path(path_type=Path), default=Path("matches.h5"), show_default=True, help="Match file."
