@@ -185,7 +185,7 @@ class Sekd:
         device = self._extractor.device
         return MatchableImage(
             name="",
-            keypoints=features.keypoints.detach().cpu().numpy(),
+            keypoints=features.keypoints.detach().cpu().float().numpy(),
             descriptors=comparable(features.descriptors.detach().to(device)),
             fingerprint=0,
             turned=None if features.turned is None else comparable(features.turned.detach().to(device)),

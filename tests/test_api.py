@@ -247,6 +247,15 @@ def test_the_threshold_of_verification_is_the_callers(sekd: Sekd) -> None:
     assert strict < usual < lax == 60
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.int64])
+def test_keypoints_of_any_type_of_number_are_verified(sekd: Sekd, dtype: torch.dtype) -> None:
+    random = np.random.default_rng(0)
+    xy = torch.from_numpy(random.integers(0, 1000, (60, 2))).to(dtype)
+    one, other = (replace(features_from(random.normal(size=(60, 16)).tolist()), keypoints=xy) for _ in range(2))
+    assert sekd.match(one, replace(one, keypoints=xy + 8), verify="homography", min_inliers=60).model is not None
+    assert sekd.match(one, other, verify="homography").model is None
+
+
 def test_each_photograph_has_its_own_camera(sekd: Sekd) -> None:
     xy0, xy1, _ = scene(100, 0)
     descriptors = np.random.default_rng(0).normal(size=(100, 16)).tolist()
