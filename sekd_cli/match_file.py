@@ -151,18 +151,18 @@ class MatchReader(KeptReader):
                 if isinstance(group, h5py.Group) and self._is_complete(group):
                     yield (first, second), group
 
-    def read(self, pair: Pair, count1: int | None = None) -> StoredMatches:
-        """The matches of one pair. One stored the other way round is turned where `count1`, the second image's number
+    def read(self, pair: Pair, count0: int | None = None) -> StoredMatches:
+        """The matches of one pair. One stored the other way round is turned where `count0`, the first image's number
         of keypoints, is given. Raises InputFileError if there are none, or they are damaged.
         """  # noqa: D205 - one sentence
         with self._reading():
             if (group := self._find(pair)) is not None:
                 return read_group(group)
-            if count1 is not None and (group := self._find((pair[1], pair[0]))) is not None:
+            if count0 is not None and (group := self._find((pair[1], pair[0]))) is not None:
                 matches = read_group(group)
-                if matches.matches0.max(initial=-1) >= count1:
-                    raise InputFileError(f"{self.path}: {pair[1]} has only {count1} keypoints; give its own features")
-                return matches.reversed(count1)
+                if matches.matches0.max(initial=-1) >= count0:
+                    raise InputFileError(f"{self.path}: {pair[0]} has only {count0} keypoints; give its own features")
+                return matches.reversed(count0)
         raise InputFileError(f"{self.path}: no matches of {pair[0]} and {pair[1]}; run sekd match on them")
 
     def fingerprints(self, pair: Pair) -> tuple[int, ...]:

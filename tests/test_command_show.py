@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from drawn import drawn_photograph
-from drawn_features import SIZE, TURNED_ATTRIBUTES, drawn_features, homography, turned_by, write_views
+from drawn_features import ATTRIBUTES, SIZE, TURNED_ATTRIBUTES, drawn_features, homography, turned_by, write_views
 from PIL import Image
 
 from sekd_cli import cli
@@ -121,6 +121,15 @@ def test_matches_come_from_the_file_coloured_by_score(capfd: pytest.CaptureFixtu
     assert picture.shape[1] > 2 * SIZE
     assert count(picture, OUTLIER) == 0
     assert cli.main(["show", *reversed(PHOTOS), *FILES, "-o", "reversed.png"]) == 0  # stored the other way round
+
+
+def test_matches_stored_the_other_way_round_are_drawn_whatever_the_numbers_of_keypoints() -> None:
+    with FeatureWriter(Path("more.h5"), ATTRIBUTES) as writer:
+        for view, name in enumerate(NAMES):
+            writer.write(name, drawn_features(view, own=20 + 30 * view))
+    assert cli.main(["match", "pairs.txt", "--features", "more.h5", "-o", "more-m.h5"]) == 0
+    for order, photos in (("as.png", PHOTOS), ("other.png", PHOTOS[::-1])):
+        assert cli.main(["show", *photos, "-f", "more.h5", "-m", "more-m.h5", "-o", order]) == 0
 
 
 def test_verify_tells_inliers_from_outliers() -> None:

@@ -152,7 +152,7 @@ def test_matches_of_any_shape_and_type_are_read_as_they_are_or_refused(
             assert found.matches0.shape == found.scores0.shape
             assert (found.indices() >= 0).all()
             assert found.model is None or found.model.shape == (3, 3)
-            reader.read(pair[::-1], count1=int(found.matches0.max(initial=-1)) + 1)
+            reader.read(pair[::-1], count0=int(found.matches0.max(initial=-1)) + 1)
 
 
 NAMES = st.one_of(

@@ -96,7 +96,7 @@ def test_hloc_reads_it_as_it_is(path: Path) -> None:
 
 def test_a_pair_may_be_read_the_other_way_round(path: Path) -> None:
     with MatchReader(path) as reader:
-        found = reader.read(PAIR[::-1], count1=3)
+        found = reader.read(PAIR[::-1], count0=3)
         assert found.matches0.tolist() == [2, -1, 0]
         assert found.scores0.tolist() == [0.5, 0, 0.75]
         with pytest.raises(InputFileError, match=r"no matches of right/b c\.jpg and left/a\.jpg"):
@@ -109,7 +109,7 @@ def test_the_model_is_kept_and_turned_with_the_pair(tmp_path: Path, attributes: 
     with MatchWriter(tmp_path / "m.h5", attributes) as writer:
         writer.write(PAIR, verified, (1, 2))
     with MatchReader(tmp_path / "m.h5") as reader:
-        found, turned = reader.read(PAIR), reader.read(PAIR[::-1], count1=3)
+        found, turned = reader.read(PAIR), reader.read(PAIR[::-1], count0=3)
     assert found.model_name == turned.model_name == name
     np.testing.assert_array_equal(found.model, MODEL)
     expected = np.linalg.inv(MODEL) if name == "homography" else MODEL.T
@@ -123,7 +123,7 @@ def test_a_turn_is_kept_and_is_the_opposite_the_other_way_round(
     with MatchWriter(tmp_path / "m.h5", attributes) as writer:
         writer.write(PAIR, replace(MATCHES, turn=turn), (1, 2))
     with MatchReader(tmp_path / "m.h5") as reader:
-        assert (reader.read(PAIR).turn, reader.read(PAIR[::-1], count1=3).turn) == (turn, back)
+        assert (reader.read(PAIR).turn, reader.read(PAIR[::-1], count0=3).turn) == (turn, back)
 
 
 @pytest.mark.parametrize(
@@ -153,9 +153,9 @@ def test_matches_of_other_tools_are_read(tmp_path: Path) -> None:
     with MatchReader(tmp_path / "hloc.h5") as reader:
         assert list(reader.pairs()) == [("a.jpg", "b.jpg")]
         assert reader.read(("a.jpg", "b.jpg")).matches0.tolist() == [1, -1]
-        assert reader.read(("b.jpg", "a.jpg"), count1=2).matches0.tolist() == [-1, 0]
+        assert reader.read(("b.jpg", "a.jpg"), count0=2).matches0.tolist() == [-1, 0]
         with pytest.raises(InputFileError, match="only 1 keypoints"):
-            reader.read(("b.jpg", "a.jpg"), count1=1)
+            reader.read(("b.jpg", "a.jpg"), count0=1)
 
 
 def test_a_writer_goes_on_and_knows_what_is_done(path: Path, attributes: dict[str, Any]) -> None:

@@ -198,7 +198,7 @@ def test_the_turn_with_the_most_matches_is_found_and_told(
     )
     with MatchReader(tmp_path / "m.h5") as reader:
         matches = reader.read(("a.jpg", "b.jpg"))
-        back = reader.read(("b.jpg", "a.jpg"), count1=80)
+        back = reader.read(("b.jpg", "a.jpg"), count0=80)
     assert (matches.turn, back.turn) == (turn, -turn % 4)
     kept = matches.matches0 >= 0
     np.testing.assert_array_equal(matches.matches0[kept], plain.matches0[kept])

@@ -190,7 +190,7 @@ def _matches(first: _Loaded, second: _Loaded, options: ShowOptions) -> StoredMat
         image0, image1 = (matchable_image(one.name, one.features) for one in (first, second))
         return match_images(image0, image1, MatchingSettings())
     with MatchReader(options.matches) as reader:
-        matches = reader.read((first.name, second.name), count1=len(second.features))
+        matches = reader.read((first.name, second.name), count0=len(first.features))
     if len(matches.matches0) != len(first.features) or matches.matches0.max(initial=-1) >= len(second.features):
         raise InputFileError(f"{options.matches}: not of these features; give the file that was matched")
     return matches
