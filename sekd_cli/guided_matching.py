@@ -43,7 +43,8 @@ def match_guided(
 
     keypoints: (N0, 2), (N1, 2) in pixels; descriptors: (N0, D), (N1, D), rows of unit length, on one device.
     pairs: (M, 2) int64, rows of both, matched by descriptors alone; inliers: (M,) bool, those that agree on the
-    homography (3, 3). threshold: pixels between a keypoint and where the homography takes its match.
+    homography (3, 3). threshold: pixels between a keypoint and where the homography takes its match. Filters of
+    settings, and probabilities, are among those near.
 
     All of them say more exactly where a plane is. But a plane is seldom all that two photographs show, and beyond it
     keypoints are near by chance: supported are those around which, in both images, LEAST_AGREEING of the NEAREST

@@ -1,6 +1,7 @@
 """Matching pairs of images: descriptors made comparable, mutual nearest neighbours, geometric verification."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,8 +18,6 @@ from sekd_cli.matching import NO_MATCH, match_batch, match_descriptors
 from sekd_cli.stored_features import StoredFeatures
 from sekd_cli.stored_matches import StoredMatches
 from sekd_cli.verification import Camera, verify
-
-OUT_OF_MEMORY = "the device ran out of memory; give --device cpu, or extract fewer keypoints"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +69,16 @@ def comparable(descriptors: Tensor) -> Tensor:
     return F.normalize(descriptors.float().nan_to_num(0.0, 0.0, 0.0), dim=-1)
 
 
+@contextmanager
+def _memory_told() -> Iterator[None]:
+    """Raise DeviceError where the device's memory is too small."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceError("the device ran out of memory; give --device cpu, or extract fewer keypoints") from error
+
+
+@_memory_told()
 def match_images(
     image0: MatchableImage,
     image1: MatchableImage,
@@ -80,14 +89,11 @@ def match_images(
 
     Raises ImageError if the descriptors can't be compared, DeviceError if the device has not enough memory.
     """
-    candidates = _candidates(image0, image1, settings)
-    try:
-        found = [match_descriptors(*one, settings) for one in candidates]
-    except torch.OutOfMemoryError as error:
-        raise DeviceError(OUT_OF_MEMORY) from error
+    found = [match_descriptors(*one, settings) for one in _candidates(image0, image1, settings)]
     return _best_turn(found, (image0, image1), settings, verification)
 
 
+@_memory_told()
 def match_together(
     pairs: Sequence[tuple[MatchableImage, MatchableImage]],
     settings: MatchingSettings,
@@ -105,10 +111,7 @@ def match_together(
         except ImageError as error:
             candidates.append([])
             failures[index] = error
-    try:
-        found = iter(_match_by_width([one for several in candidates for one in several], settings))
-    except torch.OutOfMemoryError as error:
-        raise DeviceError(OUT_OF_MEMORY) from error
+    found = iter(_match_by_width([one for several in candidates for one in several], settings))
     return [
         failures[index]
         if index in failures

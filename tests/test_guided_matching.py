@@ -188,9 +188,9 @@ def test_a_fit_to_what_is_near_by_chance_leaves_no_fewer_matches_than_were_asked
     fewer = 0
     for seed in range(40):
         random = np.random.default_rng(seed)
-        on, beyond = random.uniform(0, 600, (30, 2)), random.uniform(0, 600, (100, 2))
-        own = random.normal(size=(130, 32))
-        there = moved(on) + random.normal(scale=1, size=on.shape)
+        on, beyond = random.uniform(0, 600, (30, 2)), random.uniform(0, 600, (250, 2))
+        own = random.normal(size=(280, 32))
+        there = moved(on) + random.normal(scale=1.2, size=on.shape)
         one = image(np.concatenate((on, beyond)), own)
         other = image(np.concatenate((there, random.uniform(0, 600, beyond.shape))), own)
         tentative = match_images(one, other, PLAIN)
