@@ -26,7 +26,6 @@ from sekd_cli.features import Features
 from sekd_cli.networks.weights_file import load_network, packaged_weights
 from sekd_cli.pair_matching import MatchableImage, match_images
 from sekd_cli.training import validation
-from sekd_cli.training.octaves import images_at, seen_at
 from sekd_cli.training.photographs import Photographs
 from sekd_cli.training.run_folder import RunFolder
 from sekd_cli.training.self_evolution import held_out_photographs
@@ -67,18 +66,11 @@ def pairs_of(run: RunFolder, weights: Path, detection: DetectionSettings, views:
     """Of every held-out photograph."""
     photographs = Photographs(Path(run.data()["cache"]))
     held_out = held_out_photographs(photographs, run.settings())
-    network, octaves = AtPrecision(load_network(weights), "int8"), range(OCTAVES)
-    drawn = validation.HeldOutPairs(photographs, held_out, views)
-    for row in range(len(held_out)):
-        batch = drawn[row]
-        with torch.inference_mode():
-            maps = [network(images_at(batch.images, octave)) for octave in octaves]
-        masks = [seen_at(batch.seen, octave) for octave in octaves]
-        for pair in range(PAIRS):
-            first, second = (validation._features_at(maps, masks, view, detection) for view in (pair, PAIRS + pair))
-            there = batch.correspondence.in_second(first.keypoints.expand(PAIRS, -1, -1))[pair]
-            truth = batch.second_from_first[pair].double().numpy()
-            yield Pair((matchable(first), matchable(second)), there.numpy(), truth)
+    network = AtPrecision(load_network(weights), "int8")
+    for first, second, where in validation.held_out_correspondences(network, photographs, held_out, detection, views):
+        there = where.in_second(first.keypoints[None])[0]
+        truth = where.second_from_first[0].double().numpy()
+        yield Pair((matchable(first), matchable(second)), there.numpy(), truth)
 
 
 def figures(pair: Pair, indices: np.ndarray, model: np.ndarray | None, seconds: float) -> Figures:

@@ -14,7 +14,7 @@ from typing import Any
 import h5py
 
 from sekd_cli import __version__
-from sekd_cli.errors import ImageError, InputFileError
+from sekd_cli.errors import ImageError, InputFileError, NothingToDoError
 from sekd_cli.hdf5_file import attribute, check_name, member, names_in, plain_attributes, settings_in
 from sekd_cli.kept_file import SCHEMA, KeptReader, KeptWriter, changed
 from sekd_cli.stored_features import Source, StoredFeatures, is_image, read_group, write_group
@@ -41,6 +41,13 @@ class FeatureReader(KeptReader):
             with self._lock, self._reading():
                 self._names = sorted(_images(self._file, own=self._own))
         return list(self._names)
+
+    def some_names(self) -> list[str]:
+        """`names`. Raises NothingToDoError if there are none."""
+        names = self.names()
+        if not names:
+            raise NothingToDoError(f"{self.path}: no image has keypoints and descriptors; give features with both")
+        return names
 
     def __contains__(self, name: object) -> bool:
         if not isinstance(name, str) or not _is_plain(name):

@@ -158,48 +158,41 @@ class _FeatureSource:
 
 
 def _draw_pair(first: _Loaded, second: _Loaded, options: ShowOptions) -> np.ndarray:
-    matches = _matches(first, second, options)
+    images = matchable_image(first.name, first.features), matchable_image(second.name, second.features)
+    matches = match_images(*images, MatchingSettings()) if options.matches is None else _stored(first, second, options)
     pairs = matches.indices()
-    scores = matches.scores0[pairs[:, 0]]
-    title = f"{first.name} | {second.name}"
+    bounds: tuple[float, float] | None = None
+    marks: tuple[tuple[Colour, str], ...] = ()
     outliers = 0
     if options.verify is not None:
-        agreeing = _verified(first, second, matches, options.verify)
-        others = pairs[agreeing.matches0[pairs[:, 0]] != pairs[:, 1]]
-        pairs, outliers = np.concatenate((others, agreeing.indices())), len(others)  # inliers on top
-    note = f"{len(pairs):,} match{'' if len(pairs) == 1 else 'es'}"
-    if options.verify is not None:
-        order = np.arange(len(pairs))
-        colours: list[Colour] = [OUTLIER] * outliers + [INLIER] * (len(pairs) - outliers)
-        inliers = f"{len(pairs) - outliers:,} inliers of {_model_words(options.verify)}"
-        marks = ((INLIER, inliers), (OUTLIER, f"{outliers:,} outliers"))
-        legend = Legend(title, note, marks=marks)
+        agreeing = verified(matches, images, MatchingSettings(), verification_settings(options.verify))
+        others, inliers = pairs[agreeing.matches0[pairs[:, 0]] != pairs[:, 1]], agreeing.indices()
+        pairs, outliers = np.concatenate((others, inliers)), len(others)  # inliers on top
+        colours: list[Colour] = [OUTLIER] * outliers + [INLIER] * len(inliers)
+        told = f"{len(inliers):,} inliers of {_model_words(options.verify)}"
+        marks = ((INLIER, told), (OUTLIER, f"{outliers:,} outliers"))
     elif matches.model_name is not None:
-        order, colours = np.arange(len(pairs)), [INLIER] * len(pairs)
-        legend = Legend(title, note, marks=((INLIER, f"inliers of {_model_words(matches.model_name)}"),))
+        colours, marks = [INLIER] * len(pairs), ((INLIER, f"inliers of {_model_words(matches.model_name)}"),)
     else:
+        scores = matches.scores0[pairs[:, 0]]
         order = np.argsort(scores, kind="stable")  # the best on top
+        pairs = pairs[order]
         colours, low, high = colours_of(scores[order])
-        legend = Legend(title, note, (low, high) if len(pairs) else None)
-    view0, view1 = (fitted(one.view(pairs[order, side]), options.size) for side, one in enumerate((first, second)))
+        bounds = (low, high) if len(pairs) else None
+    note = f"{len(pairs):,} match{'' if len(pairs) == 1 else 'es'}"
+    legend = Legend(f"{first.name} | {second.name}", note, bounds, marks=marks)
+    view0, view1 = (fitted(one.view(pairs[:, side]), options.size) for side, one in enumerate((first, second)))
     return draw_matches(view0, view1, colours, legend, faint=outliers)
 
 
-def _matches(first: _Loaded, second: _Loaded, options: ShowOptions) -> StoredMatches:
-    if options.matches is None:
-        image0, image1 = (matchable_image(one.name, one.features) for one in (first, second))
-        return match_images(image0, image1, MatchingSettings())
+def _stored(first: _Loaded, second: _Loaded, options: ShowOptions) -> StoredMatches:
+    """The matches in the file. Raises InputFileError if they are of other features."""
+    assert options.matches is not None, "else they are found"
     with MatchReader(options.matches) as reader:
         matches = reader.read((first.name, second.name), count0=len(first.features))
     if len(matches.matches0) != len(first.features) or matches.matches0.max(initial=-1) >= len(second.features):
         raise InputFileError(f"{options.matches}: not of these features; give the file that was matched")
     return matches
-
-
-def _verified(first: _Loaded, second: _Loaded, matches: StoredMatches, model: str) -> StoredMatches:
-    """What `sekd match --verify` makes of these matches."""
-    images = matchable_image(first.name, first.features), matchable_image(second.name, second.features)
-    return verified(matches, images, MatchingSettings(), verification_settings(model))
 
 
 def _model_words(model: str) -> str:

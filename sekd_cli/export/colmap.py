@@ -154,9 +154,7 @@ def export_colmap(
 
 def _present(images: Path, features: FeatureReader) -> list[str]:
     """The names of `features` that are files in the folder. Raises NothingToDoError if none is."""
-    names = features.names()
-    if not names:
-        raise NothingToDoError(f"{features.path}: no image has keypoints and descriptors; give features with both")
+    names = features.some_names()
     present = [name for name in names if (images / name).is_file()]
     if not present:
         raise NothingToDoError(

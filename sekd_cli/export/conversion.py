@@ -10,7 +10,7 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
-from sekd_cli.errors import InputFileError, NothingToDoError, UsageError
+from sekd_cli.errors import InputFileError, UsageError
 from sekd_cli.export.flat_folder import FlatFolder
 from sekd_cli.export.layouts import FEATURE_FILES, FlatOutput, PairMatches, named_pairs
 from sekd_cli.feature_file import FeatureReader, FeatureWriter
@@ -104,8 +104,7 @@ def _hloc_to_flat(features: FeatureReader | None, matches: MatchReader | None, o
 
 def _tell_incomplete(features: FeatureReader) -> None:
     """Count the images left out. Raises NothingToDoError if all are."""
-    if not features.names():
-        raise NothingToDoError(f"{features.path}: no image has keypoints and descriptors; give features with both")
+    features.some_names()
     with open_for_reading(features.path, "feature") as file, reading(features.path):
         incomplete = [item.name for item in items(file, FEATURES) if not item.complete]
     if incomplete:

@@ -71,6 +71,13 @@ class Correspondence(NamedTuple):
         nothing = torch.zeros(count, 2, 0, 0)
         return cls(second_from_first, torch.stack((unit, second_from_first)), torch.ones(count, 2), nothing)
 
+    def only(self, pair: int) -> "Correspondence":
+        """Of one pair, B = 1."""
+        one = slice(pair, pair + 1)
+        return Correspondence(
+            self.second_from_first[one], self.photograph_from_view[:, one], self.sizes[one], self.parallax[one]
+        )
+
     def in_second(self, first_xy: Tensor) -> Tensor:
         """Points (B, N, 2) of the first views, in the second; inf beyond the horizon."""
         if not self.parallax.numel():

@@ -16,6 +16,7 @@ from sekd_cli.networks import DenseMaps, DenseNetwork
 from sekd_cli.networks.precision import mixed_precision
 from sekd_cli.training.dataset import PairDataset
 from sekd_cli.training.octaves import images_at, seen_at
+from sekd_cli.training.parallax import Correspondence
 from sekd_cli.training.photographs import Photographs
 from sekd_cli.training.settings import TrainingSettings
 
@@ -99,6 +100,18 @@ def held_out_features(
     views: TrainingSettings,
 ) -> Iterator[tuple[Features, Features, Tensor]]:
     """What a network finds in both views of each pair, at `views.octaves` sizes, and `second_from_first` (3, 3)."""
+    for first, second, there in held_out_correspondences(network, photographs, held_out, detection, views):
+        yield first, second, there.second_from_first[0]
+
+
+def held_out_correspondences(
+    network: DenseNetwork,
+    photographs: Photographs,
+    held_out: np.ndarray,
+    detection: DetectionSettings,
+    views: TrainingSettings,
+) -> Iterator[tuple[Features, Features, Correspondence]]:
+    """`held_out_features`, and where points of the first view are in the second, by parallax too."""
     device = next(network.parameters()).device
     octaves = range(views.octaves)
     pairs = HeldOutPairs(photographs, held_out, views)
@@ -111,7 +124,7 @@ def held_out_features(
         for pair in range(views.batch_size):
             both = (pair, views.batch_size + pair)
             first, second = (_features_at(maps, masks, view, detection) for view in both)
-            yield first, second, batch.second_from_first[pair]
+            yield first, second, batch.correspondence.only(pair)
 
 
 def _features_at(
