@@ -8,7 +8,8 @@ errors of half a pixel, and points that have nothing to do with each other; the 
 standard deviation. For each model, number of matches and share of right ones: how many of the runs keep a model, and
 how many if only the number of inliers counts (the least of 15). With --poses: how far off the pose is that follows from
 the model (the larger of both angles, degrees, median), the share of right matches that is kept, and milliseconds; as
-it is, and by MAGSAC with samples of any matches, as it was before.
+the estimator leaves it, and fitted to all that agree. Also of errors like those of keypoints, most of which are smaller
+and some larger: each match's has a deviation of its own, log-normal around a quarter of a pixel.
 With --photographs it is told of what `sekd pairs --nearest 10` lists of the views of `benchmarks/retrieval.py`, as many
 of each kind and a thousand of those that don't belong together: what share keeps a model, what share if chance is
 judged as if points lay anywhere, and by the number of inliers alone. RUN is a folder of `sekd train`; of its
@@ -19,6 +20,7 @@ import argparse
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -27,7 +29,7 @@ import cv2
 import numpy as np
 from retrieval import KINDS, views, write
 
-from sekd_cli import verification
+from sekd_cli import model_fitting, verification
 from sekd_cli.config import MatchingSettings
 from sekd_cli.evaluation.cameras import Pose
 from sekd_cli.evaluation.pose import pose_error
@@ -41,6 +43,7 @@ SIZE = (640, 480)
 FOCAL = 600.0
 CAMERA = Camera(focal=(FOCAL, FOCAL), centre=((SIZE[0] - 1) / 2, (SIZE[1] - 1) / 2))
 NOISE = 0.5  # pixels, along x and y
+MEDIAN_NOISE, SPREAD = 0.25, 0.9  # pixels, and of their logarithm, where each match has a deviation of its own
 
 
 class Matches(NamedTuple):
@@ -52,8 +55,8 @@ class Matches(NamedTuple):
     pose: Pose
 
 
-def matches(count: int, right: int, *, flat: bool, random: np.random.Generator) -> Matches:
-    """So many matches, of which the first `right` are the same points of a scene."""
+def matches(count: int, right: int, *, flat: bool, random: np.random.Generator, mixed: bool = False) -> Matches:
+    """So many matches, of which the first `right` are the same points of a scene; mixed: errors like keypoints'."""
     xy0 = random.uniform(0, SIZE, (count, 2))
     depth = np.full(count, 6.0) if flat else random.uniform(4, 10, count)
     angle = random.uniform(0.05, 0.2) * random.choice((-1, 1))
@@ -63,7 +66,8 @@ def matches(count: int, right: int, *, flat: bool, random: np.random.Generator) 
     seen = points @ turn.T + step
     xy1 = seen[:, :2] / seen[:, 2:] * FOCAL + CAMERA.centre
     xy1[right:] = random.uniform(0, SIZE, (count - right, 2))
-    xy1 += random.normal(scale=NOISE, size=xy1.shape)
+    deviations = random.lognormal(np.log(MEDIAN_NOISE), SPREAD, (count, 1)) if mixed else NOISE
+    xy1 += random.normal(scale=deviations, size=xy1.shape)
     scores = random.normal(size=count) + (np.arange(count) < right)
     return Matches(xy0.astype(np.float32), xy1.astype(np.float32), scores, (turn, step))
 
@@ -79,12 +83,14 @@ def kept(model: str, count: int, share: float, runs: int) -> float:
     return 100 * found / runs
 
 
-def poses(model: str, count: int, share: float, runs: int) -> tuple[float, float, float]:
+def poses(model: str, count: int, share: float, runs: int, *, mixed: bool) -> tuple[float, float, float]:
     """Median error of the pose, degrees, percent of the right matches that are kept, and milliseconds."""
     settings, right = verification_settings(model), round(count * share)
     errors, shares, seconds = [], [], 0.0
     for run in range(runs):
-        xy0, xy1, scores, truth = matches(count, right, flat=False, random=np.random.default_rng((run, count)))
+        xy0, xy1, scores, truth = matches(
+            count, right, flat=False, random=np.random.default_rng((run, count)), mixed=mixed
+        )
         start = time.perf_counter()
         inliers, found = verify(xy0, xy1, settings, (CAMERA, CAMERA), scores)
         seconds += time.perf_counter() - start
@@ -100,37 +106,30 @@ def poses(model: str, count: int, share: float, runs: int) -> tuple[float, float
 
 
 @contextmanager
-def any_samples() -> Iterator[None]:
-    """Models of lines found by MAGSAC, as they were before."""
-    real = cv2.USAC_PROSAC
-    cv2.USAC_PROSAC = cv2.USAC_MAGSAC
+def left_as_estimated() -> Iterator[None]:
+    """Models not fitted to all that agree."""
+    settings = model_fitting.REFITS_LINES, model_fitting.RESAMPLINGS
+    model_fitting.REFITS_LINES, model_fitting.RESAMPLINGS = 0, 0
     try:
         yield
     finally:
-        cv2.USAC_PROSAC = real
+        model_fitting.REFITS_LINES, model_fitting.RESAMPLINGS = settings
 
 
 def show_poses(runs: int) -> None:
     """Print a line a number of matches."""
     models = ("fundamental", "essential")
     print("degrees, % of the right ones kept, ms")
-    print("matches  right" + "".join(f"{name:>23}" for model in models for name in (f"{model}, before", "now")))
-    for count, share in (
-        (50, 0.3),
-        (50, 0.8),
-        (200, 0.15),
-        (200, 0.3),
-        (200, 0.8),
-        (1000, 0.1),
-        (1000, 0.3),
-        (1000, 0.8),
-    ):
+    print("errors  matches  right" + "".join(f"{name:>25}" for model in models for name in (model, "fitted to all")))
+    cases = ((50, 0.3), (50, 0.8), (200, 0.15), (200, 0.3), (200, 0.8), (1000, 0.1), (1000, 0.3), (1000, 0.8))
+    for mixed, (count, share) in product((False, True), cases):
         cells = []
         for model in models:
-            with any_samples():
-                cells.append(poses(model, count, share, runs))
-            cells.append(poses(model, count, share, runs))
-        print(f"{count:7} {share:6.0%}" + "".join(f"{error:9.2f} {kept:6.1f} {ms:6.0f}" for error, kept, ms in cells))
+            with left_as_estimated():
+                cells.append(poses(model, count, share, runs, mixed=mixed))
+            cells.append(poses(model, count, share, runs, mixed=mixed))
+        told = "".join(f"{error:9.2f} {kept:6.1f} {ms:8.1f}" for error, kept, ms in cells)
+        print(f"{'mixed' if mixed else 'normal':7} {count:7} {share:6.0%}{told}", flush=True)
 
 
 def listed_pairs(run: Path, count: int) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:

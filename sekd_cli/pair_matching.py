@@ -12,9 +12,9 @@ from torch import Tensor
 from sekd_cli.config import MatchingSettings, VerificationSettings
 from sekd_cli.errors import DeviceError, ImageError
 from sekd_cli.guided_matching import match_guided
-from sekd_cli.homography_fitting import refit_homography
 from sekd_cli.match_file import fingerprint
 from sekd_cli.matching import NO_MATCH, match_batch, match_descriptors
+from sekd_cli.model_fitting import refit_homography
 from sekd_cli.stored_features import StoredFeatures
 from sekd_cli.stored_matches import StoredMatches
 from sekd_cli.verification import Camera, verify

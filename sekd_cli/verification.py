@@ -1,8 +1,8 @@
 """Geometric verification: the matches of a pair that one homography, fundamental or essential matrix explains.
 
-OpenCV's USAC framework: for a homography MAGSAC (Barath et al., CVPR 2020), then `homography_fitting`; for a
-fundamental or essential matrix PROSAC (Chum and Matas, CVPR 2005), which draws its first samples from the best matches.
-Its sampling starts from the same state each time, so equal matches give equal results.
+OpenCV's USAC framework, then `model_fitting`: for a homography MAGSAC (Barath et al., CVPR 2020), for a fundamental or
+essential matrix PROSAC (Chum and Matas, CVPR 2005), which draws its first samples from the best matches. Its sampling
+starts from the same state each time, so equal matches give equal results.
 """
 
 import math
@@ -13,7 +13,7 @@ import numpy as np
 
 from sekd_cli.config import VerificationSettings
 from sekd_cli.errors import UsageError
-from sekd_cli.homography_fitting import refit_homography
+from sekd_cli.model_fitting import refit_essential, refit_fundamental, refit_homography
 
 FEWEST_MATCHES = {"homography": 4, "fundamental": 8, "essential": 6}
 SAMPLE = {"homography": 4, "fundamental": 7, "essential": 5}  # matches that determine a model
@@ -102,22 +102,23 @@ def _agreed(
     xy0: np.ndarray, xy1: np.ndarray, settings: VerificationSettings, cameras: tuple[Camera, Camera] | None
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Which matches agree on a model, and the model; none, and None, where they are too few."""
-    nothing = np.zeros(len(xy0), dtype=bool), None
+    xy0, xy1 = xy0.astype(np.float64), xy1.astype(np.float64)
     try:
-        model, mask = _fit(xy0.astype(np.float64), xy1.astype(np.float64), settings, cameras)
+        model, mask = _estimate(xy0, xy1, settings, cameras)
     except cv2.error:  # points that determine nothing (all in one place, on one line): some versions raise
-        return nothing
-    if model is None or mask is None or np.shape(model) != (3, 3) or not np.isfinite(model).all():
-        return nothing
-    inliers = np.asarray(mask).ravel() > 0
-    agreeing = int(inliers.sum())
-    if agreeing < settings.min_inliers:
-        return nothing
-    if settings.min_inliers and is_chance(agreeing, xy0, xy1, settings, _line_matrix(model, settings, cameras)):
-        return nothing
-    if settings.model == "essential":
-        model = model / np.linalg.norm(model, 2)  # OpenCV's is of any size where points say little
-    return inliers, np.asarray(model, dtype=np.float64)
+        model, mask = None, None
+    if model is None or mask is None or np.shape(model) != (3, 3) or not np.isfinite(model).all() or not model.any():
+        return np.zeros(len(xy0), dtype=bool), None
+    as_estimated = model, np.asarray(mask).ravel() > 0  # for where so few agree that one or two are too many to lose
+    for fitted, inliers in (_refit(model, xy0, xy1, settings, cameras), as_estimated):
+        agreeing = int(inliers.sum())
+        lines = _line_matrix(fitted, settings, cameras)
+        if agreeing < settings.min_inliers:
+            continue
+        if settings.min_inliers and is_chance(agreeing, xy0, xy1, settings, lines):
+            continue
+        return inliers, np.asarray(fitted if lines is None else fitted / np.linalg.norm(fitted, 2), dtype=np.float64)
+    return np.zeros(len(xy0), dtype=bool), None
 
 
 def is_chance(
@@ -194,24 +195,46 @@ def _log_choices(count: int, chosen: int) -> float:
     return math.lgamma(count + 1) - math.lgamma(chosen + 1) - math.lgamma(count - chosen + 1)
 
 
-def _fit(
+def _estimate(
     xy0: np.ndarray, xy1: np.ndarray, settings: VerificationSettings, cameras: tuple[Camera, Camera] | None
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """By samples of the matches: the model, and which agree with it, (M, 1)."""
     if settings.model == "homography":
-        model, mask = cv2.findHomography(
+        return cv2.findHomography(
             xy0, xy1, cv2.USAC_MAGSAC, settings.threshold, maxIters=ITERATIONS, confidence=CONFIDENCE
         )
-        return (None, None) if model is None else refit_homography(model, xy0, xy1, settings.threshold)
     if settings.model == "fundamental":
-        model, mask = cv2.findFundamentalMat(xy0, xy1, cv2.USAC_PROSAC, settings.threshold, CONFIDENCE, ITERATIONS)
-        return model, mask
-    if cameras is None:
-        raise ValueError("the essential matrix needs both cameras")
-    focal = float(np.mean([camera.focal for camera in cameras]))
-    directions = cameras[0].directions(xy0), cameras[1].directions(xy1)
+        return cv2.findFundamentalMat(xy0, xy1, cv2.USAC_PROSAC, settings.threshold, CONFIDENCE, ITERATIONS)
+    directions, focal = _directions(xy0, xy1, cameras)
     return fit_essential(
         *directions, focal, method=cv2.USAC_PROSAC, threshold=settings.threshold, confidence=CONFIDENCE
     )
+
+
+def _refit(
+    model: np.ndarray,
+    xy0: np.ndarray,
+    xy1: np.ndarray,
+    settings: VerificationSettings,
+    cameras: tuple[Camera, Camera] | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """By all matches that agree: the model, and which agree with it then, (M,) bool."""
+    if settings.model == "homography":
+        return refit_homography(model, xy0, xy1, settings.threshold)
+    if settings.model == "fundamental":
+        return refit_fundamental(model, xy0, xy1, settings.threshold)
+    directions, focal = _directions(xy0, xy1, cameras)
+    return refit_essential(model, *directions, settings.threshold / focal)
+
+
+def _directions(
+    xy0: np.ndarray, xy1: np.ndarray, cameras: tuple[Camera, Camera] | None
+) -> tuple[tuple[np.ndarray, np.ndarray], float]:
+    """What both cameras make of points, and their mean focal length."""
+    if cameras is None:
+        raise ValueError("the essential matrix needs both cameras")
+    focal = float(np.mean([camera.focal for camera in cameras]))
+    return (cameras[0].directions(xy0), cameras[1].directions(xy1)), focal
 
 
 def fit_essential(

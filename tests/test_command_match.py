@@ -220,23 +220,17 @@ def test_how_pairs_are_verified_is_kept_and_another_way_needs_overwrite(capfd: p
         "threshold": 2,
         "min_inliers": 20,
         "camera": None,
-        "of_chance": "nothing",
-        "tried": "best first",
-        "guided": True,
+        "verification": 129,
     }
     assert kept.items() <= settings.items()
     for other in (["match", "pairs.txt"], verified, [*verified, "--threshold", "2"]):
         assert cli.main(other) == BAD_OUTPUT
         assert "holds matches made otherwise" in capfd.readouterr().err
-    essential = ["match", "pairs.txt", "-o", "e.h5", "--verify", "essential", "--camera", "500"]
-    assert cli.main(essential) == 0
-    with h5py.File("e.h5", "r+") as file:
-        settings = json.loads(file.attrs["settings"])
-        assert settings["of_chance"] == "nothing exchanged"
-        assert "guided" not in settings  # so a file of before 126, of what isn't guided, goes on
-        assert settings.pop("tried") == "best first"
-        file.attrs["settings"] = np.bytes_(json.dumps(settings, sort_keys=True).encode())  # as before 124
-    assert cli.main(essential) == BAD_OUTPUT
+    with h5py.File("matches.h5", "r+") as file:
+        settings["verification"] = 128  # as a version of sekd made it that kept others
+        file.attrs["settings"] = np.bytes_(json.dumps(settings, sort_keys=True).encode())
+    assert cli.main([*verified, "--threshold", "2", "--min-inliers", "20"]) == BAD_OUTPUT
+    assert "verification 128 there, 129 now" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("linked", [True, False])

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
+from sekd_cli import verification
 from sekd_cli.config import VerificationSettings
 from sekd_cli.errors import UsageError
 from sekd_cli.verification import Camera, _share_exchanged, camera_of, is_chance, verification_settings, verify
@@ -65,8 +66,38 @@ def test_a_homography_is_fitted_to_all_that_agree(monkeypatch: pytest.MonkeyPatc
         return float(np.linalg.norm(found - true, axis=-1).mean())
 
     refitted = np.mean([error(seed) for seed in range(20)])
-    monkeypatch.setattr("sekd_cli.homography_fitting.REFITS", 0)
+    monkeypatch.setattr("sekd_cli.model_fitting.REFITS_POINTS", 0)
     assert refitted < 0.9 * np.mean([error(seed) for seed in range(20)])
+
+
+@pytest.mark.parametrize("model", ["fundamental", "essential"])
+def test_lines_are_fitted_to_all_that_agree(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def error(seed: int) -> float:
+        random = np.random.default_rng(seed)
+        xy0, xy1, truth = scene(200, 60)
+        scale = np.where(np.arange(200) % 4, 0.2, 0.8)[:, None]
+        xy1[:200] += random.normal(scale=scale, size=(200, 2)).astype(np.float32)
+        inliers, found = verify(xy0, xy1, verification_settings(model), (CAMERA, CAMERA))
+        assert found is not None
+        assert inliers[:200].mean() > 0.85
+        essential = found if model == "essential" else MATRIX.T @ found @ MATRIX
+        one, other = (matrix / np.linalg.norm(matrix) for matrix in (essential, truth))
+        return float(min(np.linalg.norm(one - other), np.linalg.norm(one + other)))
+
+    fitted = [error(seed) for seed in range(10)]
+    monkeypatch.setattr("sekd_cli.model_fitting.REFITS_LINES", 0)
+    monkeypatch.setattr("sekd_cli.model_fitting.RESAMPLINGS", 0)
+    assert np.mean(fitted) < 0.8 * np.mean([error(seed) for seed in range(10)])
+
+
+@pytest.mark.parametrize(("model", "given"), [("homography", plane(60, 30)), ("fundamental", scene(60, 30)[:2])])
+def test_where_the_fit_loses_too_many_the_estimate_stays(
+    model: str, given: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verification, f"refit_{model}", lambda fit, xy0, *_: (fit, np.arange(len(xy0)) < 14))
+    inliers, found = verify(*given, verification_settings(model))
+    assert found is not None
+    assert inliers.sum() >= 50
 
 
 def test_a_fundamental_matrix_has_the_second_image_on_its_left() -> None:

@@ -89,13 +89,8 @@ def run(options: MatchOptions) -> int:
     verification = _verification(options)
     shard = Shard() if options.shard is None else parse_shard(options.shard)
     decisive = asdict(matching) | ({"model": None} if verification is None else asdict(verification))
-    if verification is not None and verification.min_inliers:
-        lines = verification.model != "homography"
-        decisive["of_chance"] = "nothing exchanged" if lines else "nothing"  # 123 and 107 of docs/EXPERIMENTS.md
     if verification is not None:
-        decisive["tried"] = "best first"  # since 124
-        if verification.model == "homography":
-            decisive["guided"] = True  # since 126
+        decisive["verification"] = 129  # the experiment that last changed what is kept, in docs/EXPERIMENTS.md
     decisive["shard"] = str(shard)  # so that merging notices one that is missing or double
     device = resolve_device(options.device)
     cores = min(MOST_PROCESSES, available_cores())
