@@ -24,9 +24,10 @@ logger = logging.getLogger(__name__)
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 HDF5_SUFFIXES = {".h5", ".hdf5"}
-CHECKED_METADATA = ("v108", "v108")
-"""HDF5's second generation of structures, which every release since 2008 reads. They have checksums; the first's have
-none, and damage made HDF5's C code go round in circles. The third marks files as open, so that a kill spoils them."""
+CHECKED_METADATA = ("v108", "latest")
+"""HDF5's second generation of structures, which every release since 2008 reads, but for what is copied from a file with
+later ones. They have checksums; the first's have none, and damage made HDF5's C code go round in circles. The third
+marks files as open, so that a kill spoils them."""
 DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError)
 """What h5py raises on a damaged file, and our code on content of the wrong kind."""
 UNTIMED = h5p.create(h5p.DATASET_CREATE)

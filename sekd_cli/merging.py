@@ -141,7 +141,7 @@ def _join(parts: list[_Part], target: h5py.File, advance: Callable[[], None]) ->
                 elif name not in owners:
                     if part.kind == FEATURES:
                         _check_nesting(name, owners, folders)
-                    part.file.copy(group, target, name)
+                    part.file.copy(group, target, name, expand_soft=True, expand_external=True)  # links led elsewhere
                     owners[name] = part
                 elif _equal(owners[name].file[name], group):
                     doubles += 1

@@ -214,6 +214,29 @@ def test_files_of_other_tools_are_joined() -> None:
         assert reader.names() == ["one.jpg", "two.jpg"]
 
 
+def test_links_of_another_tool_are_joined_as_what_they_lead_to() -> None:
+    with h5py.File("stored.h5", "w") as file:
+        file["descriptors"] = np.ones((8, 2))
+    with h5py.File("linked.h5", "w") as file:
+        file["stored/keypoints"] = np.ones((2, 2))
+        file["a.jpg/keypoints"] = h5py.SoftLink("/stored/keypoints")
+        file["a.jpg/descriptors"] = h5py.ExternalLink("stored.h5", "/descriptors")
+        file["a.jpg/nothing"] = h5py.SoftLink("/nowhere")
+    assert merge([Path("linked.h5")], WHOLE).items == 1
+    Path("stored.h5").unlink()
+    with FeatureReader(WHOLE) as reader:
+        assert reader.read("a.jpg").descriptors.tolist() == np.ones((2, 8)).tolist()
+
+
+def test_compressed_features_of_the_newest_version_of_hdf5_are_joined() -> None:
+    with h5py.File("newest.h5", "w", libver="latest") as file:  # as hloc opens its files
+        for name, shape in (("keypoints", (2, 2)), ("descriptors", (8, 2))):
+            file.create_dataset(f"a.jpg/{name}", data=np.ones(shape), compression="gzip")
+    assert merge([Path("newest.h5")], WHOLE).items == 1
+    with FeatureReader(WHOLE) as reader:
+        assert reader.read("a.jpg").keypoints.tolist() == np.ones((2, 2)).tolist()
+
+
 def test_an_image_of_another_tool_may_come_again_whatever_else_it_holds() -> None:
     for name, inner in (("one", 1), ("two", 1), ("three", 2)):
         with h5py.File(f"{name}.h5", "w") as file:
