@@ -99,11 +99,13 @@ def _opacity(lines: int) -> float:
 
 
 def colours_of(scores: np.ndarray) -> tuple[list[Colour], float, float]:
-    """A colour for each score (N,), and the scores of the colours at the ends: the 2nd and 98th percentile."""
-    if not len(scores):
-        return [], 0.0, 0.0
-    low, high = (float(one) for one in np.quantile(scores, (0.02, 0.98)))
-    share = np.clip((scores - low) / max(high - low, 1e-12), 0, 1)
+    """A colour for each score (N,), and the scores of the colours at the ends: the 2nd and 98th percentile.
+
+    What is no number has the lowest score's colour.
+    """
+    finite = scores[np.isfinite(scores)]
+    low, high = (float(one) for one in np.quantile(finite, (0.02, 0.98))) if len(finite) else (0.0, 0.0)
+    share = np.nan_to_num(np.clip((scores - low) / max(high - low, 1e-12), 0, 1))
     return [tuple(one) for one in _ramp()[np.rint(share * 255).astype(int)].tolist()], low, high
 
 

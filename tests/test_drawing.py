@@ -126,3 +126,10 @@ def test_points_far_outside_or_not_finite_are_no_crash() -> None:
     xy = [(1e9, -1e9), (np.nan, 5.0), (np.inf, np.inf)]
     draw_keypoints(grey_view(50, 40, xy), np.ones(3), "")
     draw_matches(grey_view(50, 40, xy), grey_view(50, 40, xy), [INLIER] * 3, Legend("", ""))
+
+
+def test_scores_that_are_no_numbers_leave_the_others_their_colours() -> None:
+    scores = np.array([np.nan, 0.9, 0.1, np.inf, -np.inf], np.float32)
+    assert colours_of(scores)[0][1:3] == colours_of(scores[1:3])[0]
+    draw_keypoints(grey_view(50, 40, [(5, 5)] * 5), scores, "")
+    draw_keypoints(grey_view(50, 40, [(5, 5)]), scores[:1], "")
