@@ -55,7 +55,11 @@ def match_attributes(features: FeatureReader, settings: Mapping[str, Any]) -> di
         "sekd_schema": SCHEMA,
         "sekd_version": __version__,
         "content": "matches",
-        "features": json.dumps({name: value for name, value in made_by.items() if value is not None}, sort_keys=True),
+        "features": json.dumps(
+            {name: value for name, value in made_by.items() if value is not None},
+            sort_keys=True,
+            default=str,  # other tools' attributes may be of any kind
+        ),
         "settings": json.dumps(dict(settings), sort_keys=True),
     }
 

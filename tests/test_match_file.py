@@ -158,6 +158,17 @@ def test_matches_of_other_tools_are_read(tmp_path: Path) -> None:
             reader.read(("b.jpg", "a.jpg"), count0=1)
 
 
+def test_attributes_of_other_tools_may_be_of_any_kind(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file.attrs["network"], file.attrs["settings"] = h5py.Empty("f"), np.array([b"fast"])
+    found = []
+    for _ in range(2):
+        with FeatureReader(tmp_path / "other.h5") as reader:
+            found.append(match_attributes(reader, {}))
+    assert found[0] == found[1]
+    assert "fast" in found[0]["features"]
+
+
 def test_a_writer_goes_on_and_knows_what_is_done(path: Path, attributes: dict[str, Any]) -> None:
     with MatchWriter(path, attributes) as writer:
         assert writer.is_complete(PAIR, (1, 2))
