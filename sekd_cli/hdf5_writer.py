@@ -12,6 +12,7 @@ import h5py
 from sekd_cli.errors import OutputError
 from sekd_cli.file_errors import refuse_devices, write_reason
 from sekd_cli.hdf5_file import CHECKED_METADATA, HDF5_MAGIC, create_hdf5, lock, reading_reason
+from sekd_cli.new_file import clear_away_leftovers
 from sekd_cli.staged_file import StagedFile, apply_journal, journal_of
 
 METADATA_BYTES = 256 << 10  # of a file being written, kept in memory
@@ -104,6 +105,7 @@ def _bound_memory(file: h5py.File) -> None:
 def _open_locked(path: Path, attributes: Mapping[str, Any], *, overwrite: bool) -> StagedFile:
     """The file at `path`, created where needed, its lock held. Raises OSError, BlockingIOError if locked already."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    clear_away_leftovers(path)
     old = os.open(path, os.O_RDWR) if path.exists() else None
     if old is None:
         journal_of(path).unlink(missing_ok=True)  # of a file that was deleted since

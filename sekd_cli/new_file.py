@@ -26,7 +26,7 @@ def new_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
                 raise OutputError(f"{path}: exists already; give --overwrite to replace it, or another output with -o")
             refuse_devices(place.stat())
         _make_folder(place.parent)
-        _clear_away_leftovers(place)
+        clear_away_leftovers(place)
         yield temporary
         temporary.replace(place)
     except (OSError, RuntimeError) as error:
@@ -55,7 +55,7 @@ def _make_folder(folder: Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
 
 
-def _clear_away_leftovers(path: Path) -> None:
+def clear_away_leftovers(path: Path) -> None:
     """Remove what processes that no longer run left half written here."""
     for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         number = part.name.split(".")[-2]

@@ -254,6 +254,17 @@ def test_a_second_writer_and_a_reader_are_told_to_wait(path: Path) -> None:
     assert committed(path) == [0, 1]
 
 
+def test_what_a_kill_left_of_a_new_file_is_cleared_away(path: Path) -> None:
+    killed, at_work = (path.with_name(f".{path.name}.{process}.part") for process in (2**22 + 1, os.getppid()))
+    for start in (0, 1):  # a new file, and one that is there
+        killed.write_text("half")
+        at_work.write_text("half")
+        with HDF5Writer(path, {}) as writer:
+            add(writer, start)
+        assert not killed.exists()
+        assert at_work.exists()
+
+
 def test_overwriting_starts_afresh_and_an_empty_file_is_no_obstacle(path: Path) -> None:
     path.touch()
     with HDF5Writer(path, {}) as writer:
