@@ -52,7 +52,7 @@ class Worker(Generic[Task, Reply]):
             target=_serve, args=(work, theirs, os.getpid()), daemon=True
         )
         try:
-            with warnings.catch_warnings():  # of threads in a process that forks: see above
+            with _interrupts_later(), warnings.catch_warnings():  # of threads in a process that forks: see above
                 warnings.simplefilter("ignore", DeprecationWarning)
                 self._process.start()
         except OSError:
@@ -222,6 +222,22 @@ def workers(count: int, work: Callable[[Task], Reply]) -> Iterator[list[Worker[T
     finally:
         for worker in running:
             worker.stop()
+
+
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block: while Python forks, Python prints it with a traceback and forgets it."""
+    if threading.current_thread() is not threading.main_thread():  # which alone is interrupted
+        yield
+        return
+    came: list[bool] = []
+    before = signal.signal(signal.SIGINT, lambda *_: came.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _serve(work: Callable[[Any], Any], connection: Connection, parent: int) -> None:

@@ -48,6 +48,21 @@ def gone(process: int) -> bool:
     return False
 
 
+interrupted_forks: list[bool] = []  # one for each that is to come; a hook can't be taken away again
+os.register_at_fork(before=lambda: interrupted_forks and interrupted_forks.pop() and signal.raise_signal(signal.SIGINT))
+
+
+def test_an_interrupt_while_a_process_is_forked_is_none_of_pythons_ignored_ones() -> None:
+    interrupted_forks.append(True)
+    with pytest.raises(KeyboardInterrupt), workers(2, own_process):
+        pass
+    for process in multiprocessing.active_children():  # which else ends with this one
+        process.kill()
+        process.join()
+    with ThreadPoolExecutor(1) as pool:  # another thread is never interrupted
+        assert pool.submit(lambda: Worker(own_process).stop()).result() is None
+
+
 def test_each_does_tasks_in_a_process_of_its_own_until_the_block_ends() -> None:
     with workers(2, own_process) as running:
         done = [worker(task) for task in ("a", "b") for worker in running]
