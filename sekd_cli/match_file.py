@@ -98,9 +98,11 @@ class MatchWriter(KeptWriter):
         """Add the matches of one pair. Raises OutputError if the file can't be written."""
         file = self._writer.file
         try:
-            for place in (_place(pair), _place(pair[::-1])) if self.started else ():
-                if place in file:
-                    del file[place]
+            for names in (pair, pair[::-1]) if self.started else ():
+                if _place(names) in file:
+                    del file[_place(names)]
+                    if not len(file[flat_name(names[0])]):  # which would look like a pair half written
+                        del file[flat_name(names[0])]
             group = file.create_group(_place(pair))
             write_group(group, matches)
             add_attribute(group, "names", np.bytes_("\t".join(pair).encode()))

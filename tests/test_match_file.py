@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from sekd_cli.errors import InputFileError, OutputError, UsageError
 from sekd_cli.feature_file import FeatureReader, FeatureWriter
+from sekd_cli.file_info import file_info
 from sekd_cli.match_file import (
     ChangedFeaturesError,
     MatchReader,
@@ -199,6 +200,13 @@ def test_changed_features_are_noticed_and_replaced(path: Path, attributes: dict[
         assert writer.is_complete(PAIR, (1, 3))
     with MatchReader(path) as reader:
         assert list(reader.pairs()) == [PAIR[::-1]]
+
+
+def test_a_pair_replaced_the_other_way_round_leaves_nothing_behind(path: Path, attributes: dict[str, Any]) -> None:
+    with MatchWriter(path, attributes) as writer:
+        writer.write(PAIR[::-1], MATCHES, (5, 1))
+    facts = file_info(path)
+    assert (facts["pairs"], facts["incomplete"]) == (1, [])
 
 
 def test_other_settings_or_features_are_refused_and_named(path: Path, attributes: dict[str, Any]) -> None:
