@@ -68,6 +68,19 @@ def test_a_cache_made_anew_leaves_a_run_that_uses_it_what_it_had(tmp_path: Path)
     assert torch.equal(used[1], before)
 
 
+@pytest.mark.parametrize("part", ["photographs.bin", "photographs.npz", "photographs.json"])
+@pytest.mark.parametrize("left", [None, b"", b"no text \xff"], ids=["gone", "empty", "damaged"])
+def test_a_cache_of_which_a_part_was_deleted_or_cut_off_is_made_anew(
+    part: str, left: bytes | None, tmp_path: Path
+) -> None:
+    folder = draw_photographs(tmp_path / "in", 2)
+    before = cache_photographs(find_images([folder]), tmp_path / "cache", 640)[1]
+    (tmp_path / "cache" / part).unlink()
+    if left is not None:
+        (tmp_path / "cache" / part).write_bytes(left)
+    assert torch.equal(cache_photographs(find_images([folder]), tmp_path / "cache", 640)[1], before)
+
+
 def test_broken_and_tiny_photographs_are_left_out_and_none_at_all_is_an_error(tmp_path: Path) -> None:
     folder = draw_photographs(tmp_path / "in", 1)
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff no photograph")

@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
 
 import cv2
 import numpy as np
@@ -39,6 +41,11 @@ class Photographs:
         return len(self.offsets)
 
     @property
+    def whole(self) -> bool:
+        """Whether all pixels are there, none of them cut off."""
+        return bool(self._bytes.size == 3 * self.sizes.prod(axis=1).sum())
+
+    @property
     def megabytes(self) -> float:
         """Size of the cache on disk."""
         return self._bytes.size / 1e6
@@ -60,14 +67,15 @@ def cache_photographs(
 ) -> Photographs:
     """Decode photographs into `folder`, shrunk to `longest_edge` pixels; broken ones are reported once and left out.
 
-    A finished cache of the same files and size is used as it is; another one is replaced, but whoever has it open goes
-    on with what it held. Raises NothingToDoError if none can be read, OutputError if `folder` can't be written.
+    A finished cache of the same files and size is used as it is; another one, or one of which a part is gone, is
+    replaced, but whoever has it open goes on with what it held. Raises NothingToDoError if none can be read,
+    OutputError if `folder` can't be written.
     """
     entries = list(entries)
     key = {"longest_edge": longest_edge, "files": [_identity(entry.path) for entry in entries]}
     key_file = folder / "photographs.json"
-    if key_file.is_file() and key_file.read_text(encoding="utf-8") == json.dumps(key):
-        return Photographs(folder)
+    if (finished := _finished_cache(folder, key)) is not None:
+        return finished
     offsets, sizes, end = [], [], 0
     bytes_file, index_file = folder / "photographs.bin", folder / "photographs.npz"
     with new_file(bytes_file, overwrite=True) as new, new.open("wb") as stream:  # a run may have the old one mapped
@@ -92,6 +100,17 @@ def cache_photographs(
         new.write_text(json.dumps(key), encoding="utf-8")
     logger.info("%d photographs in %s, %.0f MB", len(offsets), bytes_file, end / 1e6)
     return Photographs(folder)
+
+
+def _finished_cache(folder: Path, key: dict[str, Any]) -> Photographs | None:
+    """The cache of these photographs that `folder` holds; None if it is of others, or a file is missing or damaged."""
+    try:
+        if (folder / "photographs.json").read_text(encoding="utf-8") != json.dumps(key):
+            return None
+        photographs = Photographs(folder)
+    except (OSError, ValueError, EOFError, KeyError, BadZipFile):
+        return None
+    return photographs if photographs.whole else None
 
 
 def _identity(path: Path) -> tuple[str, int, int]:
