@@ -430,6 +430,15 @@ def test_labels_that_were_cut_off_are_named(photographs: Photographs, tmp_path: 
         evolution.labels()
 
 
+def test_a_checkpoint_of_another_network_than_the_settings_ask_for_is_told(
+    photographs: Photographs, tmp_path: Path
+) -> None:
+    evolve(tmp_path / "run", photographs, COMPACT, stop_after=1)
+    for other in (replace(COMPACT, shallow=True), replace(COMPACT, network="published")):
+        with pytest.raises(InputFileError, match=r"another network than config\.toml's"):
+            evolve(tmp_path / "run", photographs, other, resume=True)
+
+
 def test_no_run_trains_on_what_another_one_held_out(photographs: Photographs) -> None:
     first, other = (TrainingSettings(seed=seed, validation_share=0.4) for seed in (0, 1))
     held_out = held_out_photographs(photographs, first)

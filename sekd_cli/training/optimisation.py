@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sekd_cli.errors import SekdError, UsageError
+from sekd_cli.errors import InputFileError, SekdError, UsageError
 from sekd_cli.networks import NETWORKS, CompactNetwork, DenseNetwork
 from sekd_cli.networks.weights_file import load_network
 from sekd_cli.training.ranks import ranks, shared
@@ -103,8 +103,12 @@ class Learner:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
-        self.network.load_state_dict(state["network"])
-        self.average.load_state_dict(state["average"])
+        """Go on from `state`. Raises InputFileError if it is of another network."""
+        try:
+            self.network.load_state_dict(state["network"])
+            self.average.load_state_dict(state["average"])
+        except RuntimeError as error:  # with the name of every tensor
+            message = "the checkpoint is of another network than config.toml's; put it back as it was, or start anew"
+            raise InputFileError(message) from error
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.skipped = state["step"], state["skipped"]
