@@ -19,11 +19,11 @@ LARGEST_KEPT = 32 << 20  # block, there; the most that glibc takes
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` (the first GPU, else the CPU), `cpu`, `cuda`, `cuda:1` or `mps`.
+    """`auto` (the first GPU, else the CPU), `cpu`, `cuda`, `cuda:1` or `mps` (`mps:0` to torch, of a tensor there).
 
     Raises UsageError for another name, DeviceError if this machine has no such device.
     """
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", name):
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps(:0)?", name):
         raise UsageError(f"--device {name}: give auto, cpu, cuda, cuda:1 (the second GPU) or mps")
     if name == "auto":
         if torch.cuda.is_available():
@@ -33,8 +33,8 @@ def resolve_device(name: str) -> torch.device:
     index = int(name.partition(":")[2] or 0)
     if name.startswith("cuda") and index >= torch.cuda.device_count():
         raise DeviceError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA GPUs; give cpu or auto")
-    if name == "mps" and not torch.backends.mps.is_available():
-        raise DeviceError("--device mps: this machine has no Apple GPU that torch can use; give cpu or auto")
+    if name.startswith("mps") and not torch.backends.mps.is_available():
+        raise DeviceError(f"--device {name}: this machine has no Apple GPU that torch can use; give cpu or auto")
     return torch.device(name)
 
 

@@ -31,6 +31,11 @@ def test_a_missing_device_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         resolve_device("mps")
 
 
+def test_the_apple_gpu_has_two_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert {resolve_device(name).type for name in ("mps", "mps:0")} == {"mps"}  # the second is that of a tensor there
+
+
 def test_auto_takes_a_gpu_where_there_is_one_and_each_rank_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
