@@ -61,7 +61,10 @@ def test_a_pattern_that_matches_nothing_stays_and_fails_when_it_is_read(photos: 
 
 def test_a_file_whose_name_looks_like_a_pattern_is_that_file(photos: Path) -> None:
     (photos / "[1].jpg").touch()
-    assert names(photos / "[1].jpg") == ["[1].jpg"]
+    (photos / "1.jpg").touch()
+    (photos / "a[b].jpg").symlink_to("gone.jpg")
+    (photos / "ab.jpg").touch()
+    assert names(photos / "[1].jpg", photos / "a[b].jpg") == ["[1].jpg", "a[b].jpg"]
 
 
 def test_a_root_names_everything_relative_to_it(photos: Path) -> None:
@@ -111,10 +114,11 @@ def test_an_empty_folder_means_no_images(tmp_path: Path) -> None:
     assert find_images([]) == []
 
 
-def test_patterns_end_where_links_form_a_circle(photos: Path) -> None:
-    plain = [entry.name for entry in find_images([photos / "**" / "*.png"])]
+@pytest.mark.parametrize("pattern", ["**/*.png", "**"])
+def test_patterns_end_where_links_form_a_circle(photos: Path, pattern: str) -> None:
+    plain = names(photos / pattern)
     (photos / "loop").symlink_to(photos)
-    assert [entry.name for entry in find_images([photos / "**" / "*.png"])] == plain
+    assert names(photos / pattern) == plain
 
 
 def test_a_pattern_without_a_suffix_takes_no_other_files(photos: Path) -> None:

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 
 from sekd_cli.tiles import REACH, cores, whole, windows
 
@@ -13,7 +14,7 @@ def test_cores_cover_everything_once_and_begin_on_every_stride(extent: int) -> N
 
 
 def test_a_small_image_is_one_tile() -> None:
-    assert list(windows(100, 200, 1024)) == [whole(100, 200)]
+    assert list(windows(100, 1024, 1024)) == [whole(100, 1024)]
 
 
 @pytest.mark.parametrize("turns", range(4))
@@ -35,5 +36,21 @@ def test_a_tile_of_a_turned_image_begins_on_the_networks_grid(turns: int) -> Non
 
 def test_tiles_reach_as_far_beyond_their_core_as_the_network_looks() -> None:
     for window in windows(3000, 2000, 1024):
-        assert window.left in {0, window.core_left - REACH}
+        assert window.top in {0, window.core_top - REACH}
         assert window.bottom in {3000, window.core_bottom + REACH}
+        assert window.left in {0, window.core_left - REACH}
+        assert window.right in {2000, window.core_right + REACH}
+        assert max(window.bottom - window.top, window.right - window.left) <= 1024
+
+
+def test_a_keypoint_belongs_to_the_tile_in_whose_core_its_pixel_lies() -> None:
+    x, y = (values.flatten() for values in np.meshgrid([0, 511, 512, 1023, 1024, 1540], [0, 511, 512, 1099]))
+    image = np.zeros((1100, 1541), int)
+    for number, window in enumerate(windows(1100, 1541, 1024)):
+        image[window.core_top : window.core_bottom, window.core_left : window.core_right] = number
+        assert window.cut(image)[window.core_top - window.top, window.core_left - window.left] == number
+    for number, window in enumerate(windows(1100, 1541, 1024)):
+        for aside in (-0.4, 0, 0.4):
+            keypoints = torch.from_numpy(np.stack((x, y), axis=1) + aside)
+            seen = keypoints - torch.tensor((window.left, window.top))
+            assert window.owns(seen).tolist() == (image[y, x] == number).tolist()
