@@ -177,7 +177,8 @@ def _decode(image: Image.Image, path: Path, *, colour: bool, opaque: bool = Fals
     else:
         if see_through is not None:
             image.info["transparency"] = see_through
-        pixels = _read_strips(_without_alpha(image) if opaque else image, colour=colour)
+        plain = image.convert("LA") if image.mode == "La" else image  # all that Pillow makes of it
+        pixels = _read_strips(_without_alpha(plain) if opaque else plain, colour=colour)
     return (turn_back(pixels, orientation) if image.format == "TIFF" else pixels), orientation
 
 
@@ -234,10 +235,7 @@ def _plain_channels(image: Image.Image) -> np.ndarray:
     """(H, W), (H, W, 2), (H, W, 3) or (H, W, 4) uint8: grey or RGB, perhaps with alpha last."""
     if image.mode in {"L", "LA", "RGB", "RGBA"}:
         return np.asarray(image)
-    if image.mode == "1":
-        return np.asarray(image.convert("L"))
-    has_alpha = image.mode in {"PA", "La", "RGBa"}
-    return np.asarray(image.convert("RGBA" if has_alpha else "RGB"))
+    return np.asarray(image.convert("RGBA" if image.mode == "PA" else "RGB"))
 
 
 def _finish(pixels: np.ndarray, *, colour: bool) -> np.ndarray:

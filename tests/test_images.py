@@ -87,10 +87,16 @@ def test_more_than_eight_bits_are_scaled_not_blacked_out(path: Path, suffix: str
         (np.array([0, 32768, 65535], dtype=np.int32), [0, 128, 255]),
         (np.array([20000, 20500, 21000], dtype=np.uint16), [0, 128, 255]),  # thermal: a small part of the range
         (np.array([20000, 20100], dtype=np.uint16), [78, 78]),  # but noise is not blown up
+        (np.array([20000, 28000], dtype=np.uint16), [0, 255]),
+        (np.array([20000, 28400], dtype=np.uint16), [78, 111]),  # more than an eighth
+        (np.array([0, 256], dtype=np.uint16), [0, 64]),
         (np.array([-100, 100], dtype=np.int32), [0, 255]),
         (np.array([0, 2**20], dtype=np.int32), [0, 255]),
         (np.array([0, 0.5, 1], dtype=np.float32), [0, 128, 255]),
+        (np.array([0, 0.25, 0.5], dtype=np.float32), [0, 64, 128]),
         (np.array([0, 99.6, 255], dtype=np.float32), [0, 100, 255]),
+        (np.array([0, 7.4, 70.4], dtype=np.float32), [0, 7, 70]),
+        (np.array([0, 30.1, 60.2], dtype=np.float32), [0, 128, 255]),  # metres
         (np.array([-1, 0, 3], dtype=np.float32), [0, 64, 255]),
         (np.array([np.nan, 0, 1, np.inf], dtype=np.float32), [0, 0, 255, 0]),
         (np.array([5, 5], dtype=np.float32), [5, 5]),
@@ -103,7 +109,7 @@ def test_more_than_eight_bits_are_scaled_not_blacked_out(path: Path, suffix: str
         (np.array([np.nan, np.inf]), [0, 0]),
         (2**40 + np.array([0, 4, 8]), [0, 128, 255]),
         (np.array([0, 5e299, 1e300]), [0, 128, 255]),
-        (np.array([4_000_000_000, 4_000_001_000], dtype=np.uint32), [0, 255]),
+        (np.array([4_000_000_000, 4_000_000_500, 4_000_001_000], dtype=np.uint32), [0, 128, 255]),
     ],
 )
 def test_the_scale_of_other_number_types(values: np.ndarray, expected: list[int]) -> None:
@@ -126,6 +132,13 @@ def test_a_jpeg_is_decoded_no_larger_than_it_must(
     means = cv2.resize(expected, (160 // cell, 120 // cell), interpolation=cv2.INTER_AREA)
     assert photograph.pixels.shape == means.shape
     assert np.abs(photograph.pixels.astype(int) - means).max() <= 8
+
+
+@pytest.mark.parametrize("more", [(1, 0), (0, 1)])
+def test_a_jpeg_is_decoded_no_smaller_than_either_edge_needs(path: Path, more: tuple[int, int]) -> None:
+    path.write_bytes(encoded(PICTURE, "JPEG"))
+    photograph = read_image(path, enough=lambda width, height: (width // 2 + more[0], height // 2 + more[1]))
+    assert photograph.pixels.shape == GREY.shape
 
 
 def test_a_mask_of_the_files_size_fits_a_jpeg_decoded_smaller(path: Path, tmp_path: Path) -> None:
@@ -176,6 +189,18 @@ def test_transparency_by_colour_and_palette_is_seen(path: Path) -> None:
     np.testing.assert_array_equal(read_image(path).pixels, [[128, 240, 240]])
     Image.fromarray(np.array([[7, 9]], dtype=np.uint8)).save(path, "PNG", transparency=7)
     np.testing.assert_array_equal(read_image(path).pixels, [[128, 9]])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        encoded(np.array([[[0] * 4, [200] * 3 + [255], [200] * 3 + [51]]], np.uint8), "TIFF", mode="PA"),
+        raw_tiff(np.array([[[0, 0], [200, 255], [40, 51]]], np.uint8), {338: 1, 262: 1}),  # multiplied by its alpha
+    ],
+)
+def test_transparency_of_grey_and_palette_tiffs_is_seen(path: Path, content: bytes) -> None:
+    np.testing.assert_array_equal(read(path, content), [[128, 200, 142]])
+    assert read_mask(path, read_image(path)).tolist() == [[False, True, True]]
 
 
 @pytest.mark.parametrize(
