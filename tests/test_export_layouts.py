@@ -1,6 +1,7 @@
 """From hloc's layout to those of the IMC benchmark and Kaggle's baselines, and back."""
 
 import logging
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -8,13 +9,13 @@ import cv2
 import h5py
 import numpy as np
 import pytest
-from drawn_features import drawn_features, write_views
+from drawn_features import ATTRIBUTES, drawn_features, write_views
 
 from sekd_cli import cli
 from sekd_cli.errors import InputFileError, OutputError, UsageError
 from sekd_cli.export.conversion import Converted, convert
 from sekd_cli.export.layouts import key_of, keys_of
-from sekd_cli.feature_file import FeatureReader
+from sekd_cli.feature_file import FeatureReader, FeatureWriter
 from sekd_cli.match_file import MatchReader, flat_name
 
 NAMES = ["b 1.jpg", "sub/a-x.png", "sub/c.jpg"]
@@ -65,15 +66,17 @@ def test_imc_has_a_flat_file_a_kind_keyed_by_the_stem() -> None:
     np.testing.assert_array_equal(arrays(SCENE / "keypoints.h5")["a-x"], expected.keypoints)
     np.testing.assert_array_equal(arrays(SCENE / "descriptors.h5")["a-x"], expected.descriptors)
     np.testing.assert_array_equal(arrays(SCENE / "scores.h5")["a-x"], expected.scores)
+    np.testing.assert_array_equal(arrays(SCENE / "scales.h5")["a-x"], 1)  # as none is known
 
 
-def test_imc_matches_are_two_rows_under_the_larger_key_first() -> None:
+def test_imc_matches_are_two_rows_under_the_larger_key_first(caplog: pytest.LogCaptureFixture) -> None:
     assert convert([FEATURES, MATCHES], "imc", SCENE) == Converted(3, 3)
     found = arrays(SCENE / "matches.h5")
     assert set(found) == {"b 1-a-x", "c-b 1", "c-a-x"}  # what the benchmark's validator expects of all pairs
     assert all(one.dtype == np.int32 and one.shape[0] == 2 for one in found.values())
     np.testing.assert_array_equal(found["b 1-a-x"].T, stored_matches("b 1.jpg", "sub/a-x.png"))
     np.testing.assert_array_equal(found["c-b 1"].T[:, ::-1], stored_matches("b 1.jpg", "sub/c.jpg"))  # turned round
+    assert not caplog.messages, "all pairs are there"
 
 
 def test_kaggle_has_file_names_and_groups() -> None:
@@ -87,16 +90,20 @@ def test_kaggle_has_file_names_and_groups() -> None:
 @pytest.mark.parametrize("layout", ["imc", "kaggle"])
 def test_there_and_back_nothing_is_lost_but_match_scores(layout: str) -> None:
     photographs = write_photographs(*NAMES)
+    with FeatureWriter(FEATURES, ATTRIBUTES, overwrite=True) as writer:
+        for view, name in enumerate(NAMES):
+            writer.write(name, replace(drawn_features(view), scales=np.linspace(1, 4, 80, dtype=np.float32)))
     convert([FEATURES, MATCHES], layout, SCENE)
     assert convert([SCENE], "hloc", Path("back"), images=photographs) == Converted(3, 3)
     with FeatureReader(Path("back/feats.h5")) as back, FeatureReader(FEATURES) as before:
         assert back.names() == before.names() == NAMES
         for name in NAMES:
             ours, theirs = back.read(name), before.read(name)
-            for one in ("keypoints", "scores", "descriptors"):
+            for one in ("keypoints", "scores", "descriptors", "scales"):
                 np.testing.assert_array_equal(getattr(ours, one), getattr(theirs, one))
             assert ours.image_size == (50, 30)  # the photographs' own
     with MatchReader(Path("back/matches.h5")) as reader:
+        assert all("/" in one + other for one, other in reader.pairs()), "the names themselves"
         for one, other in combinations(NAMES, 2):
             np.testing.assert_array_equal(reader.read((one, other), 80).indices(), stored_matches(one, other))
 
@@ -123,6 +130,8 @@ def test_from_one_flat_layout_to_the_other() -> None:
     np.testing.assert_array_equal(
         arrays(Path("k/matches.h5"))["c.jpg/b 1.jpg"], stored_matches("b 1.jpg", "sub/c.jpg")[:, ::-1]
     )
+    (SCENE / "descriptors.h5").unlink()
+    assert convert([SCENE], "kaggle", Path("m")) == Converted(None, 3)
 
 
 def test_a_folder_with_features_alone_may_become_a_file() -> None:
@@ -188,6 +197,10 @@ def test_files_that_are_there_are_replaced_only_if_asked_for() -> None:
     assert (SCENE / "keypoints.h5").read_bytes() == before
     assert convert([FEATURES], "imc", SCENE, overwrite=True) == Converted(2, None)
     assert set(arrays(SCENE / "scores.h5")) == {"b 1", "a-x"}
+    for layout in ("hloc", "kaggle"):
+        convert([SCENE], layout, Path(layout))
+        with pytest.raises(OutputError, match="--overwrite"):
+            convert([SCENE], layout, Path(layout))
 
 
 def test_an_input_is_never_written_over() -> None:
@@ -220,6 +233,9 @@ def test_what_the_benchmark_would_refuse_is_told(caplog: pytest.LogCaptureFixtur
     told = "\n".join(caplog.messages)
     assert "sub/c.jpg: 8010 keypoints, the IMC benchmark takes 8000" in told
     assert "1 pairs of 3 images" in told
+    caplog.clear()
+    convert([FEATURES, MATCHES], "kaggle", SCENE, overwrite=True)
+    assert not caplog.messages
 
 
 def test_matches_of_another_tool_get_their_names_from_the_features() -> None:
@@ -237,6 +253,21 @@ def test_several_matches_of_a_keypoint_become_one_for_hloc(caplog: pytest.LogCap
     with MatchReader(Path("back/matches.h5")) as reader:
         assert reader.read(("b 1.jpg", "c.jpg")).indices().tolist() == [[5, 1], [7, 2]]
     assert "1 matches left out" in caplog.text
+
+
+def test_hlocs_matches_are_one_a_keypoint_of_the_first_image(caplog: pytest.LogCaptureFixture) -> None:
+    with FeatureWriter(FEATURES, ATTRIBUTES, overwrite=True) as writer:
+        writer.write("few.jpg", drawn_features(0, own=10))
+        writer.write("many.jpg", drawn_features(1))
+    convert([FEATURES], "kaggle", SCENE)
+    with h5py.File(SCENE / "matches.h5", "w") as file:
+        file["few.jpg/many.jpg"] = np.array([[69, 79], [3, 0]])
+    convert([SCENE], "hloc", Path("back"), images=write_photographs("few.jpg", "many.jpg"))
+    found = arrays(Path("back/matches.h5"))
+    matches, scores = (found[f"few.jpg/many.jpg/{name}"] for name in ("matches0", "matching_scores0"))
+    assert (len(matches), matches[69], matches[3]) == (70, 79, 0)
+    np.testing.assert_array_equal(scores, matches >= 0)
+    assert not caplog.messages
 
 
 def test_names_are_found_among_the_photographs() -> None:
@@ -283,6 +314,7 @@ def test_inputs_that_do_not_fit_together_are_refused() -> None:
         ("c-a-x", [[0], [80]], "not in keypoints.h5"),
         ("c-a-x", [[-1], [0]], "not in keypoints.h5"),
         ("c-a-x", [0, 1, 2], "no list of pairs"),
+        ("c-a-x", [[0, 1, 2]] * 3, "no list of pairs"),
     ],
 )
 def test_damaged_matches_are_named(place: str, matches: list[object], message: str) -> None:
@@ -340,6 +372,48 @@ def test_damaged_features_are_named() -> None:
         convert([SCENE], "hloc", Path("back"))
 
 
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        ("keypoints", (160,)),
+        ("keypoints", (80, 1)),
+        ("descriptors", (80,)),
+        ("descriptors", (79, 16)),
+        ("scales", (79,)),
+    ],
+)
+def test_arrays_of_a_wrong_shape_are_named(kind: str, shape: tuple[int, ...]) -> None:
+    convert([FEATURES], "imc", SCENE)
+    with h5py.File(SCENE / f"{kind}.h5", "r+") as file:
+        del file["c"]
+        file["c"] = np.ones(shape)
+    with pytest.raises(InputFileError, match=r"^scene: c: "):
+        convert([SCENE], "hloc", Path("back"))
+
+
+def test_other_tools_may_keep_more_of_a_keypoint_and_fewer_files() -> None:
+    convert([FEATURES], "imc", SCENE)
+    expected = drawn_features(2)
+    wide = np.pad(expected.keypoints, ((0, 0), (0, 2)), constant_values=7)  # scale, angle
+    column = expected.scores[:, None]
+    for kind, values in (("keypoints", wide), ("scores", column), ("scales", column)):
+        with h5py.File(SCENE / f"{kind}.h5", "r+") as file:
+            del file["c"]
+            file["c"] = values
+    for without, scores, scales in (
+        ("nothing", expected.scores, expected.scores),
+        ("scales", expected.scores, None),
+        ("scores", np.ones(80), None),
+    ):
+        (SCENE / f"{without}.h5").unlink(missing_ok=True)
+        convert([SCENE], "hloc", Path(f"without_{without}.h5"))
+        with FeatureReader(Path(f"without_{without}.h5")) as reader:
+            found = reader.read("c")
+        np.testing.assert_array_equal(found.keypoints, expected.keypoints)
+        np.testing.assert_array_equal(found.scores, scores)
+        np.testing.assert_array_equal(found.scales, scales)
+
+
 def test_keypoints_that_are_no_numbers_are_named() -> None:
     convert([FEATURES], "imc", SCENE)
     with h5py.File(SCENE / "keypoints.h5", "r+") as file:
@@ -357,10 +431,14 @@ def test_a_pair_that_a_folder_has_twice_is_taken_once(caplog: pytest.LogCaptureF
     convert([FEATURES], "imc", SCENE)
     with h5py.File(SCENE / "matches.h5", "w") as file:
         file["c-b 1"] = np.array([[1, 2, 3], [0, 4, 5]])
-        file["c/b 1"] = np.array([[7, 8]])
+        file["b 1/c"] = np.array([[7, 8]])
         file["b 1-c"] = np.array([[0], [1]])
     assert convert([SCENE], "hloc", Path("back")) == Converted(3, 1)
     assert caplog.text.count("there twice, the second left out") == 2
+    for layout, place in (("imc", "c-b 1"), ("kaggle", "b 1/c")):
+        assert convert([SCENE], layout, Path(layout)) == Converted(3, 1)
+        assert arrays(Path(layout) / "matches.h5")[place].ravel().tolist() == ([8, 7] if layout == "imc" else [7, 8])
+    assert caplog.text.count("there twice, the second left out") == 6
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 2), (2, 0)])
