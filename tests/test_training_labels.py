@@ -198,6 +198,28 @@ def test_beyond_the_edges_of_a_photograph_lies_another_one_mirrored_in_the_secon
     torch.testing.assert_close(image[~seen], expected[~seen])
 
 
+def test_labels_go_with_the_chosen_photographs(tmp_path: Path) -> None:
+    folder = draw_photographs(tmp_path / "in", 4)
+    for seed in (1, 3):
+        cv2.imwrite(str(folder / f"{seed:03d}.png"), drawn_photograph(seed, 200 + 10 * seed, 180))
+    photographs = cache_photographs(find_images([folder]), tmp_path / "cache", 640)
+    chosen = np.array([3, 1, 2])
+    labels = np.array([[[30, 50, 1]], [[60, 80, 1]], [[90, 110, 1]]], np.float32)
+    plan = PairDataset(photographs, chosen, labels, replace(SMALL, batch_size=12), (3,)).plan(0)
+
+    def shown(stacked: Tensor, sizes: Tensor) -> list[int]:
+        cut = [one[:, :height, :width] for one, (width, height) in zip(stacked, sizes.int().tolist(), strict=True)]
+        return [next(row for row in range(3) if torch.equal(photographs[chosen[row]], one)) for one in cut]
+
+    used = shown(plan.photographs, plan.sizes)
+    assert set(used) == set(shown(plan.others, plan.other_sizes)) == {0, 1, 2}
+    found = warp_points(plan.keypoints, plan.photograph_from_view.flatten(0, 1))
+    torch.testing.assert_close(found, torch.from_numpy(labels[used * 2, :, :2]), atol=0.01, rtol=0)
+    for one, (width, height) in zip(plan.photographs, plan.sizes.int().tolist(), strict=True):
+        last = pixel_grid(*one.shape[1:]).minimum(torch.tensor((width - 1, height - 1))).long()
+        assert torch.equal(one.flatten(1), one[:, last[:, 1], last[:, 0]]), "its last pixels are drawn out"
+
+
 def test_what_is_in_front_hides_points_and_labels_and_shows_another_photograph(photographs: Photographs) -> None:
     labels = np.random.default_rng(0).uniform(0, 250, (5, 60, 3)).astype(np.float32)
     settings = replace(SMALL, batch_size=4, other_surroundings=True)
@@ -370,19 +392,24 @@ def test_labelling_goes_on_where_it_was_stopped_and_ends_the_same(
     torch.manual_seed(0)
     network = CompactNetwork()
     settings = replace(SMALL, labels_per_photograph=30, adaptation_threshold=0.0, label_border=4)
-    chosen = np.arange(5)
+    chosen = np.array([3, 0, 4, 1, 2])
     calls = iter([False, False, True])
+    kind = "adaptation-reliability"
 
     def label(file: Path, **options: object) -> int:
-        kind = "adaptation-reliability"
         return label_photographs(kind, network, photographs, chosen, settings, key=(0, 2), file=file, **options)
 
-    assert label(tmp_path / "whole.npy") == 5
+    told: list[int] = []
+    assert label(tmp_path / "whole.npy", progress=told.append) == 5
+    assert told == [1, 2, 3, 4, 5]
     assert label(tmp_path / "part.npy", stop=lambda: next(calls)) == 3
     assert label(tmp_path / "part.npy") == 5
     whole, resumed = (np.load(tmp_path / name) for name in ("whole.npy", "part.npy"))
     assert np.array_equal(whole, resumed, equal_nan=True)
     assert np.isfinite(whole[:, 0]).all()
+    with torch.inference_mode():
+        own = label_photograph(grey_of(photographs[3]), kind, network.eval(), settings, generator_of(0, 2, 3))
+    np.testing.assert_array_equal(whole[0, : len(own)], own)
     x, y = whole[..., 0], whole[..., 1]
     assert np.nanmin(x) >= 3
     assert np.nanmax(x) <= 192 - 4
@@ -418,7 +445,9 @@ def test_damaged_labels_are_named_and_made_again_once_deleted(
         label()
     (tmp_path / damaged).unlink()
     assert label() == 5
-    assert np.isfinite(np.load(tmp_path / "labels.npy")[:, 0]).all()
+    labels = np.load(tmp_path / "labels.npy")
+    assert np.isfinite(labels[:, 0]).all()
+    assert np.isnan(labels[:, -1]).all(), "there are fewer"
 
 
 @pytest.mark.parametrize(("border", "nearest"), [(0, 1), (7, 6)])  # positions move by less than a pixel
@@ -429,6 +458,17 @@ def test_labels_come_as_near_to_the_edge_as_the_border_allows(border: int, neare
     labels = label_photograph(image, "corners", CompactNetwork(), settings, generator_of(0))
     assert len(labels) > 20
     assert nearest <= labels[:, 0].min() < nearest + 8
+
+
+def test_labels_are_apart_and_none_is_in_the_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.full((64, 96), -5.0)
+    for x, y, logit in ((80, 20, 3.0), (76, 20, 2.0), (80, 25, 1.0), (30, 60, 4.0)):
+        logits[y, x] = logit
+    monkeypatch.setattr(labelling, "_network_logits", lambda *_: (logits, 0.5))
+    settings = replace(SMALL, label_nms_radius=4)
+    labels = label_photograph(torch.zeros(1, 50, 90), "adaptation", CompactNetwork(), settings, generator_of(0))
+    expected = [[80, 20, 1 / (1 + math.exp(-3))], [80, 25, 1 / (1 + math.exp(-1))]]
+    np.testing.assert_allclose(labels, expected, atol=1e-4)
 
 
 def test_references_come_from_where_they_say(photographs: Photographs) -> None:
@@ -599,25 +639,31 @@ def test_padding_is_to_the_right_and_below() -> None:
     padded = pad_to_stride(image, 4)
     assert padded.shape == (1, 8, 8)
     assert torch.equal(padded[:, :5, :6], image)
+    assert torch.equal(padded[:, 5:, :6], image[:, 4:].expand(-1, 3, -1))
+    assert torch.equal(padded[:, :, 6:], padded[:, :, 5:6].expand(-1, -1, 2))
 
 
 @pytest.mark.parametrize(
-    ("kind", "count", "score", "threshold"),
+    ("kind", "adapts", "expected"),
     [
-        ("adaptation", 5, 0.8, 0.2),
-        ("reliability", 7, 0.5, 0.6 / 1.6),
-        ("adaptation-reliability", 7, 0.4, 0.1),
+        ("adaptation", True, (5, 0.8, 0.2)),
+        ("adaptation", False, (0, 0.5, 0.2)),
+        ("reliability", True, (7, 0.5, 0.6 / 1.6)),
+        ("adaptation-reliability", True, (7, 0.4, 0.1)),
+        ("adaptation-reliability", False, (7, 0.25, 0.1)),
     ],
 )
 def test_each_kind_of_label_has_its_references_score_and_threshold(
-    kind: str, count: int, score: float, threshold: float, monkeypatch: pytest.MonkeyPatch
+    kind: str, adapts: bool, expected: tuple[int, float, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
     borders: list[float] = []
 
     def look(network: object, image: Tensor, references: int, generator: object) -> References:
         asked.append(references)
-        return references_of(torch.zeros(2, 1, *image.shape[-2:]))
+        found = references_of(torch.zeros(2, 1, *image.shape[-2:]))
+        found.maps.score_logits[1:] = 5.0  # of the references
+        return found
 
     def adapted(references: References, border: float) -> Tensor:
         borders.append(border)
@@ -633,11 +679,11 @@ def test_each_kind_of_label_has_its_references_score_and_threshold(
         adaptation_threshold=0.2,
         reliability_threshold=0.6,
         label_border=9,
+        affine_adaptation=adapts,
     )
     logits, found = labelling._network_logits(torch.zeros(1, 64, 96), kind, CompactNetwork(), settings, generator_of(0))
-    assert (asked, set(borders) - {9}) == ([count], set())
-    assert float(logits.sigmoid().mean()) == pytest.approx(score)
-    assert found == pytest.approx(threshold)
+    assert set(borders) <= {9}
+    assert (*asked, float(logits.sigmoid().mean()), found) == pytest.approx(expected)
 
 
 def test_a_checkpoint_of_another_format_is_told(tmp_path: Path) -> None:

@@ -57,8 +57,7 @@ def label_photograph(
         max_keypoints=settings.labels_per_photograph, threshold=threshold, nms_radius=settings.label_nms_radius
     )
     keypoints, scores = detect(logits[:height, :width], detection, mask.to(logits.device))
-    kept = inside(keypoints, height, width)
-    return torch.cat((keypoints[kept], scores[kept, None]), dim=1).cpu().numpy()
+    return torch.cat((keypoints, scores[:, None]), dim=1).cpu().numpy()
 
 
 def _network_logits(
