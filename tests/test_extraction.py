@@ -514,7 +514,7 @@ def test_other_errors_of_a_network_are_no_lack_of_memory() -> None:
     ("make", "words"),
     [
         (lambda: extractor(max_size=-1), "--max-size -1"),
-        (lambda: extractor(tile=500), "--tile 500: give 0"),
+        (lambda: extractor(tile=1023), "--tile 1023: give 0"),
         (lambda: extractor(scales=()), "--scales"),
         (lambda: extractor(scales=(1.0, 0.0)), "--scales 1,0: give auto"),
         (lambda: extractor(scales=(8.0,)), "--scales 8"),

@@ -88,6 +88,7 @@ def test_the_best_are_chosen_from_all_levels_and_levels_may_be_empty() -> None:
     assert best_of_levels(scores, 2) == [1, 0, 1]
     assert best_of_levels(scores, 3) == [2, 0, 1], "of equal ones the first level's"
     assert best_of_levels(scores, 0) == [2, 0, 3]
+    assert best_of_levels([torch.ones(100)] * 2, 100) == [100, 0]
     assert best_of_levels(scores[:1], 1) == [2], "an only level was chosen from before"
     assert len(join_levels([level(), level(scale=2)])) == 0
 
@@ -181,6 +182,12 @@ def test_the_half_of_what_is_not_shrunk_is_its_mean_to_the_bit(size: tuple[int, 
     whole, half = levels_of(pixels, scales=(1.0, 0.5))
     np.testing.assert_array_equal(whole, pixels)
     np.testing.assert_array_equal(half, cv2.resize(pixels, half.shape[::-1], interpolation=cv2.INTER_AREA))
+
+
+def test_what_is_enlarged_is_smooth() -> None:
+    slope = np.tile(np.arange(0, 200, 4, dtype=np.uint8), (30, 1))
+    twice = levels_of(slope, max_size=0, scales=(2.0,))[0].astype(int)
+    assert set(np.diff(twice[:, 1:-1]).ravel()) == {2}
 
 
 def test_a_photograph_is_never_taken_from_its_own_enlargement() -> None:
