@@ -209,8 +209,8 @@ def test_the_wrong_folder_is_an_error_and_leaves_nothing() -> None:
 
 @pytest.mark.usefixtures("three_images")
 def test_matches_of_other_features_are_refused() -> None:
-    write_matches({(NAMES[0], NAMES[1]): [25]})
-    with pytest.raises(InputFileError, match=r"keypoint 25 of b/ü\.png, which has 20"):
+    write_matches({(NAMES[0], NAMES[1]): [20]})
+    with pytest.raises(InputFileError, match=r"keypoint 20 of b/ü\.png, which has 20"):
         exported()
     assert not Path("database.db").exists()
 
@@ -256,25 +256,30 @@ def test_where_colmap_can_use_no_image_there_is_no_database() -> None:
 def test_what_sqlite_left_beside_an_earlier_database_does_not_get_into_the_new_one() -> None:
     import pycolmap
 
+    Path("disk").mkdir()
+    Path("database.db").symlink_to("disk/real.db")
     exported()
     with closing(sqlite3.connect("database.db")) as connection:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("DELETE FROM keypoints")
         connection.commit()
-        stale = Path("database.db-wal").read_bytes()
-    Path("database.db-wal").write_bytes(stale)  # as a process that was killed leaves it
+        stale = Path("disk/real.db-wal").read_bytes()
+    Path("disk/real.db-wal").write_bytes(stale)  # as a process that was killed leaves it
     exported(overwrite=True)
-    assert [path.name for path in Path().glob("database.db*")] == ["database.db"]
+    assert [path.name for path in Path("disk").iterdir()] == ["real.db"]
     with pycolmap.Database.open("database.db") as database:
         assert database.num_keypoints() == 60
 
 
 @pytest.mark.usefixtures("three_images")
 def test_what_killed_exports_left_is_cleared_away() -> None:
+    Path("disk").mkdir()
+    Path("database.db").symlink_to("disk/real [1].db")
     for name in ("999999999.part", "999999999.part-wal", "999999998.part-shm", "1.part", "1.part-wal"):
-        Path(f".database.db.{name}").write_bytes(b"half")  # of no such processes, and of one that runs
+        Path(f"disk/.real [1].db.{name}").write_bytes(b"half")  # of no such processes, and of one that runs
     exported()
-    assert sorted(path.name for path in Path().glob(".*")) == [".database.db.1.part", ".database.db.1.part-wal"]
+    left = [".real [1].db.1.part", ".real [1].db.1.part-wal"]
+    assert sorted(path.name for path in Path("disk").iterdir()) == [*left, "real [1].db"]
 
 
 @pytest.mark.skipif(not CAN_FORK, reason="COLMAP would end the tests")

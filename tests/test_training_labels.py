@@ -262,7 +262,7 @@ def test_held_out_photographs_come_one_by_one_with_the_next_ones_beyond(photogra
 
 def test_the_parts_of_a_batch_for_two_ranks_are_the_whole(photographs: Photographs) -> None:
     labels = np.full((5, 1, 3), 50, np.float32)
-    settings = replace(SMALL, batch_size=4, other_surroundings=True)
+    settings = replace(SMALL, batch_size=4, other_surroundings=True, closest=3.0, farthest=3.0)
     whole = PairDataset(photographs, np.arange(5), labels, settings, (3,))[7]
     parts = [PairDataset(photographs, np.arange(5), labels, settings, (3,), share=(rank, 2))[7] for rank in (0, 1)]
     for name in ("second_from_first", "matched"):
@@ -519,7 +519,7 @@ def dataset(photographs: Photographs, labels: np.ndarray, **changes: Any) -> Pai
 
 def test_points_are_in_both_views_and_labels_are_the_first_of_them(photographs: Photographs) -> None:
     labels = np.random.default_rng(0).uniform(20, 150, (5, 60, 3)).astype(np.float32)
-    pairs = dataset(photographs, labels, batch_size=6)
+    pairs = dataset(photographs, labels, batch_size=6, closest=2.0, farthest=2.0)  # that see beyond the edges
     total = 0
     for step in range(3):
         plan = pairs.plan(step)
@@ -528,12 +528,27 @@ def test_points_are_in_both_views_and_labels_are_the_first_of_them(photographs: 
         matched = plan.matched
         assert inside(first, 64, 96)[matched].all()
         assert inside(second, 64, 96)[matched].all()
+        assert inside(warp_points(first, plan.photograph_from_view[0]), 160, 192, 1.99)[matched].all()
         known = distances(first, plan.keypoints[:6]).amin(dim=2) < 1e-3
         total += int((known & matched).sum())
         alone = dataset(photographs, labels, batch_size=6, random_points=0).plan(step)
         known = distances(alone.points[:6], alone.keypoints[:6]).amin(dim=2) < 1e-3
         assert known[alone.matched].all(), "the paper: labels only"
+        unmatched = alone.points[~alone.matched.repeat(2, 1)]
+        assert len(unmatched)
+        assert not unmatched.any(), "nothing that a loss could take for a number"
     assert total > 50
+
+
+def test_which_labels_are_compared_is_left_to_chance(photographs: Photographs) -> None:
+    labels = np.random.default_rng(0).uniform(70, 90, (5, 60, 3)).astype(np.float32)
+    pairs = dataset(photographs, labels, batch_size=6, detected_points=3, random_points=0)
+    taken: set[int] = set()
+    for step in range(5):
+        plan = pairs.plan(step)
+        nearest = distances(plan.points[:6], plan.keypoints[:6]).argmin(dim=2)
+        taken.update(nearest[plan.matched].tolist())
+    assert len(taken) > 20
 
 
 def test_beyond_the_edges_lies_another_photograph_or_none_and_light_is_as_the_settings_say(
@@ -545,6 +560,7 @@ def test_beyond_the_edges_lies_another_photograph_or_none_and_light_is_as_the_se
     same = [torch.equal(one, two) for one, two in zip(plan.photographs, plan.others, strict=True)]
     assert sum(same) < 20
     assert (plan.light.tone[:, 0] != 1).all()
+    assert (plan.mix[0] != plan.mix[1]).any(dim=1).all(), "each view has its own mix of colours"
     assert not torch.equal(plan.hidden, other.hidden)
     assert len(dataset(photographs, labels, other_surroundings=False).plan(0).others) == 0
 
@@ -556,6 +572,13 @@ def test_two_pixels_along_the_edge_of_a_photograph_are_not_seen(photographs: Pho
     expected = torch.zeros(160, 192, dtype=torch.bool)
     expected[2:-2, 2:-2] = True
     assert torch.equal(seen, expected)
+
+
+def test_what_a_view_shrinks_does_not_alias() -> None:
+    stripes = (torch.arange(192) % 2 * 255).to(torch.uint8).expand(1, 3, 160, 192)
+    there = torch.diag(torch.tensor([3.0, 1.0, 1.0]))[None, None]
+    size, mix = torch.tensor([[192.0, 160.0]]), torch.full((1, 1, 3), 1 / 765)
+    assert look(stripes, size, mix, there, height=160, width=60)[0][..., 8:-8].std() < 0.02
 
 
 def moved_references(features: Tensor, right: int, down: int, stride: int = 1) -> References:
@@ -609,8 +632,12 @@ def test_references_show_the_image_where_they_say_in_other_light(monkeypatch: py
     y, x = torch.meshgrid(torch.arange(80.0), torch.arange(96.0), indexing="ij")
     image = (0.5 + 0.3 * torch.sin(x / 9) * torch.cos(y / 7))[None]
     lit = look_at_references(Echo(), image, 3, generator_of(1)).maps.score_logits  # type: ignore[arg-type]
-    monkeypatch.setattr("sekd_cli.training.affine_adaptation.change_light", lambda images, drawn: images)
-    references = look_at_references(Echo(), image, 3, generator_of(1))  # type: ignore[arg-type]
+    drawn: list[Light] = []
+    monkeypatch.setattr(
+        "sekd_cli.training.affine_adaptation.change_light", lambda images, light: drawn.append(light) or images
+    )
+    _, references = (look_at_references(Echo(), image, 3, generator_of(seed)) for seed in (2, 1))  # type: ignore[arg-type]
+    assert len(torch.cat([light.tone for light in drawn]).unique(dim=0)) == 6, "each has a light of its own"
     logits = references.maps.score_logits
     assert (lit[1:] - logits[1:]).abs().mean() > 0.02
     torch.testing.assert_close(lit[0], image[0])
@@ -625,13 +652,13 @@ def test_references_show_the_image_where_they_say_in_other_light(monkeypatch: py
 
 
 def test_what_lies_at_a_references_edge_does_not_count() -> None:
-    logits = torch.full((2, 12, 12), -2.0)
+    logits = torch.full((2, 12, 20), -2.0)
     logits[1] = 2.0
     maps = DenseMaps(logits, (logits[:, None],), logits[:, None])
     scores = adapted_scores(References(maps=maps, image_from_reference=torch.eye(3)[None]), border=3)
-    low, high = float(torch.tensor(-2.0).sigmoid()), float(torch.tensor(2.0).sigmoid())
-    assert scores[2, 6] == pytest.approx(low)
-    assert scores[3, 6] == pytest.approx((low + high) / 2)
+    expected = logits[0].sigmoid()
+    expected[3:-3, 3:-3] = logits[:, 3:-3, 3:-3].sigmoid().mean(0)
+    torch.testing.assert_close(scores, expected)
 
 
 def test_padding_is_to_the_right_and_below() -> None:
