@@ -62,6 +62,9 @@ def test_each_change_of_light_comes_in_its_share_of_the_images_and_range() -> No
         assert (some > 0).float().mean() == pytest.approx(share, abs=0.03), name
         assert least <= some[some > 0].min() <= some.max() <= most + 1e-6, name
         assert some.max() > 0.9 * most or name == "kernel", name
+    for column, least, most in ((1, 0.6, 1.7), (2, 0.5, 1.5), (3, -0.2, 0.2)):
+        values = drawn.tone[:, column]
+        assert (values.min(), values.max()) == (pytest.approx(least, rel=0.02), pytest.approx(most, rel=0.02))
     exposure = drawn.tone[:, 0]
     assert (exposure != 1).float().mean() == pytest.approx(0.3, abs=0.03)
     assert (exposure.min(), exposure.max()) == (
@@ -76,10 +79,13 @@ def test_most_blurs_are_out_of_focus_and_a_quarter_is_a_line_through_the_middle(
     assert torch.equal(kernels.amax(dim=(1, 2)), kernels[:, 4, 4])
     round_ones = (kernels - kernels.rot90(dims=(1, 2))).abs().amax(dim=(1, 2)) < 1e-6
     assert round_ones.float().mean() == pytest.approx(0.75, abs=0.03)
+    spread = (kernels.sum(dim=1) * (torch.arange(9) - 4) ** 2).sum(dim=1).sqrt()  # along x
+    assert (spread[round_ones].min() < 0.2, spread[round_ones].max()) == (True, pytest.approx(1.7, abs=0.1))
+    assert spread[~round_ones].max() == pytest.approx(2.0, abs=0.1), "seven pixels in a row"
 
 
 def test_compression_takes_images_of_any_size() -> None:
-    image = torch.rand(2, 1, 20, 12, generator=torch.Generator().manual_seed(0))  # as labelled
+    image = torch.rand(2, 1, 22, 12, generator=torch.Generator().manual_seed(0))  # as labelled
     coded = change_light(image, light(2, block_step=torch.full((2,), 0.05)))
     assert coded.shape == image.shape
     whole = change_light(image[..., :16, :8], light(2, block_step=torch.full((2,), 0.05)))
@@ -101,14 +107,15 @@ def test_every_image_has_noise_of_its_own() -> None:
 
 
 def test_what_is_shrunk_is_blurred_first_and_nothing_else() -> None:
-    stripes = (torch.arange(64) % 2).float().expand(3, 1, 64, 64).clone()
+    stripes = (torch.arange(64) % 2).float().expand(4, 1, 64, 64).clone()
     blurred = stripes.clone()
-    across, along = torch.diag(torch.tensor([3.0, 1.0])), torch.diag(torch.tensor([1.0, 3.0]))
-    blur_where_shrunk(blurred, torch.stack((torch.eye(2) / 2, across, along)))
+    across, along = torch.tensor([[0.0, 3], [1, 0]]), torch.tensor([[1.0, 0], [0, 3]])  # the first seen turned
+    blur_where_shrunk(blurred, torch.stack((torch.eye(2) / 2, across, along, torch.eye(2) * 1.5)))
     assert torch.equal(blurred[0], stripes[0])
     assert blurred[1, :, 8:-8, 8:-8].std() < 0.01  # away from the border, which repeats
     assert abs(float(blurred[1].mean()) - 0.5) < 0.01
     torch.testing.assert_close(blurred[2], stripes[2])  # the same from row to row
+    assert 0.05 < blurred[3].std() < 0.25
 
 
 def test_a_blur_on_a_gpu_is_that_on_a_cpu() -> None:
