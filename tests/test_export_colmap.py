@@ -167,7 +167,8 @@ def test_what_chance_has_is_not_verified_and_how_far_it_is_is_told(monkeypatch: 
 
 @pytest.mark.usefixtures("three_images")
 def test_a_pair_that_another_tool_wrote_both_ways_is_taken_once() -> None:
-    write_matches({(NAMES[0], NAMES[1]): [1, -1, 0], (NAMES[1], NAMES[0]): [2, 0, -1]})
+    both = {(NAMES[0], NAMES[1]): [1, -1, 0], (NAMES[1], NAMES[0]): [2, 0, -1]}
+    write_matches(both | {(NAMES[2], NAMES[2]): [0, 1, 2]})  # nor is an image matched with itself
     assert exported().pairs == 1
 
 

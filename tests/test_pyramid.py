@@ -88,7 +88,6 @@ def test_the_best_are_chosen_from_all_levels_and_levels_may_be_empty() -> None:
     assert best_of_levels(scores, 2) == [1, 0, 1]
     assert best_of_levels(scores, 3) == [2, 0, 1], "of equal ones the first level's"
     assert best_of_levels(scores, 0) == [2, 0, 3]
-    assert best_of_levels([torch.ones(100)] * 2, 100) == [100, 0]
     assert best_of_levels(scores[:1], 1) == [2], "an only level was chosen from before"
     assert len(join_levels([level(), level(scale=2)])) == 0
 
