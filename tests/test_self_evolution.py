@@ -144,7 +144,7 @@ def test_a_run_that_pauses_by_the_minute_is_resumed_by_the_minute(tmp_path: Path
     photos, run = draw_photographs(tmp_path / "photos", 4), tmp_path / "run"
     changes = [f"--set={name}={value}" for name, value in (TINY | {"rounds": 1, "random_points": 8}).items()]
     few = ["--workers", "0", "--threads", "1"]
-    started = ["--data", str(photos), "-o", str(run), *changes, *few, "--pause-after", "0.0001"]
+    started = ["--data", str(photos), "-o", str(run), *changes, *few, "--pause-after", "1e-9"]
     assert CliRunner().invoke(train, started).exit_code == 0
     assert not (run / "log.jsonl").exists() or '"update"' not in (run / "log.jsonl").read_text(encoding="utf-8")
     assert CliRunner().invoke(train, ["--resume", str(run), *few, "--minutes", "5"]).exit_code == 0
