@@ -25,20 +25,16 @@ def phases_of(settings: TrainingSettings) -> list[Phase]:
     for index in range(settings.rounds):
         steps = settings.last_steps if index == settings.rounds - 1 else settings.steps_per_update
         relabels = index == 0 or settings.self_evolving
-        if settings.alternate:
-            if index > 0 and relabels:
+        later_labels = "reliability" if settings.alternate else "adaptation-reliability"
+        if settings.alternate and index > 0:
+            if relabels:
                 phases.append(Phase(round=index, action="label", what="adaptation"))
-            if index > 0:
-                phases.append(Phase(round=index, action="update", what="descriptor", steps=settings.steps_per_update))
-            labels: str = settings.first_labels if index == 0 else "reliability"
-            if relabels:
-                phases.append(Phase(round=index, action="label", what=labels))
-            phases.append(Phase(round=index, action="update", what="detector", steps=steps))
-        else:
-            labels = settings.first_labels if index == 0 else "adaptation-reliability"
-            if relabels:
-                phases.append(Phase(round=index, action="label", what=labels))
-            phases.append(Phase(round=index, action="update", what="both", steps=steps))
+            phases.append(Phase(round=index, action="update", what="descriptor", steps=settings.steps_per_update))
+        if relabels:
+            what = settings.first_labels if index == 0 else later_labels
+            phases.append(Phase(round=index, action="label", what=what))
+        what = "detector" if settings.alternate else "both"
+        phases.append(Phase(round=index, action="update", what=what, steps=steps))
     return phases
 
 
