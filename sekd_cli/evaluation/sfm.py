@@ -75,33 +75,16 @@ def evaluate_scenes(
             results[method.label][scene.name] = []
             for seed in range(protocol.seeds):
                 with tempfile.TemporaryDirectory() as folder:
-                    model = _map(
-                        pycolmap=pycolmap,
-                        folder=Path(folder),
-                        scene=scene,
-                        features=features,
-                        matches=matches,
-                        seed=seed,
-                        threads=protocol.threads,
-                    )
+                    database = Path(folder) / "database.db"
+                    _write_database(pycolmap, database, scene, features, matches)
+                    model = _map(pycolmap, database, scene.image_root, seed, protocol.threads)
                 results[method.label][scene.name].append(_measure(scene, model, keypoints))
                 advance(f"{method.label} {scene.name}")
     return results
 
 
-def _map(
-    *,
-    pycolmap: Any,
-    folder: Path,
-    scene: Scene,
-    features: dict[str, LocalFeatures],
-    matches: dict[tuple[str, str], NDArray[np.int64]],
-    seed: int,
-    threads: int,
-) -> Any:
+def _map(pycolmap: Any, database: Path, image_root: Path, seed: int, threads: int) -> Any:
     """The largest model of a scene (a pycolmap.Reconstruction), None where there is none."""
-    database = folder / "database.db"
-    _write_database(pycolmap, database, scene, features, matches)
     geometry, verifier = pycolmap.TwoViewGeometryOptions(), pycolmap.GeometricVerifierOptions()
     geometry.ransac.random_seed, verifier.num_threads = seed, threads
     pycolmap.geometric_verification(database, verifier, two_view_geometry_options=geometry)
@@ -111,7 +94,7 @@ def _map(
     pipeline.extract_colors = False
     pipeline.ba_refine_focal_length = pipeline.ba_refine_extra_params = False
     pipeline.mapper.abs_pose_refine_focal_length = pipeline.mapper.abs_pose_refine_extra_params = False
-    models = pycolmap.incremental_mapping(database, scene.image_root, folder, pipeline)
+    models = pycolmap.incremental_mapping(database, image_root, database.parent, pipeline)
     return max(models.values(), key=lambda model: model.num_reg_images(), default=None)
 
 
