@@ -44,7 +44,13 @@ class StoredMatches:
 
 def write_group(group: h5py.Group, matches: StoredMatches) -> None:
     """Put the matches of a pair into its group, empty until then."""
-    write_arrays(group, _arrays(matches))
+    arrays = {
+        "matches0": matches.matches0.astype(np.int32, copy=False),
+        "matching_scores0": matches.scores0.astype(np.float32, copy=False),
+    }
+    if matches.model_name is not None and matches.model is not None:
+        arrays[matches.model_name] = matches.model.astype(np.float64, copy=False)
+    write_arrays(group, arrays)
     if matches.turn is not None:
         add_attribute(group, "turn", matches.turn)
 
@@ -67,13 +73,3 @@ def read_group(group: h5py.Group) -> StoredMatches:
         model=None if name is None else arrays[name].astype(np.float64).reshape(3, 3),
         turn=int(group.attrs["turn"]) if "turn" in group.attrs else None,
     )
-
-
-def _arrays(matches: StoredMatches) -> dict[str, np.ndarray]:
-    arrays = {
-        "matches0": matches.matches0.astype(np.int32, copy=False),
-        "matching_scores0": matches.scores0.astype(np.float32, copy=False),
-    }
-    if matches.model_name is not None and matches.model is not None:
-        arrays[matches.model_name] = matches.model.astype(np.float64, copy=False)
-    return arrays

@@ -59,11 +59,8 @@ def transfer_errors(xy0: FloatArray, xy1: FloatArray, homography_1_from_0: Float
     """Distances (M,) in pixels of image 1 between matched points, those of image 0 warped there."""
     if len(xy0) == 0:
         return np.zeros(0)
-    return _lengths(warp(xy0, _forward(homography_1_from_0, xy0)) - xy1)
-
-
-def _lengths(vectors: FloatArray) -> NDArray[np.float64]:
-    return np.asarray(np.linalg.norm(vectors, axis=1), dtype=np.float64)
+    offsets = warp(xy0, _forward(homography_1_from_0, xy0)) - xy1
+    return np.asarray(np.linalg.norm(offsets, axis=1), dtype=np.float64)
 
 
 def fractions_below(

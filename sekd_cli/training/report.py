@@ -1,6 +1,6 @@
 """A run as a page: `report.md` and `curves.png`, made of the log at any time."""
 
-from dataclasses import fields
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -113,8 +113,5 @@ def _validation_table(validations: Entries) -> str:
 
 
 def _changed(settings: TrainingSettings) -> list[str]:
-    default = PRESETS["default"]
-    names = [field.name for field in fields(settings)]
-    return [
-        f"{name} = {getattr(settings, name)}" for name in names if getattr(settings, name) != getattr(default, name)
-    ]
+    default = asdict(PRESETS["default"])
+    return [f"{name} = {value}" for name, value in asdict(settings).items() if value != default[name]]
