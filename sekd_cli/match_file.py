@@ -79,19 +79,18 @@ class MatchWriter(KeptWriter):
 
         Raises ChangedFeaturesError if it was made of others.
         """
+        if not self.started:
+            return False
         with self._reading():
-            return self.started and self._is_complete(pair, fingerprints)
-
-    def _is_complete(self, pair: Pair, fingerprints: tuple[int, int]) -> bool:
-        for names, expected in ((pair, fingerprints), (pair[::-1], fingerprints[::-1])):
-            group = member(self._writer.file, _place(names))
-            if isinstance(group, h5py.Group) and attribute(group, "complete", False):
-                if tuple(attribute(group, "features", ())) != expected or _names_of(group) != tuple(names):
-                    raise ChangedFeaturesError(
-                        f"{self.path}: the features of {names[0]} or {names[1]} changed since these were matched; "
-                        "give --update to match such pairs again, --overwrite for all"
-                    )
-                return True
+            for names, expected in ((pair, fingerprints), (pair[::-1], fingerprints[::-1])):
+                group = member(self._writer.file, _place(names))
+                if isinstance(group, h5py.Group) and attribute(group, "complete", False):
+                    if tuple(attribute(group, "features", ())) != expected or _names_of(group) != tuple(names):
+                        raise ChangedFeaturesError(
+                            f"{self.path}: the features of {names[0]} or {names[1]} changed since these were matched; "
+                            "give --update to match such pairs again, --overwrite for all"
+                        )
+                    return True
         return False
 
     def write(self, pair: Pair, matches: StoredMatches, fingerprints: tuple[int, int]) -> None:
