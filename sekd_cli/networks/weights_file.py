@@ -32,13 +32,13 @@ AUTHORS_NAMES = (
 """Each pair: pattern of a name in the authors' `state_dict`, and what it becomes in `PublishedNetwork`."""
 
 
-def packaged_weights(name: str = "sekd") -> Path:
+def packaged_weights() -> Path:
     """The weights shipped with the package (the top-level folder `weights/` of the repository)."""
     try:
         folder = Path(str(files("sekd_cli.weights")))
     except ModuleNotFoundError:  # run from a checkout that is not installed: the folder lies beside `sekd_cli`
         folder = Path(__file__).parents[2] / "weights"
-    return folder / f"{name}.safetensors"
+    return folder / "sekd.safetensors"
 
 
 def weights_digest(path: Path) -> str:
