@@ -33,7 +33,6 @@ class Peaks(DenseNetwork):
     default_threshold = 0.5
     default_nms_radius = 4
     default_scales = (1.0,)
-    traceable = False  # for those below, which listen and fail
 
     def prepared(self, image: torch.Tensor, statistics: torch.Tensor | None = None) -> torch.Tensor:
         assert statistics is not None
@@ -66,9 +65,9 @@ def dots(height: int, width: int, *xy: tuple[int, int]) -> np.ndarray:
 
 def extractor(network: DenseNetwork | None = None, *, tile: int | None = None, **options: Any) -> Extractor:
     views = {key: options.pop(key) for key in ("max_size", "scales", "rotations") if key in options}
-    return Extractor(
-        network or Peaks(), DetectionSettings(**options), device=CPU, views=ViewSettings(**views), tile=tile
-    )
+    network, detection = network or Peaks(), DetectionSettings(**options)
+    images = 1 if isinstance(network, Peaks) else None  # not recorded: those below listen and fail
+    return Extractor(network, detection, device=CPU, views=ViewSettings(**views), tile=tile, images=images)
 
 
 def extract(one: Extractor, photograph: Photograph, mask: np.ndarray | None = None) -> StoredFeatures:

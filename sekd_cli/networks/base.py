@@ -71,7 +71,6 @@ class DenseNetwork(nn.Module, ABC):
     default_scales: ClassVar[tuple[float, ...]]  # of an image, at which it is to see it
 
     quantisable: ClassVar[bool] = False  # whether it can compute in bytes, see `quantising`
-    traceable: ClassVar[bool] = True  # whether its layers are the same for every image
 
     def forward(self, image: Tensor, statistics: Tensor | None = None) -> DenseMaps:
         """The maps of a batch (B, 1, H, W).

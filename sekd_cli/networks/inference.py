@@ -24,7 +24,7 @@ def dense_function(
     images: how many there will be, if that's known; for few it is sooner ready to begin, and slower.
     """
     ready = inference_network(network, precision, device)
-    records = device.type == "cpu" and ready.traceable and (images is None or images >= RECORDING_PAYS)
+    records = device.type == "cpu" and (images is None or images >= RECORDING_PAYS)
     function = traced(ready) if records else ready
     if precision != "int8":
         return function
