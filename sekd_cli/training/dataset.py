@@ -195,10 +195,8 @@ class PairDataset(Dataset[PairBatch]):
         keypoints[hidden_at(hidden, keypoints)] = -1e4
         there = Correspondence(view_from_photograph[1] @ both_views[0], both_views, sizes, parallax)
         points, matched = self._points(there, keypoints, hidden, generator)
-        mix, light = (
-            draw_mix(2 * count, generator),
-            draw_light(2 * count, generator, exposed_share=settings.exposed_share),
-        )
+        mix = draw_mix(2 * count, generator)
+        light = draw_light(2 * count, generator, exposed_share=settings.exposed_share)
         plain = uniform(0.0, 1.0, count, generator) < settings.plain_share
 
         rank, ranks = self.share  # all is drawn for the whole batch, so that it is the same for any number of ranks
@@ -261,14 +259,14 @@ class PairDataset(Dataset[PairBatch]):
         on_photograph = warp_points(anywhere, views.photograph_from_view[0])
         within = (on_photograph >= VIEW_BORDER) & (on_photograph <= views.sizes[:, None] - 1 - VIEW_BORDER)
         in_second = views.in_second(anywhere)
-        random_pairs = torch.stack((anywhere, in_second))
-        seen = within.all(-1) & inside(in_second, height, width) & ~hidden_at(hidden, random_pairs).any(dim=0)
+        in_both = torch.stack((anywhere, in_second))
+        seen = within.all(-1) & inside(in_second, height, width) & ~hidden_at(hidden, in_both).any(dim=0)
         labelled = inside(keypoints, height, width).all(0)
 
         lucky = labelled * (1 + torch.rand(labelled.shape, generator=generator))
         best, order = lucky.topk(min(settings.detected_points, lucky.shape[1]), dim=1)
         detected = keypoints.gather(2, order[None, :, :, None].expand(2, -1, -1, 2))
-        candidates = torch.cat((detected, random_pairs), dim=2)
+        candidates = torch.cat((detected, in_both), dim=2)
         good = torch.cat((best > 0, seen), dim=1)
         # the seen ones first, in their order, so that random points stand in for labels that are missing
         first = good.byte().argsort(dim=1, descending=True, stable=True)[:, :wanted]
