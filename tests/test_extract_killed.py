@@ -1,33 +1,31 @@
 """What a kill leaves of `sekd extract`, at many random moments."""
 
-import multiprocessing
 import os
-import random
 import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import h5py
 import pytest
 from hostile_images import drawn, encoded, write_files
-from killed import Arrays, assert_among, run_and_kill
+from killed import Arrays, assert_nothing_reported_is_lost, ready_processes
 
 from sekd_cli import cli
 from sekd_cli.feature_file import FeatureReader
 
-KILLS = 20
 PHOTOGRAPHS = 100  # become durable in several steps
 MANY = 300  # not done before an interrupt comes
 
 
 def arrays(path: Path) -> Arrays:
     """Everything in a feature file, image by image, as any HDF5 reader finds it."""
+    with FeatureReader(path) as reader:  # which finishes a change that a kill left in the journal
+        names = reader.names()
     with h5py.File(path) as file:
-        return {
-            name: [values[()] for values in group.values()] for name, group in file.items() if group.attrs["complete"]
-        }
+        complete = {name: group for name, group in file.items() if group.attrs["complete"]}
+        assert names == sorted(complete)
+        return {name: [values[()] for values in group.values()] for name, group in complete.items()}
 
 
 def photographs(first: int, end: int) -> dict[str, bytes]:
@@ -43,46 +41,10 @@ def command(tmp_path: Path, untrained_weights: Path) -> list[str]:
     return ["extract", str(tmp_path / "photos"), *options, "--output"]
 
 
-def ready_processes() -> Any:
-    """Processes that begin at once: torch is loaded before they are forked."""
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["sekd_cli.commands.extract_run"])
-    return processes
-
-
 def test_nothing_that_was_reported_is_lost_by_a_kill_at_any_moment(command: list[str], tmp_path: Path) -> None:
-    start = time.monotonic()
-    assert cli.main([*command, str(tmp_path / "whole.h5")]) == 0
-    longest_delay = time.monotonic() - start
-    whole = arrays(tmp_path / "whole.h5")
-    assert len(whole) == PHOTOGRAPHS
-
-    processes = ready_processes()
-    moments = random.Random(0)
-    path, log = tmp_path / "killed.h5", tmp_path / "log.txt"
-    kills, told, before = 0, 0, set[str]()
-    while kills < KILLS:
-        kills += run_and_kill(processes, [*command, str(path)], log, moments.uniform(0, longest_delay))
-        if not path.exists():
-            continue
-        with FeatureReader(path) as reader:  # which finishes a change that the kill left in the journal
-            names = reader.names()
-        found = arrays(path)
-        assert names == sorted(found)
-        reported = {line.split()[3].rstrip(":") for line in log.read_text().splitlines() if line.endswith("keypoints")}
-        told += 0 < len(reported) < PHOTOGRAPHS - len(before)  # killed in the midst of it
-        assert found.keys() >= before | reported
-        assert_among(found, whole)
-        before = set(found)
-        if len(found) == PHOTOGRAPHS:  # finished: once more from the start
-            path.unlink()
-            before = set()
-            longest_delay *= 0.8
-
-    assert told
-    assert cli.main([*command, str(path)]) == 0
-    assert arrays(path).keys() == whole.keys()
-    assert_among(arrays(path), whole)
+    processes = ready_processes("extract_run")
+    assert_nothing_reported_is_lost(processes, command, tmp_path, arrays, unit="keypoints")
+    assert len(arrays(tmp_path / "whole.h5")) == PHOTOGRAPHS
 
 
 def children(process: int) -> list[int]:
@@ -94,7 +56,7 @@ def children(process: int) -> list[int]:
 def test_a_kill_ends_the_processes_that_extract_as_well(command: list[str], tmp_path: Path) -> None:
     path, log = tmp_path / "killed.h5", tmp_path / "log.txt"
     several = [*command[:-1], "--threads", "2", "--output", str(path), "--quiet", "--log-file", str(log)]
-    process = ready_processes().Process(target=cli.main, args=(several,))
+    process = ready_processes("extract_run").Process(target=cli.main, args=(several,))
     process.start()
     while process.is_alive() and not (log.exists() and "keypoints" in log.read_text()):
         time.sleep(0.005)
@@ -121,10 +83,10 @@ def test_an_interrupt_stops_cleanly_and_the_same_command_goes_on(
     threads: int, command: list[str], tmp_path: Path
 ) -> None:
     write_files(tmp_path / "photos", photographs(PHOTOGRAPHS, MANY))
-    processes = ready_processes()
     path, log = tmp_path / "interrupted.h5", tmp_path / "log.txt"
     several = [*command[:-1], "--threads", str(threads), "--output", str(path)]
-    process = processes.Process(target=exit_with, args=([*several, "--quiet", "--log-file", str(log)],))
+    logged = [*several, "--quiet", "--log-file", str(log)]
+    process = ready_processes("extract_run").Process(target=exit_with, args=(logged,))
     process.start()
     while process.is_alive() and not (log.exists() and "keypoints" in log.read_text()):
         time.sleep(0.005)

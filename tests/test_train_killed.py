@@ -1,17 +1,15 @@
 """`sekd train` killed in the middle of labelling, of an update and anywhere, and resumed each time."""
 
 import json
-import multiprocessing
 import random
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import pytest
 import torch
 from drawn import draw_photographs
+from killed import ready_processes
 from safetensors.torch import load_file
 
 from sekd_cli import cli
@@ -49,15 +47,8 @@ def labelled(run: Path) -> int:
     return int(json.loads((run / LABELS).read_text())["done"]) if (run / LABELS).is_file() else 0
 
 
-@pytest.fixture(scope="module")
-def processes() -> Any:
-    """Processes that begin at once: torch is loaded before they are forked."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sekd_cli.commands.train_report"])
-    return context
-
-
-def test_a_run_killed_three_times_ends_with_the_parameters_of_a_whole_one(processes: Any, tmp_path: Path) -> None:
+def test_a_run_killed_three_times_ends_with_the_parameters_of_a_whole_one(tmp_path: Path) -> None:
+    processes = ready_processes("train_report")
     photographs = draw_photographs(tmp_path / "in", 10)
     changes = [part for name, value in SETTINGS.items() for part in ("--set", f"{name}={value}")]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
