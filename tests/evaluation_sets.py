@@ -18,17 +18,22 @@ SEQUENCES = ("i_drawn", "v_drawn")
 SIZE = (800, 600)
 
 
-def unit_rows(count: int, dimensions: int = 32) -> np.ndarray:
-    """Descriptors (count, dimensions), all different, always the same."""
-    rows = np.random.default_rng(7).normal(size=(count, dimensions)).astype(np.float32)
+def nothing(_: str) -> None:
+    """To be called as each pair or scene is done, where nobody watches."""
+
+
+def unit_rows(count: int) -> np.ndarray:
+    """Descriptors (count, 32), all different, always the same."""
+    rows = np.random.default_rng(7).normal(size=(count, 32)).astype(np.float32)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 class Exact(Method):
     """Keypoints where they are told to be, (N, 2) in the pixels of each file, each with a descriptor of its own."""
 
-    def __init__(self, points: dict[Path, np.ndarray], *, noise: float = 0.0, label: str = "exact") -> None:
-        self.label = label
+    label = "exact"
+
+    def __init__(self, points: dict[Path, np.ndarray], *, noise: float = 0.0) -> None:
         self._points = {path.resolve(): xy for path, xy in points.items()}
         self._noise = noise
 
@@ -48,6 +53,13 @@ def write_grey(path: Path, width: int, height: int) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(path), np.full((height, width), 128, dtype=np.uint8))
     return path
+
+
+def change_line(file: Path, index: int, text: str) -> None:
+    """Put another text in place of one line of a file."""
+    lines = file.read_text().splitlines()
+    lines[index] = text
+    file.write_text("\n".join(lines) + "\n")
 
 
 def write_sequences(root: Path, count: int = 200) -> dict[Path, np.ndarray]:

@@ -28,8 +28,8 @@ from sekd_cli.stored_features import StoredFeatures
 CPU = torch.device("cpu")
 
 
-def grey(seed: int = 0, height: int = 480, width: int = 640) -> np.ndarray:
-    return cv2.cvtColor(drawn_photograph(seed, height, width), cv2.COLOR_RGB2GRAY)
+def grey(height: int = 480, width: int = 640) -> np.ndarray:
+    return cv2.cvtColor(drawn_photograph(0, height, width), cv2.COLOR_RGB2GRAY)
 
 
 def blobs(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:

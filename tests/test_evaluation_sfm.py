@@ -4,16 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluation_sets import Exact, Orbit
+from evaluation_sets import Exact, Orbit, nothing
 
-from sekd_cli.errors import InputFileError, MissingExtraError
+from sekd_cli.errors import InputFileError
 from sekd_cli.evaluation import sfm
 from sekd_cli.evaluation.cameras import Camera
 from sekd_cli.evaluation.scenes import PairSelection, find_scenes
-
-
-def nothing(_: str) -> None:
-    pass
 
 
 def test_exact_features_are_mapped_exactly(tmp_path: Path) -> None:
@@ -56,20 +52,15 @@ def test_one_image_is_no_scene(tmp_path: Path) -> None:
     for camera in sorted((tmp_path / "cameras").iterdir())[1:]:
         camera.unlink()
     with pytest.raises(InputFileError, match="one image is no scene to map"):
-        sfm.evaluate_scenes(find_scenes(tmp_path, PairSelection()), [Exact(points)], sfm.SfmProtocol(), print)
-
-
-def test_without_pycolmap_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "pycolmap", None)
-    with pytest.raises(MissingExtraError, match=r"sekd\[colmap\]"):
-        sfm.require_pycolmap()
+        sfm.evaluate_scenes(find_scenes(tmp_path, PairSelection()), [Exact(points)], sfm.SfmProtocol(), nothing)
 
 
 def test_cameras_reach_colmap_half_a_pixel_on() -> None:
     assert sfm.colmap_camera(Camera(matrix=Orbit.matrix)) == ("PINHOLE", "600.0,590.0,320.0,240.0")
     model, parameters = sfm.colmap_camera(Camera(matrix=Orbit.matrix, distortion=(-0.1,)))
     assert (model, parameters) == ("OPENCV", "600.0,590.0,320.0,240.0,-0.1,0.0,0.0,0.0")
-    assert sfm.colmap_camera(Camera(matrix=Orbit.matrix, distortion=(0.1,) * 5))[0] == "FULL_OPENCV"
+    for count, name in ((4, "OPENCV"), (5, "FULL_OPENCV"), (8, "FULL_OPENCV")):
+        assert sfm.colmap_camera(Camera(matrix=Orbit.matrix, distortion=(0.1,) * count))[0] == name
 
 
 def result(registered: int, points: int, *errors: float) -> sfm.SfmResult:
@@ -97,8 +88,3 @@ def test_figures_are_medians_over_seeds_summed_or_averaged_over_scenes() -> None
 def test_pairs_farther_off_than_ten_degrees_failed() -> None:
     rows = sfm.pair_table({"m": {"x": [result(4, 10, 5.0, 11.0)]}}).rows
     assert [row["failed"] for row in rows] == [False, True]
-
-
-def test_four_distortion_parameters_are_opencvs() -> None:
-    assert sfm.colmap_camera(Camera(matrix=Orbit.matrix, distortion=(0.1,) * 4))[0] == "OPENCV"
-    assert sfm.colmap_camera(Camera(matrix=Orbit.matrix, distortion=(0.1,) * 8))[0] == "FULL_OPENCV"

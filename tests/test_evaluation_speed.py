@@ -43,12 +43,6 @@ def test_methods_take_turns_and_the_first_changes_from_round_to_round(tmp_path: 
     assert notes == steps == list("abc" + "bca" + "cab")  # one round to warm up, then two
 
 
-def test_threads_are_as_before_afterwards(tmp_path: Path) -> None:
-    before = torch.get_num_threads(), cv2.getNumThreads()
-    measure([draw_image(tmp_path)], [Noted("a", [])], SpeedProtocol(rounds=1, threads=1), lambda _: None)
-    assert (torch.get_num_threads(), cv2.getNumThreads()) == before
-
-
 def test_every_step_has_a_figure_and_ratios_are_to_the_first_method(tmp_path: Path) -> None:
     path = draw_image(tmp_path)
     rows = measure([path, path], [Orb(100), Sift(100)], SpeedProtocol(max_size=160, rounds=2), lambda _: None)
