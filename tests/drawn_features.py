@@ -3,9 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 
+from sekd_cli import cli
 from sekd_cli.feature_file import FeatureWriter, file_attributes
+from sekd_cli.pairs import exhaustive, format_pair
 from sekd_cli.stored_features import StoredFeatures
 
 TURNED_ATTRIBUTES = file_attributes(
@@ -51,6 +54,21 @@ def write_views(path: Path, names: list[str], **options: int) -> Path:
         for view, name in enumerate(names):
             writer.write(name, drawn_features(view, **options))
     return path
+
+
+def write_views_and_matches(names: list[str]) -> None:
+    """In the current folder `feats.h5`, a view for each name, and `matches.h5` of all their pairs."""
+    write_views(Path("feats.h5"), names)
+    Path("pairs.txt").write_text("".join(map(format_pair, exhaustive(names))), encoding="utf-8")
+    assert cli.main(["match", "pairs.txt", "--quiet", "--device", "cpu"]) == 0
+
+
+def write_photographs(names: list[str]) -> None:
+    """In `photos/` a grey photograph for each name, as large as the views."""
+    for name in names:
+        path = Path("photos") / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), np.full((SIZE, SIZE), 128, np.uint8))
 
 
 def turned_by(features: StoredFeatures, turn: int) -> StoredFeatures:

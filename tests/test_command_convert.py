@@ -5,7 +5,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from drawn_features import write_views
+from drawn_features import write_views, write_views_and_matches
 
 from sekd_cli import cli
 
@@ -16,9 +16,7 @@ USAGE, NOTHING, BAD_INPUT, BAD_OUTPUT = 2, 3, 4, 5  # exit codes
 @pytest.fixture(autouse=True)
 def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    write_views(Path("feats.h5"), NAMES)
-    Path("pairs.txt").write_text("\t".join(NAMES))
-    assert cli.main(["match", "pairs.txt", "--quiet", "--device", "cpu"]) == 0
+    write_views_and_matches(NAMES)
     capfd.readouterr()
 
 

@@ -7,7 +7,7 @@ import cv2
 import h5py
 import numpy as np
 import pytest
-from drawn_features import SIZE, write_views
+from drawn_features import SIZE, write_photographs, write_views, write_views_and_matches
 
 from sekd_cli import cli
 
@@ -22,13 +22,8 @@ def in_a_folder_with_matches(
 ) -> None:
     pytest.importorskip("pycolmap")
     monkeypatch.chdir(tmp_path)
-    for name in NAMES:
-        path = Path("photos") / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(path), np.full((SIZE, SIZE), 128, np.uint8))
-    write_views(Path("feats.h5"), NAMES)
-    Path("pairs.txt").write_text("\t".join(NAMES))
-    assert cli.main(["match", "pairs.txt", "--quiet", "--device", "cpu"]) == 0
+    write_photographs(NAMES)
+    write_views_and_matches(NAMES)
     capfd.readouterr()
 
 

@@ -8,7 +8,17 @@ import cv2
 import numpy as np
 import pytest
 from drawn import drawn_photograph
-from drawn_features import ATTRIBUTES, SIZE, TURNED_ATTRIBUTES, drawn_features, homography, turned_by, write_views
+from drawn_features import (
+    ATTRIBUTES,
+    SIZE,
+    TURNED_ATTRIBUTES,
+    drawn_features,
+    homography,
+    turned_by,
+    write_photographs,
+    write_views,
+    write_views_and_matches,
+)
 from PIL import Image
 
 from sekd_cli import cli
@@ -25,13 +35,8 @@ SOME_FAILED, USAGE, NOTHING, BAD_INPUT, BAD_OUTPUT = 1, 2, 3, 4, 5  # exit codes
 def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     """Two grey photographs with features and matches, of which the first 60 agree on one homography."""
     monkeypatch.chdir(tmp_path)
-    for name in NAMES:
-        path = Path("photos") / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(path), np.full((SIZE, SIZE), 128, np.uint8))
-    write_views(Path("feats.h5"), NAMES)
-    Path("pairs.txt").write_text("\t".join(NAMES))
-    assert cli.main(["match", "pairs.txt", "--quiet", "--device", "cpu"]) == 0
+    write_photographs(NAMES)
+    write_views_and_matches(NAMES)
     capfd.readouterr()
 
 

@@ -9,7 +9,7 @@ import cv2
 import h5py
 import numpy as np
 import pytest
-from drawn_features import ATTRIBUTES, drawn_features, write_views
+from drawn_features import ATTRIBUTES, drawn_features, write_views, write_views_and_matches
 
 from sekd_cli import cli
 from sekd_cli.errors import InputFileError, OutputError, UsageError
@@ -25,10 +25,7 @@ FEATURES, MATCHES, SCENE = Path("feats.h5"), Path("matches.h5"), Path("scene")
 @pytest.fixture(autouse=True)
 def in_a_folder_with_features_and_matches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    write_views(FEATURES, NAMES)
-    lines = [f"{one}\t{other}\n" for one, other in combinations(NAMES, 2)]
-    Path("pairs.txt").write_text("".join(lines), encoding="utf-8")
-    assert cli.main(["match", "pairs.txt", "--quiet", "--device", "cpu"]) == 0
+    write_views_and_matches(NAMES)
 
 
 def arrays(path: Path) -> dict[str, np.ndarray]:
@@ -181,11 +178,6 @@ def test_names_that_hloc_would_confuse_stop_a_folder_of_matches() -> None:
             file[f"{key}/c.png"] = np.array([[0, 5]])
     with pytest.raises(UsageError, match=r"x-b\.png and x/b\.png|x/b\.png and x-b\.png"):
         convert([SCENE], "hloc", Path("back"), images=write_photographs(*names))
-
-
-def test_keys_drop_the_last_extension_only() -> None:
-    assert [key_of("d.e/a.b.jpg", layout) for layout in ("imc", "kaggle")] == ["a.b", "a.b.jpg"]
-    assert keys_of(["a.jpg", "a.png"], "kaggle") == {"a.jpg": "a.jpg", "a.png": "a.png"}
 
 
 def test_files_that_are_there_are_replaced_only_if_asked_for() -> None:
@@ -481,6 +473,7 @@ def test_a_size_that_is_guessed_is_known_to_be() -> None:
 
 
 def test_only_the_suffix_of_an_image_is_left_out_of_a_key() -> None:
-    names = ["x/a.v2.png", "x/a.v2", "IMG.0001.JPG", "IMG.0001"]
+    names = ["x.y/a.v2.png", "x.y/a.v2", "IMG.0001.JPG", "IMG.0001"]
     assert [key_of(name, "imc") for name in names] == ["a.v2", "a.v2", "IMG.0001", "IMG.0001"]
     assert [key_of(name, "kaggle") for name in names] == ["a.v2.png", "a.v2", "IMG.0001.JPG", "IMG.0001"]
+    assert keys_of(["a.jpg", "a.png"], "kaggle") == {"a.jpg": "a.jpg", "a.png": "a.png"}
