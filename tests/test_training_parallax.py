@@ -7,7 +7,6 @@ import pytest
 import torch
 from drawn import cached_photographs
 
-from sekd_cli.errors import UsageError
 from sekd_cli.geometry import pixel_grid, translation
 from sekd_cli.training.dataset import PairDataset, PlanDataset, render
 from sekd_cli.training.parallax import STEEPEST, Correspondence, displacement, draw_parallax
@@ -144,8 +143,3 @@ def test_a_batch_rendered_at_once_is_that_rendered_pair_by_pair(photographs: Pho
     at_once = render(PlanDataset(pairs)[1], 64, 96, torch.device("cpu"), at_once=True)
     for one, other in zip(at_once, pairs[1], strict=True):
         torch.testing.assert_close(one, other, atol=3e-4, rtol=0)
-
-
-def test_settings_refuse_a_share_that_is_none() -> None:
-    with pytest.raises(UsageError, match="parallax_share"):
-        TrainingSettings(parallax_share=1.5)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sekd_cli.errors import InputFileError, UsageError
-from sekd_cli.training.settings import PRESETS, TrainingSettings, read_settings, settings_from
+from sekd_cli.training.settings import PRESETS, TrainingSettings, read_settings
 
 
 def test_settings_survive_toml_and_wrong_ones_are_named(tmp_path: Path) -> None:
@@ -17,10 +17,18 @@ def test_settings_survive_toml_and_wrong_ones_are_named(tmp_path: Path) -> None:
         assert read_settings(file) == settings
     file.write_text('preset = "paper"\nrounds = 2\n')
     assert read_settings(file) == replace(PRESETS["paper"], rounds=2)
-    with pytest.raises(UsageError, match="no such training setting: colour"):
-        settings_from({"colour": 1}, PRESETS["default"], "x")
-    with pytest.raises(UsageError, match="rounds is 'many'"):
-        settings_from({"rounds": "many"}, PRESETS["default"], "x")
+    file.write_text("rounds = 2\n")
+    assert read_settings(file) == replace(PRESETS["default"], rounds=2)
+    for wrong, message in (
+        ("colour = 1", "no such training setting: colour"),
+        ('rounds = "many"', "rounds is 'many'"),
+        ('preset = ["paper"]', "no such preset"),
+        ("learning_rate = true", "learning_rate is True"),
+        (f"learning_rate = {10**400}", "learning_rate is too large"),
+    ):
+        file.write_text(wrong)
+        with pytest.raises(UsageError, match=message):
+            read_settings(file)
     for unreadable in ("rounds = [", f"rounds = {'9' * 5000}", "rounds = " + "[" * 100_000):
         file.write_text(unreadable)
         with pytest.raises(InputFileError, match=r"config\.toml"):
@@ -59,7 +67,8 @@ def test_every_number_must_be_finite(name: str, value: float) -> None:
         *(("batch_size", 1), ("validation_share", 0.5), ("photographs_per_round", 0.0), ("octaves", 5)),
         *(("similarity_scale", 101.0), ("photograph_size", 95), ("rotation", 1e300), ("zoom", 101.0)),
         *(("stretch", 1e30), ("farthest", 1e30), ("closest", 1e-30), ("tilt", 0.8), ("reliability_window", 4)),
-        *(("low_level_weight", 1.1), ("own_keypoints", 0)),
+        *(("low_level_weight", 1.1), ("own_keypoints", 0), ("parallax_share", 1.5)),
+        *(("sharp_zoom", -0.1), ("sharp_zoom", 0.6)),
     ],
 )
 def test_a_setting_out_of_its_range_is_named(name: str, value: float) -> None:
@@ -81,21 +90,3 @@ def test_a_descriptor_needs_points_to_learn_from() -> None:
 def test_what_hides_a_view_is_another_photograph() -> None:
     with pytest.raises(UsageError, match="hidden_share: needs other_surroundings"):
         replace(PRESETS["default"], hidden_share=0.1, other_surroundings=False)
-
-
-def test_a_file_without_a_preset_changes_the_default(tmp_path: Path) -> None:
-    (tmp_path / "config.toml").write_text("rounds = 2\n")
-    assert read_settings(tmp_path / "config.toml") == replace(PRESETS["default"], rounds=2)
-
-
-def test_values_that_are_no_numbers_or_presets_are_refused(tmp_path: Path) -> None:
-    file = tmp_path / "config.toml"
-    file.write_text('preset = ["paper"]\n')
-    with pytest.raises(UsageError, match="no such preset"):
-        read_settings(file)
-    file.write_text("learning_rate = true\n")
-    with pytest.raises(UsageError, match="learning_rate is True"):
-        read_settings(file)
-    file.write_text(f"learning_rate = {10**400}\n")
-    with pytest.raises(UsageError, match="learning_rate is too large"):
-        read_settings(file)
