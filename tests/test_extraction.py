@@ -46,13 +46,9 @@ class Peaks(DenseNetwork):
         return DenseMaps(20 * pixels[:, 0] - 10, (torch.stack((x, y, torch.ones_like(x)), dim=1),), pixels)
 
 
-def photograph_of(pixels: np.ndarray, orientation: int = 1) -> Photograph:
+def photograph_of(pixels: np.ndarray) -> Photograph:
     height, width = pixels.shape[:2]
-    return Photograph(
-        pixels=pixels,
-        orientation=orientation,
-        stored_size=(width, height) if orientation < 5 else (height, width),
-    )
+    return Photograph(pixels=pixels, orientation=1, stored_size=(width, height))
 
 
 def dots(height: int, width: int, *xy: tuple[int, int]) -> np.ndarray:

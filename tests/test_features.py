@@ -36,12 +36,12 @@ def logit(probability: Tensor) -> Tensor:
     return torch.log(probability / (1 - probability))
 
 
-def gaussian_peak(height: int, width: int, x: float, y: float, *, height_at_top: float = 0.9) -> Tensor:
-    """Logits (H, W) of a score map that is a slanted Gaussian with its top at (x, y)."""
-    offset = pixel_grid(height, width).double() - torch.tensor([x, y], dtype=torch.float64)
+def gaussian_peak(x: float, y: float) -> Tensor:
+    """Logits (16, 20) of a score map that is a slanted Gaussian with its top at (x, y)."""
+    offset = pixel_grid(16, 20).double() - torch.tensor([x, y], dtype=torch.float64)
     inverse_covariance = torch.tensor([[0.30, 0.08], [0.08, 0.20]], dtype=torch.float64)
     exponent = -0.5 * torch.einsum("ni,ij,nj->n", offset, inverse_covariance, offset)
-    return logit(height_at_top * exponent.exp().clamp(min=1e-12)).reshape(height, width).float()
+    return logit(0.9 * exponent.exp().clamp(min=1e-12)).reshape(16, 20).float()
 
 
 @pytest.mark.parametrize("radius", [0, 1, 3, 4])
@@ -236,12 +236,12 @@ def test_a_map_below_the_threshold_has_no_keypoints(subpixel: bool) -> None:
 
 @pytest.mark.parametrize(("x", "y"), [(10.0, 8.0), (10.4, 7.7), (9.51, 8.49), (10.25, 8.0)])
 def test_the_top_of_a_gaussian_is_found_exactly(x: float, y: float) -> None:
-    keypoints, _ = detect(gaussian_peak(16, 20, x, y), DetectionSettings(nms_radius=4, threshold=0.4))
+    keypoints, _ = detect(gaussian_peak(x, y), DetectionSettings(nms_radius=4, threshold=0.4))
     torch.testing.assert_close(keypoints, torch.tensor([[x, y]]), rtol=0, atol=1e-3)
 
 
 def test_a_peak_whose_top_lies_beyond_the_next_pixel_moves_one_pixel_at_most() -> None:
-    values = gaussian_peak(16, 20, 12.7, 8.0)
+    values = gaussian_peak(12.7, 8.0)
     moved = refine(values, torch.tensor([10]), torch.tensor([8]))
     assert moved[0, 0] == 11.0
 
@@ -263,7 +263,7 @@ def test_refined_keypoints_stay_between_the_outermost_pixel_centres(seed: int) -
 
 
 def test_keypoints_are_float32_from_a_half_precision_map_that_asks_for_gradients() -> None:
-    values = gaussian_peak(16, 20, 10.0, 8.0).bfloat16().requires_grad_()
+    values = gaussian_peak(10.0, 8.0).bfloat16().requires_grad_()
     keypoints, scores = detect(values, DetectionSettings(nms_radius=4, threshold=0.4))
     assert keypoints.dtype == scores.dtype == torch.float32
     assert keypoints.shape == (1, 2)

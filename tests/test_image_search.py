@@ -127,7 +127,7 @@ def test_a_pattern_without_a_suffix_takes_no_other_files(photos: Path) -> None:
     assert find_images([photos / "*"]) == before
 
 
-def test_a_link_to_where_nobody_may_look_is_left_out(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_link_to_where_nobody_may_look_is_left_out(photos: Path) -> None:
     """It may be a folder or not: pathlib raises, and the other images would not be done."""
     before = find_images([photos])
     (photos / "private.d").symlink_to(photos / ("z" * 300))

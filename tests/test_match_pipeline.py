@@ -345,7 +345,7 @@ def test_pairs_that_fail_are_told_and_the_others_done(features: Path, tmp_path: 
     assert len(contents(tmp_path / "m.h5")) == 2
 
 
-def test_unnormalised_and_broken_descriptors_are_made_comparable(tmp_path: Path) -> None:
+def test_unnormalised_and_broken_descriptors_are_made_comparable() -> None:
     plain, scaled = drawn_features(0), drawn_features(1)
     factors = np.linspace(0.5, 300, len(scaled), dtype=np.float32)[:, None]
     broken = (scaled.descriptors * factors).copy()

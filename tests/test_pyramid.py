@@ -29,8 +29,15 @@ def level(*points: tuple[float, float, float], scale: float = 1.0) -> LevelFeatu
     )
 
 
-def photograph(height: int, width: int) -> Photograph:
-    return Photograph(pixels=np.zeros((height, width), np.uint8), orientation=1, stored_size=(width, height))
+def noise(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width), dtype=np.uint8)
+
+
+def levels_of(pixels: np.ndarray, **options: Any) -> list[np.ndarray]:
+    """The sizes of a photograph that the network sees."""
+    height, width = pixels.shape
+    whole = Photograph(pixels=pixels, orientation=1, stored_size=(width, height))
+    return [one.grey for one in prepare(whole, ViewSettings(**options)).levels]
 
 
 @pytest.mark.parametrize(
@@ -55,10 +62,8 @@ def photograph(height: int, width: int) -> Photograph:
 def test_sizes_are_scales_of_what_the_limit_leaves_each_once(
     size: tuple[int, int], options: dict[str, object], sizes: list[tuple[int, int]]
 ) -> None:
-    settings = ViewSettings(**options)  # type: ignore[arg-type]
-    assert level_sizes(*size, settings) == sizes
-    prepared = prepare(photograph(size[1], size[0]), settings)
-    assert [one.grey.shape[::-1] for one in prepared.levels] == sizes
+    assert level_sizes(*size, ViewSettings(**options)) == sizes  # type: ignore[arg-type]
+    assert [one.shape[::-1] for one in levels_of(np.zeros(size[::-1], np.uint8), **options)] == sizes
 
 
 def test_nothing_is_enlarged_beyond_the_pixels_that_an_image_may_have() -> None:
@@ -104,15 +109,15 @@ def test_what_is_chosen_is_what_sorting_everything_chooses(scores: list[list[int
 
 
 def test_a_level_is_as_many_octaves_down_as_it_was_halved() -> None:
-    prepared = prepare(photograph(480, 640), ViewSettings(scales=(1.0, 0.5, 0.25)))
+    photograph = Photograph(pixels=noise(480, 640), orientation=1, stored_size=(640, 480))
+    prepared = prepare(photograph, ViewSettings(scales=(1.0, 0.5, 0.25)))
     assert [one.octaves for one in prepared.levels] == [0, 1, 2]
 
 
 def test_what_is_shrunk_is_averaged_not_skipped() -> None:
     stripes = np.zeros((64, 128), np.uint8)
     stripes[:, 1::4] = stripes[:, 2::4] = 255
-    striped = Photograph(pixels=stripes, orientation=1, stored_size=(128, 64))
-    small = prepare(striped, ViewSettings(max_size=32, scales=(1.0,))).levels[0].grey
+    [small] = levels_of(stripes, max_size=32, scales=(1.0,))
     assert small.min() >= 127
     assert small.max() <= 128
 
@@ -135,44 +140,26 @@ def centre(grey: np.ndarray) -> np.ndarray:
 def test_what_is_shrunk_keeps_its_place_at_every_size(size: tuple[int, int], longest: int) -> None:
     pixels = np.zeros(size[::-1], np.uint8)
     cv2.circle(pixels, (300, 420), 60, (255,), -1)
-    shrunk = prepare(
-        Photograph(pixels=pixels, orientation=1, stored_size=size),
-        ViewSettings(max_size=longest, scales=(1.0, 0.7, 0.5, 0.25)),
-    )
-    assert len(shrunk.levels) == 4
-    for one in shrunk.levels:
-        off = (centre(one.grey) - centre(pixels)) * size
-        assert np.abs(off).max() * one.grey.shape[1] / size[0] < 0.05, f"{off} pixels at {one.grey.shape}"
+    shrunk = levels_of(pixels, max_size=longest, scales=(1.0, 0.7, 0.5, 0.25))
+    assert len(shrunk) == 4
+    for one in shrunk:
+        off = (centre(one) - centre(pixels)) * size
+        assert np.abs(off).max() * one.shape[1] / size[0] < 0.05, f"{off} pixels at {one.shape}"
 
 
 def test_halves_are_means_and_more_is_kept_of_what_is_fine_than_means_keep() -> None:
     across = np.arange(800)
     waves = np.tile(127.5 + 100 * np.sin(across * 2 * np.pi / 4.4), (600, 1)).round().astype(np.uint8)
-    whole = Photograph(pixels=waves, orientation=1, stored_size=(800, 600))
-    half = prepare(whole, ViewSettings(max_size=400)).levels[0].grey
+    half = levels_of(waves, max_size=400)[0]
     np.testing.assert_allclose(half, waves.reshape(300, 2, 400, 2).mean(axis=(1, 3)), atol=0.51)
-    shrunk = prepare(whole, ViewSettings(max_size=500)).levels[0].grey
+    shrunk = levels_of(waves, max_size=500)[0]
     means = cv2.resize(waves, (500, 375), interpolation=cv2.INTER_AREA)
     assert shrunk[:, 20:-20].std() > 1.05 * means[:, 20:-20].std()
 
 
 def test_the_half_of_a_photograph_that_is_shrunk_is_the_mean_of_what_was_shrunk() -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (700, 1000), dtype=np.uint8)
-    levels = prepare(
-        Photograph(pixels=noise, orientation=1, stored_size=(1000, 700)), ViewSettings(max_size=640, scales=(1.0, 0.5))
-    ).levels
-    means = levels[0].grey.reshape(224, 2, 320, 2).mean(axis=(1, 3))
-    np.testing.assert_allclose(levels[1].grey, means, atol=0.51)
-
-
-def noise(height: int, width: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (height, width), dtype=np.uint8)
-
-
-def levels_of(pixels: np.ndarray, **options: Any) -> list[np.ndarray]:
-    height, width = pixels.shape
-    whole = Photograph(pixels=pixels, orientation=1, stored_size=(width, height))
-    return [one.grey for one in prepare(whole, ViewSettings(**options)).levels]
+    whole, half = levels_of(noise(700, 1000), max_size=640, scales=(1.0, 0.5))
+    np.testing.assert_allclose(half, whole.reshape(224, 2, 320, 2).mean(axis=(1, 3)), atol=0.51)
 
 
 @pytest.mark.parametrize("size", [(480, 640), (481, 643), (427, 640), (601, 999)])

@@ -23,10 +23,10 @@ with RunFolder(Path(sys.argv[1])).locked():
 """
 
 
-def begun(path: Path, *, settings: TrainingSettings = SETTINGS, cache: Path = Path("cache")) -> RunFolder:
+def begun(path: Path, *, settings: TrainingSettings = SETTINGS) -> RunFolder:
     """A run that has labelled something."""
     run = RunFolder(path)
-    run.begin(settings, ["a"], cache)
+    run.begin(settings, ["a"], Path("cache"))
     (path / "labels-0.npy").touch()
     return run
 

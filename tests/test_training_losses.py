@@ -145,8 +145,9 @@ def test_repeatability_counts_no_pixel_that_the_first_view_hides_even_in_part() 
     assert losses[0] == float(detector_repeatability(first, second, there, second_alone, stride=1))
 
 
-def far_apart(batch: int, count: int) -> torch.Tensor:
-    return (torch.arange(count) * 100.0)[None, :, None].expand(batch, -1, 2)
+def far_apart(count: int) -> torch.Tensor:
+    """Points (2, count, 2) of two images."""
+    return (torch.arange(count) * 100.0)[None, :, None].expand(2, -1, 2)
 
 
 def dual(
@@ -157,7 +158,7 @@ def dual(
 
 @pytest.mark.parametrize("count", [0, 3])
 def test_dual_softmax_is_cross_entropy_both_ways_over_own_and_next_photograph_and_own_keypoints(count: int) -> None:
-    first, second, points = unit(2, 5, 8, seed=1), unit(2, 5, 8, seed=2), far_apart(2, 5)
+    first, second, points = unit(2, 5, 8, seed=1), unit(2, 5, 8, seed=2), far_apart(5)
     matched = torch.ones(2, 5, dtype=torch.bool)
     xy = torch.full((4, count, 2), -100.0)
     xy[2:, :1] = points[0, 0]  # in the second views one is the first point itself
@@ -182,9 +183,9 @@ def test_dual_softmax_of_unlike_descriptors_is_finite_at_large_scales() -> None:
     )
     matched = torch.ones(2, 4, dtype=torch.bool)
     for scale in (20.0, 50.0, 80.0, 100.0):
-        exact = float(dual(first.double(), second.double(), far_apart(2, 4), matched, scale))
+        exact = float(dual(first.double(), second.double(), far_apart(4), matched, scale))
         ours = first.clone().requires_grad_()
-        loss = dual(ours, second, far_apart(2, 4), matched, scale)
+        loss = dual(ours, second, far_apart(4), matched, scale)
         assert float(loss.detach()) == pytest.approx(exact, rel=1e-4)
         (slope,) = torch.autograd.grad(loss, ours)
         assert slope.isfinite().all()
@@ -194,7 +195,7 @@ def test_near_points_and_unmatched_points_are_no_wrong_answers() -> None:
     first = unit(2, 3, 8, seed=3)
     second = first.clone()
     matched = torch.tensor([[True, True, False], [False, False, False]])
-    far, near = far_apart(2, 3), far_apart(2, 3).clone()
+    far, near = far_apart(3), far_apart(3).clone()
     near[0, 1] = near[0, 0] + 3.0  # within the safe radius of the first
     for points in ((near, near), (near, far), (far, near)):
         loss = dual_softmax_loss(first, second, points, matched, scale=20.0, safe_radius=6.0)
@@ -204,7 +205,7 @@ def test_near_points_and_unmatched_points_are_no_wrong_answers() -> None:
 def test_dual_softmax_has_the_gradient_of_its_value() -> None:
     first, second = unit(2, 3, 4, seed=5).requires_grad_(), unit(2, 3, 4, seed=6).requires_grad_()
     matched = torch.tensor([[True, True, True], [True, False, True]])
-    assert torch.autograd.gradcheck(lambda a, b: dual(a, b, far_apart(2, 3), matched), (first, second))
+    assert torch.autograd.gradcheck(lambda a, b: dual(a, b, far_apart(3), matched), (first, second))
 
 
 def test_the_triplet_loss_by_hand() -> None:
@@ -254,7 +255,7 @@ def test_the_triplet_loss_is_of_hard_points_against_matched_ones_of_either_view(
 def test_no_matched_point_costs_nothing() -> None:
     nothing = torch.zeros(2, 4, dtype=torch.bool)
     first, second = unit(2, 4, 8), unit(2, 4, 8, seed=9)
-    assert float(dual(first, second, far_apart(2, 4), nothing)) == 0
+    assert float(dual(first, second, far_apart(4), nothing)) == 0
     assert float(hardest_in_batch_loss(first, second, nothing, 0.85)) == 0
 
 
