@@ -231,9 +231,8 @@ def test_every_image_is_read_a_few_times_only(tmp_path: Path, room: int, most_re
     names = [f"{index:02}.jpg" for index in range(40)]
     write_views(tmp_path / "feats.h5", names, common=2, own=2, width=2)
     size = 4 * (2 + 2) * 4
-    settings = PipelineSettings(device=CPU, cache_bytes=room * size)
     with FeatureReader(tmp_path / "feats.h5") as reader:
-        cache = FeatureCache(reader, settings.device, settings.cache_bytes, lambda name, size: None)
+        cache = FeatureCache(reader, CPU, room * size, lambda name, size: None)
         walked = [pair for pair, _, _ in cache.walk(plan(exhaustive(names)))]
     assert sorted(walked) == list(exhaustive(names))
     assert cache.reads <= most_reads
@@ -265,8 +264,8 @@ def test_all_pairs_of_a_thousand_images_read_each_a_few_times_only(share: float,
             return ONE_POINT
 
     size = 2 * 4 + 2 * 4
-    settings = PipelineSettings(device=CPU, cache_bytes=int(share * size * len(names) * 8 / 7))
-    cache = FeatureCache(Reader(), settings.device, settings.cache_bytes, lambda name, size: None)  # type: ignore[arg-type]
+    room = int(share * size * len(names) * 8 / 7)
+    cache = FeatureCache(Reader(), CPU, room, lambda name, size: None)  # type: ignore[arg-type]
     walked = sum(1 for _ in cache.walk(plan(exhaustive(names))))
     assert walked == 499_500
     assert max(reads.values()) <= most
@@ -280,9 +279,8 @@ def test_every_pair_is_walked_once_with_its_own_images(pairs: list[tuple[int, in
             return dataclasses.replace(drawn_features(0, common=2, own=0, width=2), image_size=(int(name), 0))
 
     work = plan([(str(one), str(other)) for one, other in pairs])
-    settings = PipelineSettings(device=CPU, cache_bytes=room * 2 * 4 * 4)
     camera = lambda name, size: Camera(focal=(float(name) + 1, size[0] + 1), centre=(0, 0))  # noqa: E731
-    cache = FeatureCache(Reader(), settings.device, settings.cache_bytes, camera)  # type: ignore[arg-type]
+    cache = FeatureCache(Reader(), CPU, room * 2 * 4 * 4, camera)  # type: ignore[arg-type]
     walked = []
     for pair, image0, image1 in cache.walk(work):
         walked.append(pair)
