@@ -27,7 +27,7 @@ of RootSIFT, too.
 
 import argparse
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -103,12 +103,6 @@ def rootsift_features(
             yield first, second, batch.second_from_first[pair]
 
 
-def mean_figures(pairs: Iterable[tuple[Features, Features, torch.Tensor]]) -> dict[str, float]:
-    """What `validate` says of a network, of anyone's features."""
-    mean = np.nanmean(np.array([validation.pair_figures(*pair) for pair in pairs]), axis=0)
-    return dict(zip(validation.FIGURES, mean.tolist(), strict=True))
-
-
 def half_octaves(second_from_first: torch.Tensor, size: tuple[int, int]) -> int:
     """How many whole half octaves one view of a pair is larger than the other, in the middle of the first."""
     width, height = size
@@ -122,7 +116,7 @@ def show_by_zoom(name: str, pairs: Iterator[tuple[Features, Features, torch.Tens
     for pair in pairs:
         binned.setdefault(half_octaves(pair[2], pair[0].image_size), []).append(pair)
     for step in sorted(binned):
-        show(f"{name} x{2 ** (step / 2):.1f} ({len(binned[step])})", mean_figures(binned[step]))
+        show(f"{name} x{2 ** (step / 2):.1f} ({len(binned[step])})", validation.mean_figures(binned[step]))
 
 
 def show(name: str, figures: dict[str, float]) -> None:
@@ -225,7 +219,7 @@ def main() -> None:
         if options.zooms:
             show_by_zoom(f"RootSIFT, {kind}", pairs)
         else:
-            show(f"RootSIFT, {kind}", mean_figures(pairs))
+            show(f"RootSIFT, {kind}", validation.mean_figures(pairs))
 
 
 if __name__ == "__main__":

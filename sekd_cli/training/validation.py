@@ -1,6 +1,6 @@
 """How good a network is, without labels: held-out photographs under fixed homographies and changes of light."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import cv2
@@ -82,12 +82,9 @@ def validate(
     (mean over 1 to 10 px), matches a pair, and `score`: the mean of matching accuracies and homography accuracy, by
     which the best checkpoint is chosen. Empty if nothing is held out.
     """
-    pairs = held_out_features(network, photographs, held_out, detection, views)
-    figures = [pair_figures(*pair) for pair in pairs]
-    if not figures:
+    named = mean_figures(held_out_features(network, photographs, held_out, detection, views))
+    if not named:
         return {}
-    mean = np.nanmean(np.array(figures), axis=0)
-    named = dict(zip(FIGURES, (float(value) for value in mean), strict=True))
     accuracies = [named["mma_1"], named["mma_3"], named["mma_5"], named["homography_accuracy"]]
     return named | {"score": float(np.mean(accuracies))}
 
@@ -137,6 +134,12 @@ def _features_at(
 
 
 FIGURES = ("repeatability", "localisation_error", "mma_1", "mma_3", "mma_5", "homography_accuracy", "matches")
+
+
+def mean_figures(pairs: Iterable[tuple[Features, Features, Tensor]]) -> dict[str, float]:
+    """FIGURES, their means over pairs as `pair_figures` takes them; empty without any."""
+    figures = [pair_figures(*pair) for pair in pairs]
+    return dict(zip(FIGURES, np.nanmean(figures, axis=0).tolist(), strict=True)) if figures else {}
 
 
 def pair_figures(first: Features, second: Features, second_from_first: Tensor) -> tuple[float, ...]:
