@@ -6,10 +6,12 @@ import cv2
 import hypothesis
 import pytest
 import torch
+from drawn import cached_photographs
 from drawn_features import NAMES, write_views
 
 from sekd_cli.networks import CompactNetwork
 from sekd_cli.networks.weights_file import save_network
+from sekd_cli.training.photographs import Photographs
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -37,6 +39,12 @@ def untrained_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "untrained.safetensors"
     save_network(path, CompactNetwork(), {"note": "not trained"})
     return path
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Photographs:
+    """Five drawn photographs as training has them."""
+    return cached_photographs(tmp_path_factory.mktemp("photographs"), 5)
 
 
 @pytest.fixture

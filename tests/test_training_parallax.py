@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from drawn import cached_photographs
 
 from sekd_cli.geometry import pixel_grid, translation
 from sekd_cli.training.dataset import PairDataset, PlanDataset, render
@@ -28,11 +27,6 @@ def moved(maps: torch.Tensor, sizes: torch.Tensor = SIZES) -> Correspondence:
     """Parallax alone, between two views that look at the photograph as it is."""
     unit = torch.eye(3).expand(len(sizes), 3, 3)
     return Correspondence(unit, torch.stack((unit, unit)), sizes, maps)
-
-
-@pytest.fixture(scope="module")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> Photographs:
-    return cached_photographs(tmp_path_factory.mktemp("photographs"), 5)
 
 
 def test_displacements_are_along_one_direction_within_their_limits_in_a_share_of_the_photographs() -> None:
