@@ -4,7 +4,6 @@ The shape alphabet of the whole code: B batch, N keypoints, D descriptor, C chan
 in `geometry`'s convention. Nothing here or in `detection` loops over keypoints in Python.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,15 +64,4 @@ def features_of(
         scores=scores,
         descriptors=sample_descriptors(own, keypoints[None], width)[0],
         image_size=(width << octave, height << octave),
-    )
-
-
-def best_of_octaves(octaves: Sequence[Features], limit: int) -> Features:
-    """The best `limit` of what was found in one image at several sizes."""
-    scores, order = torch.cat([one.scores for one in octaves]).sort(descending=True, stable=True)
-    return Features(
-        keypoints=torch.cat([one.keypoints for one in octaves])[order[:limit]],
-        scores=scores[:limit],
-        descriptors=torch.cat([one.descriptors for one in octaves])[order[:limit]],
-        image_size=octaves[0].image_size,
     )

@@ -11,9 +11,10 @@ from torch import Tensor
 from sekd_cli.config import DetectionSettings
 from sekd_cli.detection import OCTAVE_COST, detect, detect_at_once, dilate, local_maxima, max_pool, refine
 from sekd_cli.errors import UsageError
-from sekd_cli.features import best_of_octaves, features_of, sample_descriptors
+from sekd_cli.features import features_of, sample_descriptors
 from sekd_cli.geometry import pixel_grid
 from sekd_cli.networks import DenseMaps
+from sekd_cli.training.octaves import best_of_octaves
 
 PIXELS = DetectionSettings(subpixel=False, nms_radius=2)
 

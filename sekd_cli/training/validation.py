@@ -10,12 +10,12 @@ from torch import Tensor
 
 from sekd_cli.config import DetectionSettings, MatchingSettings
 from sekd_cli.evaluation.homography import THRESHOLDS, corner_error, fractions_below, matching_accuracy, repeatability
-from sekd_cli.features import Features, best_of_octaves, features_of
+from sekd_cli.features import Features, features_of
 from sekd_cli.matching import match_descriptors
 from sekd_cli.networks import DenseMaps, DenseNetwork
 from sekd_cli.networks.precision import mixed_precision
 from sekd_cli.training.dataset import PairDataset
-from sekd_cli.training.octaves import images_at, seen_at
+from sekd_cli.training.octaves import best_of_octaves, images_at, seen_at
 from sekd_cli.training.parallax import Correspondence
 from sekd_cli.training.photographs import Photographs
 from sekd_cli.training.settings import TrainingSettings
