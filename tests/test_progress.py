@@ -15,6 +15,12 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.fixture(autouse=True)
+def not_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever command ran before."""
+    monkeypatch.setattr(logging.getLogger("sekd_cli"), "handlers", [])
+
+
 @contextmanager
 def at_terminal() -> Iterator[Terminal]:
     """What stands for stderr meanwhile."""
