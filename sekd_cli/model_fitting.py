@@ -44,7 +44,7 @@ def refit_fundamental(
     centres = xy0.mean(axis=0), xy1.mean(axis=0)
     spread = float(np.mean([np.abs(xy - centre).mean() for xy, centre in zip((xy0, xy1), centres, strict=True)]))
     unit0, unit1 = (_scaling(1 / max(spread, 1e-6), centre) for centre in centres)
-    one, other = _homogeneous(xy0) @ unit0.T, _homogeneous(xy1) @ unit1.T
+    one, other = unit0 @ _homogeneous(xy0).T, unit1 @ _homogeneous(xy1).T
     in_units = np.linalg.inv(unit1).T @ fundamental @ np.linalg.inv(unit0)
     fitted, near = _fitted_lines(in_units, one, other, threshold * unit0[0, 0], essential=False)
     return unit1.T @ fitted @ unit0, near
@@ -54,7 +54,7 @@ def refit_essential(
     essential: np.ndarray, directions0: np.ndarray, directions1: np.ndarray, threshold: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Likewise an essential matrix (3, 3) of directions (M, 2) (x / z, y / z), in whose units the threshold is."""
-    one, other = _homogeneous(directions0), _homogeneous(directions1)
+    one, other = _homogeneous(directions0).T, _homogeneous(directions1).T
     return _fitted_lines(essential, one, other, threshold, essential=True)
 
 
@@ -94,20 +94,20 @@ def _fitted_lines(
 ) -> tuple[np.ndarray, np.ndarray]:
     """`_refit_lines` from where it is, and from the best of a few samples of those that agree.
 
-    one, other: (M, 3), in units in which they are about one. Where the best fit lies has many hollows around it; the
+    one, other: (3, M), in units in which they are about one. Where the best fit lies has many hollows around it; the
     one with the smallest errors, none counted as more than the threshold, is taken (locally optimised RANSAC, Chum,
     Matas and Kittler 2003).
     """
     random = np.random.default_rng(0)
     best = _refit_lines(matrix / np.linalg.norm(matrix, 2), one, other, threshold, essential=essential)
     around = np.abs(_line_errors(best, one, other)) < AROUND * threshold
-    some, their = one[around], other[around]
+    some, their = one[:, around], other[:, around]
     for _ in range(RESAMPLINGS):
         agreeing = np.flatnonzero(np.abs(_line_errors(best, some, their)) < threshold)
         if len(agreeing) < SAMPLE:
             break
         rows = agreeing[random.random((SAMPLES, len(agreeing))).argpartition(SAMPLE - 1, axis=1)[:, :SAMPLE]]
-        sampled = _lines_of_samples(some[rows], their[rows], essential=essential)
+        sampled = _lines_of_samples(some.T[rows], their.T[rows], essential=essential)
         start = sampled[np.argmin(_costs(sampled, some, their, threshold))]
         fitted = _refit_lines(start, some, their, threshold, essential=essential)
         best = min(best, fitted, key=lambda one: float(_costs(one, some, their, threshold)))
@@ -129,8 +129,8 @@ def _refit_lines(
         steps = [left @ turn @ middle @ right for turn in TURNS] + [left @ middle @ turn.T @ right for turn in TURNS]
         steps += [] if essential else [np.outer(left[:, 1], right[1])]
         weights = _weights(errors[near], SOFT_LINES)
-        slopes = _line_gradients(projected, one[near], other[near]) @ np.reshape(steps, (-1, 9)).T
-        step = np.linalg.lstsq(slopes * weights[:, None], -errors[near] * weights, rcond=None)[0]
+        slopes = np.reshape(steps, (-1, 9)) @ _line_gradients(projected, one[:, near], other[:, near])
+        step = np.linalg.lstsq((slopes * weights).T, -errors[near] * weights, rcond=None)[0]
         turned, turned_back = (cv2.Rodrigues(angles)[0] for angles in (step[:3], step[3:6]))
         middle[1, 1] += 0 if essential else step[6]
         matrix = left @ turned @ middle @ turned_back.T @ right
@@ -152,21 +152,21 @@ def _costs(matrices: np.ndarray, one: np.ndarray, other: np.ndarray, threshold: 
 
 
 def _line_errors(matrices: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Sampson's distances, signed, of points (M, 3) from each other's lines by matrices (..., 3, 3): (..., M)."""
-    lines, back = one @ matrices.swapaxes(-1, -2), other @ matrices
-    slopes = np.sqrt((lines[..., :2] ** 2 + back[..., :2] ** 2).sum(axis=-1))
-    return np.asarray((lines * other).sum(axis=-1) / np.maximum(slopes, SMALLEST))
+    """Sampson's distances, signed, of points (3, M) from each other's lines by matrices (..., 3, 3): (..., M)."""
+    lines, back = matrices @ one, matrices.swapaxes(-1, -2) @ other
+    slopes = np.sqrt((lines[..., :2, :] ** 2 + back[..., :2, :] ** 2).sum(axis=-2))
+    return np.asarray((lines * other).sum(axis=-2) / np.maximum(slopes, SMALLEST))
 
 
 def _line_gradients(matrix: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """How `_line_errors` of one matrix change with its elements, (M, 9)."""
-    lines, back = one @ matrix.T, other @ matrix
-    products = (lines * other).sum(axis=-1, keepdims=True)
-    lines[:, 2] = back[:, 2] = 0  # the slopes are those of the lines' normals
-    squares = np.maximum((lines**2 + back**2).sum(axis=-1, keepdims=True), SMALLEST**2)
-    lines, back = lines * products / squares, back * products / squares
-    gradients = (other - lines)[:, :, None] * one[:, None] - other[:, :, None] * back[:, None]
-    return np.asarray(gradients.reshape(-1, 9) / np.sqrt(squares))
+    """How `_line_errors` of one matrix change with its elements, (9, M)."""
+    lines, back = matrix @ one, matrix.T @ other
+    products = (lines * other).sum(axis=0)
+    lines[2] = back[2] = 0  # the slopes are those of the lines' normals
+    squares = np.maximum((lines**2 + back**2).sum(axis=0), SMALLEST**2)
+    share = products / squares
+    gradients = (other - share * lines)[:, None] * one - other[:, None] * (share * back)
+    return np.asarray(gradients.reshape(9, -1) / np.sqrt(squares))
 
 
 def _homogeneous(xy: np.ndarray) -> np.ndarray:
