@@ -7,6 +7,7 @@ import torch
 from test_folding import unsettled
 from torch import Tensor, nn
 
+from sekd_cli.errors import InputFileError
 from sekd_cli.geometry import upsample
 from sekd_cli.networks import CompactNetwork, quantised_layers, quantising
 from sekd_cli.networks.compact import MINIMUM_DEVIATION, image_statistics
@@ -351,3 +352,12 @@ def test_no_map_is_written_over_that_is_read_again(
 def test_norms_must_be_folded_first() -> None:
     with pytest.raises(AssertionError, match="fold the norms"):
         quantise(CompactNetwork())
+
+
+def test_weights_that_make_numbers_too_large_for_any_grid_are_told() -> None:
+    network = fold_batch_norms(CompactNetwork().eval())
+    convolutions = [part for part in network.modules() if isinstance(part, nn.Conv2d)]
+    for convolution in convolutions[:4]:
+        convolution.weight.data *= 1e15
+    with pytest.raises(InputFileError, match="too large for float32"):
+        quantise(network)

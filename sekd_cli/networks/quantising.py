@@ -6,10 +6,12 @@ rounded ones tie, and lose the peak.
 """
 
 import copy
+import math
 from functools import cache
 
 from torch import Tensor, nn
 
+from sekd_cli.errors import InputFileError
 from sekd_cli.geometry import upsample
 from sekd_cli.networks.calibration import maps_of, range_of
 from sekd_cli.networks.compact import CompactNetwork
@@ -35,7 +37,10 @@ class _Quantiser:
         self.grid, self.mean = cache(self._grid), cache(self._mean)
 
     def _grid(self, name: str) -> Grid:
-        return Grid.spanning(*range_of(self.maps[name]))
+        low, high = range_of(self.maps[name])
+        if not math.isfinite(high - low):
+            raise InputFileError("--weights: maps too large for float32; train again, or from an earlier checkpoint")
+        return Grid.spanning(low, high)
 
     def _mean(self, name: str) -> Tensor:
         step = self.grid(name).step  # in whole steps, lest it depend on how a CPU adds up
@@ -87,7 +92,10 @@ class _Quantiser:
 
 
 def quantise(network: CompactNetwork) -> CompactNetwork:
-    """A copy, in bytes, of a network whose norms are folded; its fine levels may be packed."""
+    """A copy, in bytes, of a network whose norms are folded; its fine levels may be packed.
+
+    Raises InputFileError if its weights make numbers that aren't finite.
+    """
     made, of = copy.deepcopy(network), _Quantiser(network)
     made.normalise = QuantisedFirst(of.factor, of.convolution("level2.0", "normalise"))
     made.level2 = nn.Sequential(of.convolution("level2.1", "level2.0"))
