@@ -81,7 +81,7 @@ def verify(
     None where they come best first. Returns inliers (M,) bool and the model (3, 3) float64, or no inliers and None
     where fewer than `min_inliers` agree, or no more than chance has (`is_chance`; any will do if `min_inliers` is 0).
     Homography H: x1 ~ H x0. Fundamental matrix F: x1^T F x0 = 0. Essential matrix E: d1^T E d0 = 0 for directions
-    d = (x - cx) / fx, (y - cy) / fy, 1.
+    d = (x - cx) / fx, (y - cy) / fy, 1. The largest singular value of the latter two is 1.
     """
     if scores is not None:
         order = np.argsort(-scores, kind="stable")
