@@ -52,7 +52,7 @@ class Worker(Generic[Task, Reply]):
             target=_serve, args=(work, theirs, os.getpid()), daemon=True
         )
         try:
-            with _interrupts_later(), warnings.catch_warnings():  # of threads in a process that forks: see above
+            with interrupts_later(), warnings.catch_warnings():  # of threads in a process that forks: see above
                 warnings.simplefilter("ignore", DeprecationWarning)
                 self._process.start()
         except OSError:
@@ -138,7 +138,8 @@ class Crew(Generic[Item, Reply]):
 
     def begin(self, items: Sequence[Item], here: Callable[[Sequence[Item]], list[Reply]] | None = None) -> None:
         """Have a batch done, in a thread by `here` if given."""
-        self._waiting.append((items, self._pool.submit(here or self._do, items)))
+        with interrupts_later():
+            self._waiting.append((items, self._pool.submit(here or self._do, items)))
 
     @property
     def waiting(self) -> int:
@@ -225,8 +226,12 @@ def workers(count: int, work: Callable[[Task], Reply]) -> Iterator[list[Worker[T
 
 
 @contextmanager
-def _interrupts_later() -> Iterator[None]:
-    """Ctrl-C waits for the end of the block: while Python forks, Python prints it with a traceback and forgets it."""
+def interrupts_later() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block.
+
+    While Python forks, it prints one with a traceback and forgets it; in `submit` one can leave a lock held, for which
+    the pool's threads then wait for ever.
+    """
     if threading.current_thread() is not threading.main_thread():  # which alone is interrupted
         yield
         return

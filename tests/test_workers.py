@@ -63,6 +63,22 @@ def test_an_interrupt_while_a_process_is_forked_is_none_of_pythons_ignored_ones(
         assert pool.submit(lambda: Worker(own_process).stop()).result() is None
 
 
+def test_an_interrupt_while_a_batch_is_begun_comes_once_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    submit = ThreadPoolExecutor.submit
+
+    def interrupted(pool: ThreadPoolExecutor, *given: object) -> object:
+        with pool._idle_semaphore._cond:  # type: ignore[attr-defined]
+            signal.raise_signal(signal.SIGINT)
+        return submit(pool, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", interrupted)
+    crew = Crew([], each, each, 2)
+    with crew:
+        with pytest.raises(KeyboardInterrupt):
+            crew.begin(["a", "b"])
+        assert crew.waiting == 1
+
+
 def test_each_does_tasks_in_a_process_of_its_own_until_the_block_ends() -> None:
     with workers(2, own_process) as running:
         done = [worker(task) for task in ("a", "b") for worker in running]
