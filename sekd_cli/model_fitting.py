@@ -44,7 +44,7 @@ def refit_fundamental(
     centres = xy0.mean(axis=0), xy1.mean(axis=0)
     spread = float(np.mean([np.abs(xy - centre).mean() for xy, centre in zip((xy0, xy1), centres, strict=True)]))
     unit0, unit1 = (_scaling(1 / max(spread, 1e-6), centre) for centre in centres)
-    one, other = unit0 @ _homogeneous(xy0).T, unit1 @ _homogeneous(xy1).T
+    one, other = unit0 @ homogeneous(xy0), unit1 @ homogeneous(xy1)
     in_units = np.linalg.inv(unit1).T @ fundamental @ np.linalg.inv(unit0)
     fitted, near = _fitted_lines(in_units, one, other, threshold * unit0[0, 0], essential=False)
     return unit1.T @ fitted @ unit0, near
@@ -54,7 +54,7 @@ def refit_essential(
     essential: np.ndarray, directions0: np.ndarray, directions1: np.ndarray, threshold: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Likewise an essential matrix (3, 3) of directions (M, 2) (x / z, y / z), in whose units the threshold is."""
-    one, other = _homogeneous(directions0).T, _homogeneous(directions1).T
+    one, other = homogeneous(directions0), homogeneous(directions1)
     return _fitted_lines(essential, one, other, threshold, essential=True)
 
 
@@ -77,8 +77,8 @@ def _fitted_homography(homography: np.ndarray, xy0: np.ndarray, xy1: np.ndarray,
     unit0, unit1 = _unit(xy0), _unit(xy1)
     points, targets = (cv2.perspectiveTransform(xy[None], unit)[0] for xy, unit in ((xy0, unit0), (xy1, unit1)))
     with np.errstate(divide="ignore", invalid="ignore"):
-        scales = weights / (_homogeneous(xy0) @ homography[2])
-        points = _homogeneous(points) * scales[:, None]
+        scales = weights / (homography[2] @ homogeneous(xy0))
+        points = homogeneous(points).T * scales[:, None]
         nothing = np.zeros_like(points)
         of_x = np.column_stack((points, nothing, -targets[:, :1] * points))
         of_y = np.column_stack((nothing, points, -targets[:, 1:] * points))
@@ -100,18 +100,18 @@ def _fitted_lines(
     """
     random = np.random.default_rng(0)
     best = _refit_lines(matrix / np.linalg.norm(matrix, 2), one, other, threshold, essential=essential)
-    around = np.abs(_line_errors(best, one, other)) < AROUND * threshold
+    around = np.abs(line_errors(best, one, other)) < AROUND * threshold
     some, their = one[:, around], other[:, around]
     for _ in range(RESAMPLINGS):
-        agreeing = np.flatnonzero(np.abs(_line_errors(best, some, their)) < threshold)
+        agreeing = np.flatnonzero(np.abs(line_errors(best, some, their)) < threshold)
         if len(agreeing) < SAMPLE:
             break
         rows = agreeing[random.random((SAMPLES, len(agreeing))).argpartition(SAMPLE - 1, axis=1)[:, :SAMPLE]]
         sampled = _lines_of_samples(some.T[rows], their.T[rows], essential=essential)
         start = sampled[np.argmin(_costs(sampled, some, their, threshold))]
         fitted = _refit_lines(start, some, their, threshold, essential=essential)
-        best = min(best, fitted, key=lambda one: float(_costs(one, some, their, threshold)))
-    return best, np.abs(_line_errors(best, one, other)) < threshold
+        best = min(best, fitted, key=lambda fit: float(_costs(fit, some, their, threshold)))
+    return best, np.abs(line_errors(best, one, other)) < threshold
 
 
 def _refit_lines(
@@ -122,7 +122,7 @@ def _refit_lines(
         left, (largest, second, _), right = np.linalg.svd(matrix)
         middle = np.diag((1.0, 1.0 if essential else second / largest, 0.0))
         projected = left @ middle @ right
-        errors = _line_errors(projected, one, other)
+        errors = line_errors(projected, one, other)
         near = np.abs(errors) < threshold
         if near.sum() < (10 if essential else 14):
             break
@@ -148,10 +148,10 @@ def _lines_of_samples(one: np.ndarray, other: np.ndarray, *, essential: bool) ->
 
 def _costs(matrices: np.ndarray, one: np.ndarray, other: np.ndarray, threshold: float) -> np.ndarray:
     """Sums of the errors of all matches, none counted as more than the threshold, of matrices (..., 3, 3)."""
-    return np.asarray(np.minimum(np.abs(_line_errors(matrices, one, other)), threshold).sum(axis=-1))
+    return np.asarray(np.minimum(np.abs(line_errors(matrices, one, other)), threshold).sum(axis=-1))
 
 
-def _line_errors(matrices: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def line_errors(matrices: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Sampson's distances, signed, of points (3, M) from each other's lines by matrices (..., 3, 3): (..., M)."""
     lines, back = matrices @ one, matrices.swapaxes(-1, -2) @ other
     slopes = np.sqrt((lines[..., :2, :] ** 2 + back[..., :2, :] ** 2).sum(axis=-2))
@@ -159,7 +159,7 @@ def _line_errors(matrices: np.ndarray, one: np.ndarray, other: np.ndarray) -> np
 
 
 def _line_gradients(matrix: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """How `_line_errors` of one matrix change with its elements, (9, M)."""
+    """How `line_errors` of one matrix change with its elements, (9, M)."""
     lines, back = matrix @ one, matrix.T @ other
     products = (lines * other).sum(axis=0)
     lines[2] = back[2] = 0  # the slopes are those of the lines' normals
@@ -169,8 +169,9 @@ def _line_gradients(matrix: np.ndarray, one: np.ndarray, other: np.ndarray) -> n
     return np.asarray(gradients.reshape(9, -1) / np.sqrt(squares))
 
 
-def _homogeneous(xy: np.ndarray) -> np.ndarray:
-    return np.column_stack((xy, np.ones(len(xy))))
+def homogeneous(xy: np.ndarray) -> np.ndarray:
+    """Points (M, 2) as (3, M)."""
+    return np.stack((*xy.T, np.ones(len(xy))))
 
 
 def _unit(xy: np.ndarray) -> np.ndarray:

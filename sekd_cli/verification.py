@@ -13,7 +13,13 @@ import numpy as np
 
 from sekd_cli.config import VerificationSettings
 from sekd_cli.errors import UsageError
-from sekd_cli.model_fitting import refit_essential, refit_fundamental, refit_homography
+from sekd_cli.model_fitting import (
+    homogeneous,
+    line_errors,
+    refit_essential,
+    refit_fundamental,
+    refit_homography,
+)
 
 FEWEST_MATCHES = {"homography": 4, "fundamental": 8, "essential": 6}
 SAMPLE = {"homography": 4, "fundamental": 7, "essential": 5}  # matches that determine a model
@@ -166,19 +172,10 @@ def _share_exchanged(xy0: np.ndarray, xy1: np.ndarray, fundamental: np.ndarray, 
     np.fill_diagonal(apart, np.inf)
     nearest = len(xy0) // NEIGHBOURS
     near = apart <= np.partition(apart, nearest - 1, axis=1)[:, nearest - 1, None]
-    agreeing = _line_errors(fundamental, xy0, xy1)[near] < threshold
+    first, second = np.nonzero(near)
+    matrix, one, other = fundamental / np.linalg.norm(fundamental, 2), homogeneous(xy0), homogeneous(xy1)
+    agreeing = np.abs(line_errors(matrix, one[:, first], other[:, second])) < threshold
     return float(max(agreeing.sum(), 1) / len(agreeing))
-
-
-def _line_errors(fundamental: np.ndarray, xy0: np.ndarray, xy1: np.ndarray) -> np.ndarray:
-    """How far each of the points xy0 (M, 2) and each of xy1 (N, 2) are from each other's epipolar lines.
-
-    Sampson's distance, (M, N) pixels.
-    """
-    one, other = (np.column_stack((xy, np.ones(len(xy)))) for xy in (xy0, xy1))
-    lines, back = one @ fundamental.T, other @ fundamental
-    slopes = np.hypot(np.linalg.norm(lines[:, :2], axis=1)[:, None], np.linalg.norm(back[:, :2], axis=1))
-    return np.asarray(np.abs(lines @ other.T) / np.maximum(slopes, np.finfo(float).tiny))
 
 
 def _line_matrix(

@@ -12,6 +12,7 @@ from drawn_features import NAMES, write_views
 from sekd_cli.networks import CompactNetwork
 from sekd_cli.networks.weights_file import save_network
 from sekd_cli.training.photographs import Photographs
+from sekd_cli.training.photometric import LUMA
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -45,6 +46,14 @@ def untrained_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Photographs:
     """Five drawn photographs as training has them."""
     return cached_photographs(tmp_path_factory.mktemp("photographs"), 5)
+
+
+@pytest.fixture
+def even_light(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both views of training's pairs are as grey as the photograph, in the same light."""
+    monkeypatch.setattr("sekd_cli.training.dataset.change_light", lambda images, light: images)
+    mix = torch.tensor(LUMA) / 255
+    monkeypatch.setattr("sekd_cli.training.dataset.draw_mix", lambda count, generator: mix.expand(count, 3))
 
 
 @pytest.fixture

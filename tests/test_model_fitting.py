@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from sekd_cli.model_fitting import (
-    _line_errors,
     _line_gradients,
     _lines_of_samples,
+    line_errors,
     refit_essential,
     refit_fundamental,
     refit_homography,
@@ -204,7 +204,7 @@ def test_gradients_are_those_of_the_errors() -> None:
     one, other = (np.column_stack((directions(xy), np.ones(5))).T for xy in (xy0, xy1))
     other[:2] += random.normal(scale=0.1, size=(2, 5))  # so large that the slopes' change counts
     step = 1e-6 * random.normal(size=(3, 3))
-    more, less = _line_errors(np.stack((ESSENTIAL + step, ESSENTIAL - step)), one, other)
+    more, less = line_errors(np.stack((ESSENTIAL + step, ESSENTIAL - step)), one, other)
     np.testing.assert_allclose((more - less) / 2, step.ravel() @ _line_gradients(ESSENTIAL, one, other), rtol=1e-4)
 
 
@@ -212,7 +212,7 @@ def test_errors_of_lines_are_those_of_points_moved_the_least() -> None:
     xy0, xy1 = scene(5)
     xy1 += np.random.default_rng(0).normal(scale=0.5, size=(5, 2))
     one, other = (np.column_stack((xy, np.ones(5))).T for xy in (xy0, xy1))
-    errors = _line_errors(FUNDAMENTAL, one, other)
+    errors = line_errors(FUNDAMENTAL, one, other)
     there0, there1 = cv2.correctMatches(FUNDAMENTAL, xy0[None], xy1[None])
     moved_by = np.hypot(np.linalg.norm(there0[0] - xy0, axis=1), np.linalg.norm(there1[0] - xy1, axis=1))
     np.testing.assert_allclose(np.abs(errors), moved_by, rtol=1e-2)

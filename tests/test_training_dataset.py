@@ -6,7 +6,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pytest
 import torch
 from drawn import draw_photographs, drawn_photograph
 from torch import Tensor
@@ -16,7 +15,7 @@ from sekd_cli.image_search import find_images
 from sekd_cli.training.dataset import PairDataset, PlanDataset, look, render, surround
 from sekd_cli.training.occlusion import draw_hidden, hidden_at
 from sekd_cli.training.photographs import Photographs, cache_photographs
-from sekd_cli.training.photometric import LUMA, Light
+from sekd_cli.training.photometric import Light
 from sekd_cli.training.randomness import generator_of
 from sekd_cli.training.settings import TrainingSettings
 from sekd_cli.training.validation import HeldOutPairs
@@ -44,12 +43,7 @@ def test_a_batch_depends_on_its_step_alone_and_its_points_correspond(photographs
         assert (warped - second[index])[seen].abs().max() < 1e-3
 
 
-def test_views_show_the_same_thing_at_the_same_points(
-    photographs: Photographs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sekd_cli.training.dataset.change_light", lambda images, light: images)
-    mix = torch.tensor(LUMA) / 255
-    monkeypatch.setattr("sekd_cli.training.dataset.draw_mix", lambda count, generator: mix.expand(count, 3))
+def test_views_show_the_same_thing_at_the_same_points(photographs: Photographs, even_light: None) -> None:
     labels = np.full((5, 1, 3), np.nan, np.float32)
     settings = replace(SMALL, zoom=1.05, stretch=1.0, shear=0.0, tilt=0.1, rotation=40.0, any_rotation_share=0.0)
     batch = PairDataset(photographs, np.arange(5), labels, settings, (0, 0))[0]

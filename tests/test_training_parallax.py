@@ -10,7 +10,6 @@ from sekd_cli.geometry import pixel_grid, translation
 from sekd_cli.training.dataset import PairDataset, PlanDataset, render
 from sekd_cli.training.parallax import STEEPEST, Correspondence, displacement, draw_parallax
 from sekd_cli.training.photographs import Photographs
-from sekd_cli.training.photometric import LUMA
 from sekd_cli.training.ranking import OwnKeypoints, position_loss
 from sekd_cli.training.settings import TrainingSettings
 
@@ -85,12 +84,7 @@ def test_points_beyond_the_horizon_leave_a_gradient_to_all_others() -> None:
     assert gradient[0, 0].norm() > 0.5
 
 
-def test_views_show_the_same_thing_where_parallax_has_moved_it(
-    photographs: Photographs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sekd_cli.training.dataset.change_light", lambda images, light: images)
-    mix = torch.tensor(LUMA) / 255
-    monkeypatch.setattr("sekd_cli.training.dataset.draw_mix", lambda count, generator: mix.expand(count, 3))
+def test_views_show_the_same_thing_where_parallax_has_moved_it(photographs: Photographs, even_light: None) -> None:
     labels = np.full((5, 1, 3), np.nan, np.float32)
     still = replace(BENT, zoom=1.05, stretch=1.0, shear=0.0, tilt=0.1, rotation=40.0, any_rotation_share=0.0)
     pairs = PairDataset(photographs, np.arange(5), labels, replace(still, batch_size=24, parallax=0.2), (0, 0))
