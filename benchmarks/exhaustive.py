@@ -18,7 +18,7 @@ import torch
 from measuring import WIDTH, write_features
 
 from sekd_cli.config import MatchingSettings
-from sekd_cli.feature_cache import FeatureCache, plan
+from sekd_cli.feature_cache import FeatureCache, Loader, plan
 from sekd_cli.feature_file import FeatureReader
 from sekd_cli.match_file import MatchWriter, match_attributes
 from sekd_cli.match_pipeline import PairMatcher, PipelineSettings, match_all
@@ -51,10 +51,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     start = time.perf_counter()
     with CountingReader(folder / "feats.h5") as reader:
         if options.reads_only:
-            done = sum(
-                1
-                for _ in FeatureCache(reader, settings.device, settings.cache_bytes, lambda name, size: None).walk(work)
-            )
+            done = sum(1 for _ in FeatureCache(Loader(reader, settings.device), settings.cache_bytes).walk(work))
         else:
             with MatchWriter(folder / "matches.h5", match_attributes(reader, {})) as writer:
                 matcher = PairMatcher(reader.path, settings.cache_bytes, MatchingSettings())

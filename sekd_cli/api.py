@@ -26,6 +26,8 @@ from sekd_cli.features import Features
 from sekd_cli.images import Photograph, read_image, to_eight_bits, turn_upright
 from sekd_cli.networks.weights_file import load_network, packaged_weights
 from sekd_cli.pair_matching import MatchableImage, comparable, match_images
+from sekd_cli.seen_pixels import SeenPixels, read_seen_pixels, seen_pixels
+from sekd_cli.stored_matches import StoredMatches
 from sekd_cli.verification import Camera, verification_settings
 
 
@@ -139,6 +141,7 @@ class Sekd:
         verify_threshold: float | None = None,
         min_inliers: int | None = None,
         cameras: tuple[Camera, Camera] | None = None,
+        refine: tuple[str | Path | np.ndarray, str | Path | np.ndarray] | None = None,
     ) -> Matches:
         """Mutual nearest neighbours of two images' descriptors, on the CPU when done.
 
@@ -146,8 +149,10 @@ class Sekd:
         at all four quarter turns, which takes features extracted with rotations. `verify` (homography, fundamental or
         essential) keeps what agrees on one geometry to `verify_threshold` pixels (by default 3, 1 and 1), nothing where
         it is fewer than `min_inliers` (15) or chance, and finds more where a homography leads; essential takes both
-        `cameras`. Raises UsageError for values that make no sense, features of different networks, or features without
-        turns.
+        `cameras`. `refine`, both images as `extract` takes them, aligns what agrees by the pixels around it: then
+        `keypoints1` is where the first image's keypoints are in the second, to a small part of a pixel. Raises
+        UsageError for values that make no sense, features of different networks, or features without turns, ImageError
+        for images that can't be read, or have another size.
         """
         dimension0, dimension1 = features0.descriptors.shape[1], features1.descriptors.shape[1]
         if dimension0 != dimension1:
@@ -167,8 +172,10 @@ class Sekd:
             rotations=rotations,
         )
         verification = _verification(verify, verify_threshold, min_inliers, cameras)
-        camera0, camera1 = cameras or (None, None)
-        image0, image1 = self._matchable(features0, camera0), self._matchable(features1, camera1)
+        if refine is not None and verification is None:
+            raise UsageError("refine: only with verify")
+        both = zip((features0, features1), cameras or (None, None), refine or (None, None), strict=True)
+        image0, image1 = (self._matchable(*one) for one in both)
         found = match_images(image0, image1, settings, verification)
         indices = torch.from_numpy(found.indices())
         index0, index1 = indices.unbind(dim=1)
@@ -176,12 +183,14 @@ class Sekd:
             indices=indices,
             scores=torch.from_numpy(found.scores0)[index0],
             keypoints0=features0.keypoints[index0],
-            keypoints1=features1.keypoints[index1],
+            keypoints1=features1.keypoints[index1] + _offsets(found),
             turn=found.turn or 0,
             model=None if found.model is None else torch.from_numpy(found.model),
         )
 
-    def _matchable(self, features: Features, camera: Camera | None) -> MatchableImage:
+    def _matchable(
+        self, features: Features, camera: Camera | None, image: str | Path | np.ndarray | None
+    ) -> MatchableImage:
         device = self._extractor.device
         return MatchableImage(
             name="",
@@ -190,7 +199,19 @@ class Sekd:
             fingerprint=0,
             turned=None if features.turned is None else comparable(features.turned.detach().to(device)),
             camera=camera,
+            pixels=None if image is None else self._pixels(features, image),
         )
+
+    def _pixels(self, features: Features, image: str | Path | np.ndarray) -> SeenPixels:
+        scales = None if features.scales is None else features.scales.numpy()
+        if isinstance(image, str | Path):
+            return read_seen_pixels(Path(image), features.image_size, scales, self._max_pixels)
+        return seen_pixels(_photograph(image), features.image_size, scales)
+
+
+def _offsets(matches: StoredMatches) -> Tensor:
+    """What to add to the second image's keypoints, (M, 2) or a number."""
+    return torch.zeros(2) if matches.alignment is None else torch.from_numpy(matches.alignment.offsets)
 
 
 def _verification(

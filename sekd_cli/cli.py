@@ -30,6 +30,7 @@ COMMANDS = {
     "info": "Say what a feature, match or weights file holds.",
     "export": "Write a COLMAP database or an ONNX model.",
     "convert": "Turn feature and match files into other layouts.",
+    "refine": "Move keypoints so that matches agree.",
     "merge": "Join the files of shards.",
 }
 RESUMABLE = {"extract", "match", "train"}

@@ -5,17 +5,22 @@ product: of n images of which m fit into the memory given, each is read about 1 
 and once where all fit. No result depends on the order.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from sekd_cli.config import DEFAULT_MAX_PIXELS
 from sekd_cli.errors import ImageError, InputFileError
 from sekd_cli.feature_file import FeatureReader
 from sekd_cli.pair_matching import MatchableImage, matchable_image
 from sekd_cli.pairs import Pair
+from sekd_cli.seen_pixels import SeenPixels, read_seen_pixels
+from sekd_cli.stored_features import StoredFeatures
 from sekd_cli.verification import Camera
 
 CameraOf = Callable[[str, tuple[int, int]], Camera | None]
@@ -49,18 +54,53 @@ def order_in_blocks(work: Plan, rows: int) -> np.ndarray:
     return np.lexsort((row, column, rank // rows))
 
 
+Load = Callable[[str], MatchableImage | str]
+"""An image by its name, or why there is none."""
+
+
+class Loader:
+    """Reads images from a feature file, and what else matching needs of them."""
+
+    def __init__(
+        self,
+        features: FeatureReader,
+        device: torch.device,
+        camera_of: CameraOf = lambda name, size: None,
+        *,
+        turned: bool = False,
+        folder: Path | None = None,
+    ) -> None:
+        """turned: read descriptors at other turns too. folder: of the photographs, whose pixels are to be read."""
+        self._features = features
+        self._device = device
+        self._camera_of = camera_of
+        self._turned = turned
+        self._folder = folder
+
+    def __call__(self, name: str) -> MatchableImage | str:
+        """An image, or why there is none."""
+        try:
+            stored = self._features.read(name, turned=self._turned)
+            camera = self._camera_of(name, stored.image_size)
+            pixels = None if self._folder is None else _pixels(self._folder / name, stored)
+        except (ImageError, InputFileError) as error:
+            return str(error)
+        return matchable_image(name, stored, self._device, camera, pixels)
+
+
+def _pixels(path: Path, features: StoredFeatures) -> SeenPixels:
+    size = features.image_size if features.size_stated else None
+    most = max(DEFAULT_MAX_PIXELS, math.prod(size or ()))  # it was extracted
+    return read_seen_pixels(path, size, features.scales, most)
+
+
 class ImageCache:
     """The images that were used last, in bounded memory."""
 
-    def __init__(
-        self, features: FeatureReader, device: torch.device, room: int, camera_of: CameraOf, *, turned: bool
-    ) -> None:
-        """room: bytes; one image is kept in any case. turned: read descriptors at other turns too."""
-        self._features = features
-        self._device = device
+    def __init__(self, load: Load, room: int) -> None:
+        """room: bytes; one image is kept in any case."""
+        self._load = load
         self._room = room
-        self._camera_of = camera_of
-        self._turned = turned
         self._kept: OrderedDict[str, MatchableImage | str] = OrderedDict()
         self._size = 0
         self.reads = 0  # of images, so far
@@ -69,7 +109,7 @@ class ImageCache:
         """An image, or why there is none; it is kept until others need its room."""
         image = self._kept.get(name)
         if image is None:
-            image = self._kept[name] = self._load(name)
+            image = self._kept[name] = self._read(name)
             self._size += size_of(image)
         self._kept.move_to_end(name)
         while self._size > self._room and len(self._kept) > 1:
@@ -80,30 +120,23 @@ class ImageCache:
         """An image, or why there is none; the caller keeps it from now on, and it isn't kept here."""
         image = self._kept.pop(name, None)
         if image is None:
-            return self._load(name)
+            return self._read(name)
         self._size -= size_of(image)
         return image
 
-    def _load(self, name: str) -> MatchableImage | str:
+    def _read(self, name: str) -> MatchableImage | str:
         self.reads += 1
-        try:
-            stored = self._features.read(name, turned=self._turned)
-            camera = self._camera_of(name, stored.image_size)
-        except (ImageError, InputFileError) as error:
-            return str(error)
-        return matchable_image(name, stored, self._device, camera)
+        return self._load(name)
 
 
 class FeatureCache:
     """Features in bounded memory: most of it for the rows of the block at hand, the rest for what was used last."""
 
-    def __init__(
-        self, features: FeatureReader, device: torch.device, room: int, camera_of: CameraOf, *, turned: bool = False
-    ) -> None:
+    def __init__(self, load: Load, room: int) -> None:
         """See `ImageCache`."""
         passing = room // 8  # for images that pass; each is needed once a block
         self._row_room = room - passing
-        self._passing = ImageCache(features, device, passing, camera_of, turned=turned)
+        self._passing = ImageCache(load, passing)
 
     @property
     def reads(self) -> int:

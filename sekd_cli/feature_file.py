@@ -78,6 +78,11 @@ class FeatureReader(KeptReader):
         """Whether the images were extracted with descriptors at other turns."""
         return bool(_settings(self.attributes).get("rotations", False))
 
+    def refuse_refined(self) -> None:
+        """Raise InputFileError if keypoints are no longer where they were found."""
+        if settings_in(self.attributes).get("refined", False):
+            raise InputFileError(f"{self.path}: refined already; give the features that it was made of")
+
 
 class FeatureWriter(KeptWriter):
     """Adds the features of images to a file whose attributes are `file_attributes`; see `KeptWriter`."""

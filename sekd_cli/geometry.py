@@ -7,16 +7,19 @@ A map is a 3x3 matrix named by its direction: `target_xy = warp_points(source_xy
 """
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Points = TypeVar("Points", Tensor, np.ndarray)
+
 COLMAP_OFFSET = 0.5  # COLMAP puts the centre of the top-left pixel at (0.5, 0.5)
 
 
-def rescale_points(xy: Tensor, scale: Tensor | float) -> Tensor:
+def rescale_points(xy: Points, scale: Points | float) -> Points:
     """Points of an image, in the same image resized by `scale` (new size / old size; a number or (sx, sy)).
 
     xy: (..., 2) pixels. Returns (..., 2) pixels.

@@ -43,8 +43,9 @@ def check_flat_names(names: Iterable[str]) -> None:
 
 
 def fingerprint(features: StoredFeatures) -> int:
-    """By what changed features are noticed: a checksum of keypoints and descriptors."""
-    keypoints, descriptors = (np.ascontiguousarray(one).data for one in (features.keypoints, features.descriptors))
+    """By what changed features are noticed: a checksum of keypoints, as they were found, and descriptors."""
+    found = features.keypoints if features.found is None else features.found
+    keypoints, descriptors = (np.ascontiguousarray(one).data for one in (found, features.descriptors))
     return zlib.crc32(descriptors, zlib.crc32(keypoints))
 
 
@@ -175,6 +176,14 @@ class MatchReader(KeptReader):
         with self._reading():
             group = self._find(pair)
             return () if group is None else tuple(int(one) for one in attribute(group, "features", ()))
+
+    def check_features(self, pair: Pair, expected: tuple[int, int]) -> None:
+        """Raise InputFileError unless features with these fingerprints were matched, where the file tells."""
+        if self.fingerprints(pair) not in {(), expected}:
+            raise InputFileError(
+                f"{self.path}: {pair[0]} and {pair[1]} were matched with other features; "
+                "give those, or run sekd match --update"
+            )
 
     def _find(self, pair: Pair) -> h5py.Group | None:
         group = member(self._file, _place(pair))

@@ -13,7 +13,7 @@ import torch
 from sekd_cli.config import MatchingSettings, VerificationSettings
 from sekd_cli.device import give_back_memory
 from sekd_cli.errors import ImageError
-from sekd_cli.feature_cache import CameraOf, FeatureCache, ImageCache, Plan, order_in_blocks, size_of
+from sekd_cli.feature_cache import CameraOf, FeatureCache, ImageCache, Loader, Plan, order_in_blocks, size_of
 from sekd_cli.feature_file import FeatureReader
 from sekd_cli.match_file import MatchWriter
 from sekd_cli.match_writing import COMMIT_PAIRS, Matched, Outcome, Written, is_done
@@ -25,6 +25,7 @@ from sekd_cli.workers import Crew, Worker, WorkerDiedError
 BATCHES_IN_FLIGHT = 4  # for each thread or process: enough that none waits while features are read or matches written
 TASK_PAIRS = 32  # that a process takes at a time, fewer where there are few: 0.2 s
 GIVE_BACK_EVERY = 16  # tasks: images that others took the place of lie about as free memory
+CPU = torch.device("cpu")
 ROWS_OF_CACHE = 0.5  # of a process's memory for features: those of the rows of a block
 
 
@@ -52,24 +53,23 @@ class PairMatcher:
         cache_bytes: int,
         matching: MatchingSettings,
         verification: VerificationSettings | None = None,
+        *,
         camera_of: CameraOf = lambda name, size: None,
+        folder: Path | None = None,
     ) -> None:
-        """path: of the feature file, opened by each process for itself. cache_bytes: of features in its memory."""
-        self.cache_bytes, self.matching, self.camera_of = cache_bytes, matching, camera_of
-        self._path, self._verification = path, verification
+        """path: of the feature file, opened by each process for itself. cache_bytes: of features in its memory.
+
+        folder: of the photographs, to align verified matches by their pixels.
+        """
+        self.cache_bytes, self.matching = cache_bytes, matching
+        self._path, self._verification, self._camera_of, self._folder = path, verification, camera_of, folder
         self._images: ImageCache | None = None
         self._tasks = 0
 
     def __call__(self, pairs: Sequence[Pair]) -> list[Matched]:
         """The matches of each."""
         if self._images is None:
-            self._images = ImageCache(
-                FeatureReader(self._path),
-                torch.device("cpu"),
-                self.cache_bytes,
-                self.camera_of,
-                turned=self.matching.rotations,
-            )
+            self._images = ImageCache(self.loader(FeatureReader(self._path)), self.cache_bytes)
         self._tasks += 1
         if self._tasks % GIVE_BACK_EVERY == 0:
             give_back_memory()
@@ -81,6 +81,10 @@ class PairMatcher:
             else:
                 matched += self.batch([(image0, image1)])
         return matched
+
+    def loader(self, features: FeatureReader, device: torch.device = CPU) -> Loader:
+        """What reads the images that are matched."""
+        return Loader(features, device, self._camera_of, turned=self.matching.rotations, folder=self._folder)
 
     def batch(self, images: Batch) -> list[Matched]:
         """The matches of each pair, found together where there are several."""
@@ -135,7 +139,8 @@ def _match_by_workers(
     update: bool,
 ) -> Iterator[Outcome]:
     written, fingerprint_of = Written(writer), _Fingerprints(features, turned=matcher.matching.rotations)
-    rows = ROWS_OF_CACHE * matcher.cache_bytes // max(1, fingerprint_of.largest(work.names[:10]))
+    largest = max(map(size_of, map(matcher.loader(features), work.names[:10])), default=0)
+    rows = ROWS_OF_CACHE * matcher.cache_bytes // max(1, largest)
     order = order_in_blocks(work, max(1, int(rows)))
     task_pairs = max(1, min(TASK_PAIRS, len(order) // (4 * len(workers))))
     task: list[Pair] = []
@@ -182,25 +187,21 @@ class _Fingerprints:
     """The fingerprints of images by their names, or why they can't be read; each found once."""
 
     def __init__(self, features: FeatureReader, *, turned: bool) -> None:
-        self._images = ImageCache(features, torch.device("cpu"), 0, lambda name, size: None, turned=turned)
+        self._load = Loader(features, CPU, turned=turned)
         self._known: dict[str, int | str] = {}
 
     def __call__(self, name: str) -> int | str:
         if name not in self._known:
-            image = self._images.get(name)
+            image = self._load(name)
             self._known[name] = image if isinstance(image, str) else image.fingerprint
         return self._known[name]
-
-    def largest(self, names: Sequence[str]) -> int:
-        """Bytes of the largest of some images."""
-        return max(map(size_of, map(self._images.get, names)), default=0)
 
 
 def _match_by_threads(
     work: Plan, features: FeatureReader, writer: MatchWriter, settings: PipelineSettings, matcher: PairMatcher
 ) -> Iterator[Outcome]:
     turned = matcher.matching.rotations
-    cache = FeatureCache(features, settings.device, settings.cache_bytes, matcher.camera_of, turned=turned)
+    cache = FeatureCache(matcher.loader(features, settings.device), settings.cache_bytes)
     gathering = _Gathering(settings.batch_values // (4 if turned else 1))
     written = Written(writer)
     at_once = max(1, min(settings.threads, len(work.pairs)))

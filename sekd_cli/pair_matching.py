@@ -15,9 +15,12 @@ from sekd_cli.guided_matching import match_guided
 from sekd_cli.match_file import fingerprint
 from sekd_cli.matching import NO_MATCH, match_batch, match_descriptors
 from sekd_cli.model_fitting import refit_homography
+from sekd_cli.seen_pixels import SeenPixels, align_matches
 from sekd_cli.stored_features import StoredFeatures
 from sekd_cli.stored_matches import StoredMatches
 from sekd_cli.verification import Camera, verify
+
+MOST_ALIGNED = 0.5  # of a pair's verified matches: else what they show has changed, and no alignment means little
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +33,14 @@ class MatchableImage:
     fingerprint: int
     turned: Tensor | None = None  # (3, N, D) likewise, of the image turned by 1, 2 and 3 quarters
     camera: Camera | None = None
+    pixels: SeenPixels | None = None  # by which verified matches are aligned
 
     @property
     def size(self) -> int:
         """Bytes in memory."""
         turned = 0 if self.turned is None else self.turned.nbytes
-        return self.keypoints.nbytes + self.descriptors.nbytes + turned
+        pixels = 0 if self.pixels is None else self.pixels.grey.nbytes
+        return self.keypoints.nbytes + self.descriptors.nbytes + turned + pixels
 
     def at_turn(self, turn: int) -> Tensor:
         """The descriptors (N, D) of the image turned by so many quarters. Raises ImageError if there are none."""
@@ -47,7 +52,11 @@ class MatchableImage:
 
 
 def matchable_image(
-    name: str, features: StoredFeatures, device: torch.device | str = "cpu", camera: Camera | None = None
+    name: str,
+    features: StoredFeatures,
+    device: torch.device | str = "cpu",
+    camera: Camera | None = None,
+    pixels: SeenPixels | None = None,
 ) -> MatchableImage:
     """Features as stored, made ready."""
 
@@ -61,6 +70,7 @@ def matchable_image(
         fingerprint=fingerprint(features),
         turned=None if features.turned is None else ready(features.turned),
         camera=camera,
+        pixels=pixels,
     )
 
 
@@ -87,7 +97,8 @@ def match_images(
 ) -> StoredMatches:
     """The matches of one pair, verified if asked for; with `settings.rotations` those of the best turn.
 
-    Raises ImageError if the descriptors can't be compared, DeviceError if the device has not enough memory.
+    Verified ones are aligned where the images' pixels are there. Raises ImageError if the descriptors can't be
+    compared, DeviceError if the device has not enough memory.
     """
     found = [match_descriptors(*one, settings) for one in _candidates(image0, image1, settings)]
     return _best_turn(found, (image0, image1), settings, verification)
@@ -168,7 +179,8 @@ def _best_turn(
     ]
     if verification is not None:
         at_turns = [verified(one, images, settings, verification) for one in at_turns]
-    return max(at_turns, key=lambda one: (len(one.indices()), one.scores0.sum()))
+    best = max(at_turns, key=lambda one: (len(one.indices()), one.scores0.sum()))
+    return best if best.model is None or verification is None else _aligned(best, images, verification)
 
 
 def verified(
@@ -184,8 +196,7 @@ def verified(
     xy0, xy1 = (image.keypoints for image in images)
     pairs = matches.indices()
     scores = matches.scores0[pairs[:, 0]]
-    cameras = (images[0].camera, images[1].camera) if images[0].camera and images[1].camera else None
-    inliers, model = verify(xy0[pairs[:, 0]], xy1[pairs[:, 1]], verification, cameras, scores)
+    inliers, model = verify(xy0[pairs[:, 0]], xy1[pairs[:, 1]], verification, _cameras(images), scores)
     agreed, scores = pairs[inliers], scores[inliers]
     if model is not None and verification.model == "homography" and inliers.any():
         more = match_guided(
@@ -202,12 +213,39 @@ def verified(
         near[len(agreed) :] &= more.supported
         if near.sum() >= verification.min_inliers:  # else what is near by chance drew it away
             model, agreed, scores = fitted, everything[near], np.concatenate((scores, more.scores))[near]
-    kept = replace(
-        matches,
-        matches0=np.full_like(matches.matches0, NO_MATCH),
-        scores0=np.zeros_like(matches.scores0),
-        model_name=None if model is None else verification.model,
-        model=model,
-    )
-    kept.matches0[agreed[:, 0]], kept.scores0[agreed[:, 0]] = agreed[:, 1], scores
+    kept = _only(matches, agreed, scores)
+    return replace(kept, model_name=None if model is None else verification.model, model=model)
+
+
+def _only(matches: StoredMatches, pairs: np.ndarray, scores: np.ndarray) -> StoredMatches:
+    """With no other matches than the pairs (M, 2) of keypoints, and their scores (M,)."""
+    kept = replace(matches, matches0=np.full_like(matches.matches0, NO_MATCH), scores0=np.zeros_like(matches.scores0))
+    kept.matches0[pairs[:, 0]], kept.scores0[pairs[:, 0]] = pairs[:, 1], scores
     return kept
+
+
+def _aligned(
+    matches: StoredMatches, images: tuple[MatchableImage, MatchableImage], verification: VerificationSettings
+) -> StoredMatches:
+    """Verified matches aligned by both images' pixels, if these are there, and verified once more, as aligned.
+
+    Where most can be, the others are left out: about half of them are wrong (docs/EXPERIMENTS.md, 130).
+    """
+    if images[0].pixels is None or images[1].pixels is None:
+        return matches
+    pairs = matches.indices()
+    xy0, xy1 = (image.keypoints[pairs[:, side]] for side, image in enumerate(images))
+    alignment = align_matches((images[0].pixels, images[1].pixels), xy0, xy1)
+    fits = alignment.correlations > 0
+    tried = np.flatnonzero(fits | (fits.mean() < MOST_ALIGNED))
+    scores = matches.scores0[pairs[tried, 0]]
+    inliers, model = verify(xy0[tried], (xy1 + alignment.offsets)[tried], verification, _cameras(images), scores)
+    if model is None:
+        return matches
+    rows = tried[inliers]
+    kept = _only(matches, pairs[rows], scores[inliers])
+    return replace(kept, model=model, alignment=alignment.only(rows))
+
+
+def _cameras(images: tuple[MatchableImage, MatchableImage]) -> tuple[Camera, Camera] | None:
+    return (images[0].camera, images[1].camera) if images[0].camera and images[1].camera else None

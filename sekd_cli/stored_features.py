@@ -1,9 +1,9 @@
 """One image's features and the HDF5 group that keeps them, in hloc's layout.
 
 A group holds `keypoints` (N, 2) float32, `scores` (N,) float32, `descriptors` (D, N) float32 or float16, `image_size`
-(2,) int64 (width, height) and `scales` (N,) float32. Only one whose attribute `complete` is true counts as done: it is
-written last. Groups of other tools that hold `keypoints` and `descriptors` are read as well; their keypoints may have
-more columns (scale, angle), which are left out.
+(2,) int64 (width, height), `scales` (N,) float32 and, of refined keypoints, `keypoints_found` (N, 2) float32. Only one
+whose attribute `complete` is true counts as done: it is written last. Groups of other tools that hold `keypoints` and
+`descriptors` are read as well; their keypoints may have more columns (scale, angle), which are left out.
 """
 
 import os
@@ -25,7 +25,8 @@ from sekd_cli.hdf5_file import (
     write_arrays,
 )
 
-DATASETS = ("keypoints", "scores", "descriptors", "image_size", "scales")
+FOUND = "keypoints_found"  # (N, 2): where they were before they were refined
+DATASETS = ("keypoints", "scores", "descriptors", "image_size", "scales", FOUND)
 SIZE_GUESSED = "image_size_guessed"  # attribute of a group whose `image_size` is there for tools that ask for one
 TURNED = "descriptors_turned"  # (3, D, N): of the upright image turned counter-clockwise by 1, 2 and 3 quarters
 TURNED_CHECKSUM = "crc32_turned"  # of its own, as most readers leave them
@@ -42,6 +43,7 @@ class StoredFeatures:
     size_stated: bool = True  # False: nothing told the size, so it is the smallest that holds all keypoints
     scales: np.ndarray | None = None  # (N,) float32, pixels of the stored image per pixel that the network saw
     turned: np.ndarray | None = None  # (3, N, D) float32, descriptors of the image turned by 1, 2, 3 quarters
+    found: np.ndarray | None = None  # (N, 2) float32, where keypoints were before they were refined, if they are
 
     def __len__(self) -> int:
         return len(self.keypoints)
@@ -89,6 +91,8 @@ def write_group(group: h5py.Group, features: StoredFeatures, source: Source | No
     }
     if features.scales is not None:
         arrays["scales"] = np.asarray(features.scales, dtype=np.float32)
+    if features.found is not None:
+        arrays[FOUND] = np.asarray(features.found, dtype=np.float32)
     write_arrays(group, arrays)
     if features.scales is not None:
         uncertainty = float(np.mean(features.scales)) if len(features.scales) else 1.0
@@ -122,6 +126,9 @@ def read_group(group: h5py.Group, where: str, *, turned: bool) -> StoredFeatures
         raise InputFileError(f"{where}: descriptors {descriptors.shape}, not (D, N) of N keypoints; transpose them")
     if descriptors.shape[1] != count or scores.shape != (count,) or (scales is not None and scales.shape != (count,)):
         raise InputFileError(f"{where}: not as many descriptors or scores as its {count} keypoints; extract it again")
+    found = floats.get(FOUND)
+    if found is not None and (found.shape != keypoints.shape or not np.isfinite(found).all()):
+        raise InputFileError(f"{where}: {FOUND} {found.shape} are not those of {count} keypoints; refine it again")
     others = _read_turned(group, where, descriptors.shape) if turned and TURNED in group else None
     return StoredFeatures(
         keypoints=keypoints,
@@ -131,6 +138,7 @@ def read_group(group: h5py.Group, where: str, *, turned: bool) -> StoredFeatures
         size_stated=size is not None and not attribute(group, SIZE_GUESSED, False),
         scales=scales,
         turned=others,
+        found=found,
     )
 
 

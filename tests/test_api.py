@@ -228,6 +228,38 @@ def test_matches_are_verified_as_on_the_command_line(sekd: Sekd) -> None:
             sekd.match(one, other, **wrong)  # type: ignore[arg-type]
 
 
+def test_verified_matches_are_aligned_by_the_images_pixels(sekd: Sekd, examples: Path) -> None:
+    pixels = cv2.imread(str(examples / "china.jpg"), cv2.IMREAD_GRAYSCALE)[:320, :448]
+    moved = cv2.warpAffine(pixels, np.array([[1, 0, 5.5], [0, 1, -3.25]]), (448, 320), flags=cv2.INTER_CUBIC)
+    random = np.random.default_rng(0)
+    xy = cv2.goodFeaturesToTrack(pixels[30:-30, 30:-30], 80, 0.01, 8)[:, 0] + 30
+    truth = torch.from_numpy(xy + np.float32((5.5, -3.25)))
+    features = replace(features_from(random.normal(size=(len(xy), 16)).tolist()), image_size=(448, 320))
+    one = replace(features, keypoints=torch.from_numpy(xy))
+    other = replace(features, keypoints=truth + torch.from_numpy(random.normal(0, 0.5, xy.shape).astype(np.float32)))
+    plain = sekd.match(one, other, verify="homography")
+    aligned = sekd.match(one, other, verify="homography", refine=(pixels, moved))
+    before, after = ((found.keypoints1 - truth[found.indices[:, 0]]).norm(dim=1) for found in (plain, aligned))
+    assert before.median() > 0.4
+    assert after.median() < 0.1
+    assert len(aligned) > 0.8 * len(plain)
+    torch.testing.assert_close(aligned.keypoints0, one.keypoints[aligned.indices[:, 0]])
+    with pytest.raises(UsageError, match="refine: only with verify"):
+        sekd.match(one, other, refine=(pixels, moved))
+    with pytest.raises(ImageError, match="447x320 pixels, but its features are of 448x320"):
+        sekd.match(one, other, verify="homography", refine=(pixels[:, 1:], moved))
+
+
+def test_files_align_matches_too(sekd: Sekd, examples: Path) -> None:
+    both = examples / "motorcycle_left.jpg", examples / "motorcycle_right.jpg"
+    features = [sekd.extract(path) for path in both]
+    same = sekd.match(features[0], features[0], verify="homography", refine=(both[0], both[0]))
+    assert len(same) > 0.9 * len(features[0])
+    assert (same.keypoints1 - same.keypoints0).norm(dim=1).median() < 0.01
+    with pytest.raises(ImageError, match=r"missing\.jpg"):
+        sekd.match(features[0], features[0], verify="homography", refine=(both[0], Path("missing.jpg")))
+
+
 def test_the_threshold_of_verification_is_the_callers(sekd: Sekd) -> None:
     random = np.random.default_rng(0)
     descriptors = random.normal(size=(60, 16)).tolist()

@@ -22,6 +22,7 @@ from sekd_cli.match_file import (
     fingerprint,
     match_attributes,
 )
+from sekd_cli.patch_alignment import Alignment
 from sekd_cli.stored_matches import StoredMatches
 
 PAIR = ("left/a.jpg", "right/b c.jpg")
@@ -115,6 +116,21 @@ def test_the_model_is_kept_and_turned_with_the_pair(tmp_path: Path, attributes: 
     np.testing.assert_array_equal(found.model, MODEL)
     expected = np.linalg.inv(MODEL) if name == "homography" else MODEL.T
     np.testing.assert_allclose(turned.model, expected)
+
+
+def test_an_alignment_is_kept_and_turned_with_the_pair(tmp_path: Path, attributes: dict[str, Any]) -> None:
+    affines = np.array([[[0, -2], [2, 0]], [[1, 0.5], [0, 1]]], dtype=np.float32)
+    offsets, correlations = np.array([[2, 0], [1, 1]], np.float32), np.array([0.9, 0.8], np.float32)
+    with MatchWriter(tmp_path / "m.h5", attributes) as writer:
+        writer.write(PAIR, replace(MATCHES, alignment=Alignment(offsets, affines, correlations)), (1, 2))
+    with MatchReader(tmp_path / "m.h5") as reader:
+        found, turned = reader.read(PAIR).alignment, reader.read(PAIR[::-1], count0=3).alignment
+    assert found is not None
+    assert turned is not None
+    np.testing.assert_array_equal(found.affines, affines)
+    np.testing.assert_array_equal(found.offsets, offsets)
+    np.testing.assert_array_equal(turned.correlations, correlations[::-1])  # keypoints 2 and 0 are matched
+    np.testing.assert_allclose(turned.offsets, [[-0.5, -1], [0, 1]], atol=1e-6)
 
 
 @pytest.mark.parametrize(("turn", "back"), [(None, None), (0, 0), (1, 3), (2, 2), (3, 1)])

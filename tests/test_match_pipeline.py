@@ -21,7 +21,7 @@ from test_verification import CAMERA, HALF, scene
 from sekd_cli import match_pipeline, match_writing
 from sekd_cli.config import MatchingSettings, VerificationSettings
 from sekd_cli.errors import DeviceError, ImageError, OutputError
-from sekd_cli.feature_cache import FeatureCache, order_in_blocks, plan
+from sekd_cli.feature_cache import FeatureCache, Loader, order_in_blocks, plan
 from sekd_cli.feature_file import FeatureReader, FeatureWriter
 from sekd_cli.match_file import MatchReader, MatchWriter, match_attributes
 from sekd_cli.match_pipeline import PairMatcher, PipelineSettings, match_all
@@ -124,11 +124,11 @@ def test_order_memory_and_threads_change_nothing(
     features: Path, tmp_path: Path, threads: int, cache_bytes: int, processes: int
 ) -> None:
     pairs = list(exhaustive(NAMES))
-    run(features, tmp_path / "plain.h5", pairs)
     shuffled = [pairs[index] for index in np.random.default_rng(0).permutation(len(pairs))]
     outcomes = run(
         features, tmp_path / "other.h5", shuffled, threads=threads, cache_bytes=cache_bytes, processes=processes
     )
+    run(features, tmp_path / "plain.h5", pairs)  # last: threads just gone may hold MKL's lock while a process is forked
     assert sorted(outcome.pair for outcome in outcomes) == sorted(pairs)
     assert_same(tmp_path / "other.h5", tmp_path / "plain.h5")
 
@@ -232,7 +232,7 @@ def test_every_image_is_read_a_few_times_only(tmp_path: Path, room: int, most_re
     write_views(tmp_path / "feats.h5", names, common=2, own=2, width=2)
     size = 4 * (2 + 2) * 4
     with FeatureReader(tmp_path / "feats.h5") as reader:
-        cache = FeatureCache(reader, CPU, room * size, lambda name, size: None)
+        cache = FeatureCache(Loader(reader, CPU), room * size)
         walked = [pair for pair, _, _ in cache.walk(plan(exhaustive(names)))]
     assert sorted(walked) == list(exhaustive(names))
     assert cache.reads <= most_reads
@@ -265,7 +265,7 @@ def test_all_pairs_of_a_thousand_images_read_each_a_few_times_only(share: float,
 
     size = 2 * 4 + 2 * 4
     room = int(share * size * len(names) * 8 / 7)
-    cache = FeatureCache(Reader(), CPU, room, lambda name, size: None)  # type: ignore[arg-type]
+    cache = FeatureCache(Loader(Reader(), CPU), room)  # type: ignore[arg-type]
     walked = sum(1 for _ in cache.walk(plan(exhaustive(names))))
     assert walked == 499_500
     assert max(reads.values()) <= most
@@ -280,7 +280,7 @@ def test_every_pair_is_walked_once_with_its_own_images(pairs: list[tuple[int, in
 
     work = plan([(str(one), str(other)) for one, other in pairs])
     camera = lambda name, size: Camera(focal=(float(name) + 1, size[0] + 1), centre=(0, 0))  # noqa: E731
-    cache = FeatureCache(Reader(), CPU, room * 2 * 4 * 4, camera)  # type: ignore[arg-type]
+    cache = FeatureCache(Loader(Reader(), CPU, camera), room * 2 * 4 * 4)  # type: ignore[arg-type]
     walked = []
     for pair, image0, image1 in cache.walk(work):
         walked.append(pair)

@@ -71,6 +71,11 @@ _per_pair_option = click.option(
 )
 
 
+_refine_option = click.option(
+    "--refine", is_flag=True, help="Align matches by the pixels around them, as sekd match --refine does."
+)
+
+
 def _seeds_option(default: int) -> Callable[[Command], Command]:
     text = "Runs of each robust estimator; the median counts."
     return click.option("--seeds", type=POSITIVE, default=default, show_default=True, help=text)
@@ -104,10 +109,19 @@ def evaluate() -> None:
 @_features_option
 @_size_option(640)
 @_seeds_option(5)
+@_refine_option
 @_per_pair_option
 @_output_options
 def homography(
-    *, root: Path, max_size: int, seeds: int, per_pair: bool, output: str | None, plot: Path | None, **which: Any
+    *,
+    root: Path,
+    max_size: int,
+    seeds: int,
+    refine: bool,
+    per_pair: bool,
+    output: str | None,
+    plot: Path | None,
+    **which: Any,
 ) -> None:
     """Homography and matching accuracy on folders in HPatches form.
 
@@ -120,7 +134,7 @@ def homography(
     _check_plot(plot)
     sequences = benchmark.read_sequences(root)
     methods = _methods([path for sequence in sequences for path in sequence.images], **which)
-    protocol = benchmark.HomographyProtocol(max_size=max_size, seeds=seeds)
+    protocol = benchmark.HomographyProtocol(max_size=max_size, seeds=seeds, refine=refine)
     total = len(methods) * sum(len(sequence.homographies) for sequence in sequences)
     with progress_bar("evaluating", total, "pairs") as bar:
         results = benchmark.evaluate_sequences(sequences, methods, protocol, _advance(bar))
@@ -135,10 +149,19 @@ def homography(
 @_scene_options
 @_size_option(1600)
 @_seeds_option(5)
+@_refine_option
 @_per_pair_option
 @_output_options
 def pose(
-    *, root: Path, max_size: int, seeds: int, per_pair: bool, output: str | None, plot: Path | None, **rest: Any
+    *,
+    root: Path,
+    max_size: int,
+    seeds: int,
+    refine: bool,
+    per_pair: bool,
+    output: str | None,
+    plot: Path | None,
+    **rest: Any,
 ) -> None:
     """Relative pose of calibrated photographs, by an essential matrix (MAGSAC).
 
@@ -152,7 +175,7 @@ def pose(
     selection = PairSelection(**{name: rest.pop(name) for name in ("neighbours", "max_angle", "max_pairs")})
     scenes = find_scenes(root, selection)
     methods = _methods([path for scene in scenes for path in scene.paths.values()], **rest)
-    protocol = benchmark.PoseProtocol(max_size=max_size, seeds=seeds)
+    protocol = benchmark.PoseProtocol(max_size=max_size, seeds=seeds, refine=refine)
     with progress_bar("evaluating", len(methods) * sum(len(scene.pairs) for scene in scenes), "pairs") as bar:
         results = benchmark.evaluate_scenes(scenes, methods, protocol, _advance(bar))
     summary = benchmark.summary_table(results)
@@ -166,6 +189,7 @@ def pose(
 @_features_option
 @_size_option(1600)
 @_seeds_option(3)
+@_refine_option
 @click.option("--threads", type=POSITIVE, default=1, show_default=True, help="For COLMAP; with 1, runs repeat exactly.")
 @_per_pair_option
 @_output_options
@@ -174,6 +198,7 @@ def sfm(
     root: Path,
     max_size: int,
     seeds: int,
+    refine: bool,
     threads: int,
     per_pair: bool,
     output: str | None,
@@ -192,7 +217,7 @@ def sfm(
     require_pycolmap()
     scenes = find_scenes(root, PairSelection())
     methods = _methods([path for scene in scenes for path in scene.paths.values()], **which)
-    protocol = benchmark.SfmProtocol(max_size=max_size, seeds=seeds, threads=threads)
+    protocol = benchmark.SfmProtocol(max_size=max_size, seeds=seeds, refine=refine, threads=threads)
     with progress_bar("evaluating", len(methods) * len(scenes) * seeds, "models") as bar:
         results = benchmark.evaluate_scenes(scenes, methods, protocol, _advance(bar))
     summary = benchmark.summary_table(results)

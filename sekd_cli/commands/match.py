@@ -38,11 +38,16 @@ from sekd_cli.config import MODELS
 )
 @click.option("--threshold", type=float, help="Largest error of an inlier in pixels; default: homography 3, others 1.")
 @click.option("--min-inliers", type=int, help="A pair with fewer keeps no match; 0 keeps any; default: 15.")
+@click.option(
+    "--refine",
+    is_flag=True,
+    help="Align verified matches by the pixels around them, and the model with them; needs --images.",
+)
 @click.option("--camera", metavar="F|FX,FY,CX,CY", help="In pixels, for essential; F alone if image sizes differ.")
 @click.option(
     "--images",
     type=options.FOLDER,
-    help="Folder of the images, to read focal lengths for essential from EXIF.",
+    help="Folder of the images: pixels for --refine, focal lengths from EXIF for essential.",
 )
 @options.layout
 @options.overwrite
@@ -57,7 +62,7 @@ def match(**given: Any) -> int:
 
     \b
     sekd match pairs.txt --features feats.h5 -o matches.h5
-    sekd pairs feats.h5 --nearest 20 | sekd match - --verify fundamental
+    sekd pairs feats.h5 --nearest 20 | sekd match - --verify fundamental --refine --images photos
 
     PAIRS is a text file with two names a line, as in the feature file, or - for stdin. Prints the path of the match
     file, or of the folder of --layout. Run again, the same command goes on where it stopped.

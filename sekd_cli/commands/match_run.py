@@ -50,6 +50,7 @@ class MatchOptions:
     verify: str | None
     threshold: float | None
     min_inliers: int | None
+    refine: bool
     camera: str | None
     images: Path | None
     layout: str
@@ -62,10 +63,14 @@ class MatchOptions:
     cache: float
 
     def __post_init__(self) -> None:
-        if self.verify is None and (self.threshold, self.min_inliers) != (None, None):
-            raise UsageError("--threshold and --min-inliers: only with --verify")
-        if self.verify != "essential" and (self.camera, self.images) != (None, None):
-            raise UsageError("--camera and --images: only with --verify essential")
+        if self.verify is None and (self.threshold, self.min_inliers, self.refine) != (None, None, False):
+            raise UsageError("--threshold, --min-inliers and --refine: only with --verify")
+        if self.verify != "essential" and self.camera is not None:
+            raise UsageError("--camera: only with --verify essential")
+        if self.verify != "essential" and not self.refine and self.images is not None:
+            raise UsageError("--images: only with --refine or --verify essential")
+        if self.refine and self.images is None:
+            raise UsageError("--refine: give the folder of the images with --images")
         if self.verify == "essential" and self.camera is None and self.images is None:
             raise UsageError("--verify essential: give focal lengths with --camera, or --images to find them in EXIF")
         if same_file(self.output, self.features):
@@ -91,6 +96,8 @@ def run(options: MatchOptions) -> int:
     decisive = asdict(matching) | ({"model": None} if verification is None else asdict(verification))
     if verification is not None:
         decisive["verification"] = 129  # the experiment that last changed what is kept, in docs/EXPERIMENTS.md
+    if options.refine:
+        decisive["refine"] = True
     decisive["shard"] = str(shard)  # so that merging notices one that is missing or double
     device = resolve_device(options.device)
     cores = min(MOST_PROCESSES, available_cores())
@@ -108,7 +115,14 @@ def run(options: MatchOptions) -> int:
             folder.check(features.names(), overwrite=options.overwrite)
     processes = min(settings.threads, len(work.pairs)) if device.type == "cpu" else 0
     share = settings.cache_bytes // max(1, processes)  # of shards there may be more than pairs
-    matcher = PairMatcher(options.features, share, matching, verification, _cameras(verification, options.images))
+    matcher = PairMatcher(
+        options.features,
+        share,
+        matching,
+        verification,
+        camera_of=_cameras(verification, options.images),
+        folder=options.images if options.refine else None,
+    )
     with (
         _open_features(options) as features,
         workers(processes, matcher) as others,
@@ -127,8 +141,10 @@ def run(options: MatchOptions) -> int:
 
 
 def _open_features(options: MatchOptions) -> FeatureReader:
-    """The feature file. Raises InputFileError if it can't be read, or lacks what --rotations needs."""
+    """The feature file. Raises InputFileError if it can't be read, or lacks what --rotations or --refine needs."""
     features = FeatureReader(options.features)
+    if options.refine:
+        features.refuse_refined()
     if options.rotations and not features.has_turns:
         features.close()
         raise InputFileError(

@@ -15,7 +15,9 @@ from sekd_cli.evaluation import homography as metrics
 from sekd_cli.evaluation.estimators import ESTIMATORS, estimate_homography
 from sekd_cli.evaluation.images import EvaluationImage, folder_name, read_evaluation_image
 from sekd_cli.evaluation.methods import Method
+from sekd_cli.evaluation.refinement import refined_places
 from sekd_cli.image_search import SUFFIXES
+from sekd_cli.seen_pixels import SeenPixels
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,7 @@ class HomographyProtocol:
     max_size: int = 640  # pixels, longer edge; images and homographies are rescaled; 0 for none
     threshold: float = 3.0  # pixels, an inlier's largest error; also repeatability's
     seeds: int = 5  # runs of each robust estimator; the median counts
+    refine: bool = False  # align matches that agree on a homography by the images' pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +142,8 @@ def _evaluate_sequence(
         second = method.features(image)
         found = method.match(first, second)
         xy0, xy1 = first.keypoints[found[:, 0]], second.keypoints[found[:, 1]]
+        if protocol.refine:
+            xy1 = refined_places((_as_evaluated(images[0]), _as_evaluated(image)), xy0, xy1, "homography")
         share, localisation = metrics.repeatability(
             first.keypoints, second.keypoints, truth, size, image.size, threshold
         )
@@ -156,6 +161,10 @@ def _evaluate_sequence(
             localisation=localisation,
             corner_errors=errors,
         )
+
+
+def _as_evaluated(image: EvaluationImage) -> SeenPixels:
+    return SeenPixels(image.grey, np.ones(2))
 
 
 def summarise(pairs: list[PairResult]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from sekd_cli.errors import ImageError, InputFileError
 from sekd_cli.geometry import resize_matrix
 from sekd_cli.images import Photograph, read_image, turn_back
 from sekd_cli.pyramid import largest_size, prepare
+from sekd_cli.seen_pixels import SeenPixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,11 @@ class EvaluationImage:
     def size(self) -> tuple[int, int]:
         """Width, height as evaluated."""
         return self.grey.shape[1], self.grey.shape[0]
+
+    @property
+    def seen(self) -> SeenPixels:
+        """Its pixels, for places in those of the file."""
+        return SeenPixels(self.grey, np.divide(self.size, self.original_size))
 
     @property
     def evaluated_from_original(self) -> NDArray[np.float64]:

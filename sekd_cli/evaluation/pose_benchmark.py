@@ -14,8 +14,10 @@ from sekd_cli.evaluation.images import read_evaluation_image
 from sekd_cli.evaluation.methods import LocalFeatures, Method
 from sekd_cli.evaluation.plots import Panel
 from sekd_cli.evaluation.pose import mean_average_accuracy, pose_error
+from sekd_cli.evaluation.refinement import refined_places
 from sekd_cli.evaluation.scenes import PosePair, Scene
 from sekd_cli.evaluation.tables import Row, Table, mark, number, percent, text
+from sekd_cli.seen_pixels import SeenPixels
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,7 @@ class PoseProtocol:
     max_size: int = 1600  # pixels, longer edge, for the features; 0 for none
     threshold: float = 1.0  # pixels of the file at the mean focal length, an inlier's largest error
     seeds: int = 5  # runs of the robust estimator; the median counts
+    refine: bool = False  # align matches that agree on a fundamental matrix by the images' pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +64,11 @@ def scene_features(scene: Scene, method: Method, max_size: int) -> dict[str, Loc
     return found
 
 
+def scene_pixels(scene: Scene, max_size: int) -> dict[str, SeenPixels]:
+    """The pixels of all images of a scene, of which `scene_features` are."""
+    return {name: read_evaluation_image(path, max_size).seen for name, path in scene.paths.items()}
+
+
 def evaluate_scenes(
     scenes: list[Scene], methods: list[Method], protocol: PoseProtocol, advance: Callable[[str], None]
 ) -> dict[str, list[PoseResult]]:
@@ -76,27 +84,38 @@ def evaluate_scenes(
         if not scene.pairs:
             logger.warning("%s: left out, as it has no pairs; try a larger --max-angle or --neighbours", scene.name)
             continue
+        pixels = scene_pixels(scene, protocol.max_size) if protocol.refine else {}
         for method in methods:
             features = scene_features(scene, method, protocol.max_size)
             for pair in scene.pairs:
-                both = features[pair.name0], features[pair.name1]
-                results[method.label].append(_evaluate_pair(scene.name, pair, method, both, protocol))
+                results[method.label].append(
+                    _evaluate_pair(scene.name, pair, method, features, protocol, pixels=pixels)
+                )
                 advance(f"{method.label} {pair.name0} {pair.name1}")
     return results
 
 
 def _evaluate_pair(
-    scene: str, pair: PosePair, method: Method, features: tuple[LocalFeatures, LocalFeatures], protocol: PoseProtocol
+    scene: str,
+    pair: PosePair,
+    method: Method,
+    features: dict[str, LocalFeatures],
+    protocol: PoseProtocol,
+    *,
+    pixels: dict[str, SeenPixels],
 ) -> PoseResult:
-    found = method.match(*features)
-    xy0, xy1 = features[0].keypoints[found[:, 0]], features[1].keypoints[found[:, 1]]
+    first, second = features[pair.name0], features[pair.name1]
+    found = method.match(first, second)
+    xy0, xy1 = first.keypoints[found[:, 0]], second.keypoints[found[:, 1]]
+    if protocol.refine:
+        xy1 = refined_places((pixels[pair.name0], pixels[pair.name1]), xy0, xy1, "fundamental")
     cameras = (pair.camera0, pair.camera1)
     poses = [estimate_pose(xy0, xy1, cameras, threshold=protocol.threshold, seed=s) for s in range(protocol.seeds)]
     return PoseResult(
         scene=scene,
         name0=pair.name0,
         name1=pair.name1,
-        keypoints=(len(features[0]) + len(features[1])) / 2,
+        keypoints=(len(first) + len(second)) / 2,
         matches=len(found),
         errors=np.array([pose_error(pose, pair.pose_1_from_0) for pose in poses]),
     )

@@ -6,7 +6,7 @@ compared with the truth. COLMAP's settings are its own but for the smallest mode
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from sekd_cli.evaluation.cameras import Camera, Pose
 from sekd_cli.evaluation.methods import LocalFeatures, Method
 from sekd_cli.evaluation.plots import Panel
 from sekd_cli.evaluation.pose import mean_average_accuracy, pose_error, relative_pose
-from sekd_cli.evaluation.pose_benchmark import scene_features
+from sekd_cli.evaluation.pose_benchmark import scene_features, scene_pixels
+from sekd_cli.evaluation.refinement import refined_keypoints
 from sekd_cli.evaluation.scenes import Scene
 from sekd_cli.evaluation.tables import Column, Row, Table, mark, number, percent, text
 from sekd_cli.geometry import COLMAP_OFFSET
@@ -35,6 +36,7 @@ class SfmProtocol:
 
     max_size: int = 1600  # pixels, longer edge, for the features; 0 for none
     seeds: int = 3  # runs of verification and mapping; the median counts
+    refine: bool = False  # move keypoints so that aligned matches agree
     threads: int = 1  # more is faster, and no longer the same from run to run
 
 
@@ -72,6 +74,10 @@ def evaluate_scenes(
                 (name0, name1): method.match(features[name0], features[name1])
                 for name0, name1 in combinations(features, 2)
             }
+            if protocol.refine:
+                places = {name: found.keypoints for name, found in features.items()}
+                places = refined_keypoints(places, scene_pixels(scene, protocol.max_size), matches)
+                features = {name: replace(found, keypoints=places[name]) for name, found in features.items()}
             results[method.label][scene.name] = []
             for seed in range(protocol.seeds):
                 with tempfile.TemporaryDirectory() as folder:

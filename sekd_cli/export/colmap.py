@@ -250,11 +250,7 @@ def _write_keypoints(
 
 
 def _indices(matches: MatchReader, pair: Pair, images: tuple[_Described, _Described]) -> np.ndarray:
-    if matches.fingerprints(pair) not in {(), tuple(image.fingerprint for image in images)}:
-        raise InputFileError(
-            f"{matches.path}: {pair[0]} and {pair[1]} were matched with other features; "
-            "give those, or run sekd match --update"
-        )
+    matches.check_features(pair, (images[0].fingerprint, images[1].fingerprint))
     indices = matches.read(pair).indices()
     for name, image, largest in zip(pair, images, indices.max(axis=0, initial=-1), strict=True):
         if largest >= image.keypoints:

@@ -1,0 +1,91 @@
+"""All photographs' keypoints moved together, so that those of one point are of one point (beyond the paper).
+
+Aligned matches tell where the point of one keypoint lies beside another (`patch_alignment`). In structure from motion a
+keypoint has one place for all its matches. Those sought here agree with as many as they can, and lie near to where the
+keypoints were found: a sparse least-squares problem, as that by which Lindenberger et al. (2021) adjust keypoints to
+maps of features before mapping, but in offsets that are known, so that it is linear. docs/EXPERIMENTS.md, 130.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+PRIOR = 0.02  # of |move|^2 beside |error|^2: alignments are so much more exact than detection
+ROUNDS, ITERATIONS = 2, 10  # what isn't solved by then is where a point lies in all of its photographs, not its matches
+SMALLEST_ERROR = 0.1  # pixels, within which all links count alike
+FARTHEST = 3.0  # pixels: a keypoint that would move further stays where it is
+
+
+class Links(NamedTuple):
+    """Aligned matches between keypoints, which are numbered through all images; lengths are in pixels as seen."""
+
+    first: np.ndarray  # (E,) int64, keypoints
+    second: np.ndarray  # (E,) int64
+    offsets: np.ndarray  # (E, 2) float32, from the second to where the first's point is
+    affines: np.ndarray  # (E, 2, 2) float32, what is around the first, around the second
+
+
+def adjust(links: Links, count: int, tell: Callable[[int, int], None] = lambda done, of: None) -> np.ndarray:
+    """How `count` keypoints should move, (count, 2) float32; those without links not at all.
+
+    Of moves s the sum of |s1 - A s0 - offset|^2 over links, in the second round the less of a link the worse it fitted,
+    and of PRIOR |s|^2 over keypoints is nearly the least. tell: called with how many of how many rounds are done.
+    """
+    linked = np.zeros(count, dtype=bool)
+    linked[links.first] = linked[links.second] = True
+    numbers = np.cumsum(linked) - 1
+    own = links._replace(first=numbers[links.first], second=numbers[links.second])
+    moves = np.zeros((int(linked.sum()), 2), dtype=np.float32)
+    weights = np.ones(len(links.first), dtype=np.float32)
+    for done in range(ROUNDS):
+        if done:
+            errors = np.linalg.norm(_apart(own, moves) - own.offsets, axis=1)
+            usual = max(SMALLEST_ERROR, 1.5 * float(np.median(errors))) if len(errors) else SMALLEST_ERROR
+            weights = (1 + (errors / usual) ** 2) ** -2
+        moves = _solved(own, weights, moves)
+        tell(done + 1, ROUNDS)
+    moves[np.linalg.norm(moves, axis=1) > FARTHEST] = 0
+    everywhere = np.zeros((count, 2), dtype=np.float32)
+    everywhere[linked] = moves
+    return everywhere
+
+
+def _apart(links: Links, moves: np.ndarray) -> np.ndarray:
+    """By how much moves (N, 2) take each link's second keypoint further than its first's point, (E, 2)."""
+    return np.asarray(moves[links.second] - np.einsum("eij,ej->ei", links.affines, moves[links.first]))
+
+
+def _gathered(links: Links, values: np.ndarray, count: int) -> np.ndarray:
+    """The transpose of `_apart`: what values (E, 2) mean for each of `count` keypoints, (N, 2)."""
+    back = np.einsum("eji,ej->ei", links.affines, values)
+    axes = [
+        np.bincount(links.second, one, count) - np.bincount(links.first, other, count)
+        for one, other in zip(values.T, back.T, strict=True)
+    ]
+    return np.stack(axes, axis=1).astype(np.float32)
+
+
+def _solved(links: Links, weights: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """Moves (N, 2) nearer to those of weighted least squares, by conjugate gradients scaled by the diagonal."""
+    count = len(start)
+
+    def applied(moves: np.ndarray) -> np.ndarray:
+        return _gathered(links, _apart(links, moves) * weights[:, None], count) + PRIOR * moves
+
+    of_first = weights * (links.affines**2).sum(axis=(1, 2)) / 2
+    diagonal = PRIOR + np.bincount(links.second, weights, count) + np.bincount(links.first, of_first, count)
+    scale = (1 / diagonal).astype(np.float32)[:, None]
+    moves = start
+    residual = _gathered(links, links.offsets * weights[:, None], count) - applied(moves)
+    direction = scale * residual
+    energy = float(np.vdot(residual, direction))
+    for _ in range(ITERATIONS):
+        changed = applied(direction)
+        if not (curvature := float(np.vdot(direction, changed))):
+            break
+        moves = moves + energy / curvature * direction
+        residual = residual - energy / curvature * changed
+        before, energy = energy, float(np.vdot(residual, scale * residual))
+        direction = scale * residual + energy / before * direction
+    return moves

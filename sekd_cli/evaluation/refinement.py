@@ -1,0 +1,59 @@
+"""`--refine` of the evaluations: matches aligned by the photographs' pixels, as `sekd match --refine` does it."""
+
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sekd_cli.adjustment import Links, adjust
+from sekd_cli.patch_alignment import Alignment
+from sekd_cli.seen_pixels import SeenPixels, align_matches
+from sekd_cli.verification import verification_settings, verify
+
+Pixels = tuple[SeenPixels, SeenPixels]
+Rows = NDArray[np.int64]
+
+
+def aligned(pixels: Pixels, xy0: NDArray[np.float32], xy1: NDArray[np.float32], model: str) -> tuple[Rows, Alignment]:
+    """Which of the matches xy0, xy1 (M, 2) agree on a model, rows (K,), and how these are aligned."""
+    inliers, _ = verify(xy0, xy1, verification_settings(model))
+    rows = np.flatnonzero(inliers)
+    return rows, align_matches(pixels, xy0[rows], xy1[rows])
+
+
+def refined_places(
+    pixels: Pixels, xy0: NDArray[np.float32], xy1: NDArray[np.float32], model: str
+) -> NDArray[np.float32]:
+    """The second places (M, 2) of matches, aligned where they agree on a model; the others as they are."""
+    rows, alignment = aligned(pixels, xy0, xy1, model)
+    places = xy1.copy()
+    places[rows] += alignment.offsets
+    return places
+
+
+def refined_keypoints(
+    keypoints: dict[str, NDArray[np.float32]],
+    pixels: dict[str, SeenPixels],
+    matches: dict[tuple[str, str], Rows],
+) -> dict[str, NDArray[np.float32]]:
+    """Keypoints (N, 2) of each image moved so that matches (M, 2) of pairs agree, as `sekd refine` moves them."""
+    starts = dict(zip(keypoints, np.cumsum([0, *map(len, keypoints.values())]), strict=False))
+    units = {name: float(1 / one.scale.min()) for name, one in pixels.items()}  # pixels of the file a seen one
+    parts = []
+    for (name0, name1), pairs in matches.items():
+        both = pixels[name0], pixels[name1]
+        rows, found = aligned(both, keypoints[name0][pairs[:, 0]], keypoints[name1][pairs[:, 1]], "fundamental")
+        fits = found.correlations > 0
+        first, second = pairs[rows[fits]].T
+        offsets, affines = (
+            found.offsets[fits] / np.float32(units[name1]),
+            found.affines[fits] * np.float32(units[name0] / units[name1]),
+        )
+        parts.append(Links(starts[name0] + first, starts[name1] + second, offsets, affines))
+    links = Links(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    moves = adjust(links, sum(map(len, keypoints.values())))
+    ends = pairwise((*starts.values(), len(moves)))
+    return {
+        name: (found + moves[start:end] * units[name]).astype(np.float32)
+        for (name, found), (start, end) in zip(keypoints.items(), ends, strict=True)
+    }

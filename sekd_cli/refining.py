@@ -1,0 +1,137 @@
+"""`sekd refine`: a feature file whose keypoints agree with the aligned matches of a match file, as `adjust` moves them.
+
+Rows stay what they were, so the matches stay true. Descriptors are those of the places where keypoints were found,
+which are kept beside the new ones: by these is known which features were matched.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from sekd_cli.adjustment import Links, adjust
+from sekd_cli.errors import InputFileError, NothingToDoError
+from sekd_cli.feature_file import FeatureReader, FeatureWriter
+from sekd_cli.hdf5_file import settings_in
+from sekd_cli.match_file import MatchReader, fingerprint
+from sekd_cli.new_file import new_file, spare_inputs
+from sekd_cli.seen_pixels import pixel_size
+from sekd_cli.stored_features import StoredFeatures
+
+COMMIT_IMAGES = 64  # features in memory before they go to the disk
+
+Tell = Callable[[str, int, int], None]
+"""Told of what is done now ("read pairs"), how many are done, and of how many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refined:
+    """What was done."""
+
+    images: int
+    keypoints: int
+    moved: int
+    links: int  # aligned matches
+    median_move: float  # pixels as the network saw them, of those that moved; 0 where none did
+
+
+class _Image(NamedTuple):
+    """What of an image's features decides where they go."""
+
+    start: int  # the number of its first keypoint
+    keypoints: int
+    pixel: float  # of the file's, one that the network saw
+    fingerprint: int
+
+
+def refine(features_path: Path, matches_path: Path, output: Path, *, overwrite: bool, tell: Tell) -> Refined:
+    """Write the features with refined keypoints to a new file.
+
+    Raises InputFileError if a file is damaged, the matches are not of these features, or none is aligned; OutputError
+    if the output exists (unless `overwrite`) or can't be written.
+    """
+    spare_inputs([output], [features_path, matches_path])
+    with FeatureReader(features_path) as features, MatchReader(matches_path) as matches:
+        features.refuse_refined()
+        images = _read_images(features, tell)
+        links = _read_links(matches, images, tell)
+        count = sum(image.keypoints for image in images.values())
+        moves = adjust(links, count, lambda done, of: tell("solve rounds", done, of))
+        with new_file(output, overwrite=overwrite) as temporary:
+            _write(features, images, moves, temporary, tell)
+    sizes = np.linalg.norm(moves, axis=1)
+    moved = sizes[sizes > 0]
+    return Refined(
+        images=len(images),
+        keypoints=count,
+        moved=len(moved),
+        links=len(links.first),
+        median_move=float(np.median(moved)) if len(moved) else 0.0,
+    )
+
+
+def _read_images(features: FeatureReader, tell: Tell) -> dict[str, _Image]:
+    images: dict[str, _Image] = {}
+    start = 0
+    names = features.some_names()
+    for done, name in enumerate(names, start=1):
+        found = features.read(name)
+        images[name] = _Image(start, len(found), pixel_size(found.image_size, found.scales), fingerprint(found))
+        start += len(found)
+        tell("read images", done, len(names))
+    return images
+
+
+def _read_links(matches: MatchReader, images: dict[str, _Image], tell: Tell) -> Links:
+    """All aligned matches between these images. Raises NothingToDoError if there are none."""
+    pairs = [pair for pair in matches.pairs() if pair[0] in images and pair[1] in images]
+    parts: list[Links] = []
+    for done, pair in enumerate(pairs, start=1):
+        image0, image1 = images[pair[0]], images[pair[1]]
+        found = matches.read(pair)
+        matches.check_features(pair, (image0.fingerprint, image1.fingerprint))
+        if found.alignment is not None:
+            indices, alignment = found.indices(), found.alignment
+            if (indices.max(axis=0, initial=-1) >= (image0.keypoints, image1.keypoints)).any():
+                raise InputFileError(
+                    f"{matches.path}: {pair[0]} and {pair[1]} match keypoints that are not there; "
+                    "give the features that were matched"
+                )
+            fits = alignment.correlations > 0
+            parts.append(
+                Links(
+                    image0.start + indices[fits, 0],
+                    image1.start + indices[fits, 1],
+                    alignment.offsets[fits] / np.float32(image1.pixel),
+                    alignment.affines[fits] * np.float32(image0.pixel / image1.pixel),
+                )
+            )
+        tell("read pairs", done, len(pairs))
+    if not any(len(part.first) for part in parts):
+        remedy = "run sekd match --verify MODEL --refine --images FOLDER"
+        raise NothingToDoError(f"{matches.path}: no aligned matches of these images; {remedy}")
+    return Links(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+def _write(features: FeatureReader, images: dict[str, _Image], moves: np.ndarray, path: Path, tell: Tell) -> None:
+    settings = settings_in(features.attributes)
+    attributes = {**features.attributes, "settings": json.dumps({**settings, "refined": True}, sort_keys=True)}
+    dtype = str(settings.get("descriptor_dtype", "float32"))
+    with FeatureWriter(path, attributes) as writer:
+        for done, (name, image) in enumerate(images.items(), start=1):
+            found = features.read(name, turned=True)
+            moved = _moved(found, moves[image.start : image.start + image.keypoints] * np.float32(image.pixel))
+            writer.write(name, moved, descriptor_dtype=dtype)
+            if done % COMMIT_IMAGES == 0:
+                writer.commit()
+            tell("write images", done, len(images))
+
+
+def _moved(features: StoredFeatures, moves: np.ndarray) -> StoredFeatures:
+    """With keypoints moved by (N, 2) pixels, none out of the image."""
+    found = features.keypoints
+    last = np.maximum(np.asarray(features.image_size, dtype=np.float32) - 1, found)
+    return replace(features, keypoints=np.clip(found + moves, np.minimum(found, 0), last), found=found)

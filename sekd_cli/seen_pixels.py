@@ -1,0 +1,73 @@
+"""A photograph's pixels as its keypoints were found in them, and matches aligned by those of two photographs.
+
+The finest size at which the network saw a photograph is what its keypoints are exact to: more pixels cost time, and
+fewer lose what there is. They lie as the file does, whatever its EXIF orientation, as keypoints do.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from sekd_cli.config import DEFAULT_MAX_PIXELS, ViewSettings
+from sekd_cli.errors import ImageError
+from sekd_cli.geometry import rescale_points
+from sekd_cli.images import Photograph, read_image, turn_back
+from sekd_cli.patch_alignment import Alignment, align
+from sekd_cli.pyramid import largest_size, prepare
+
+
+class SeenPixels(NamedTuple):
+    """Grey pixels of a photograph at one size."""
+
+    grey: np.ndarray  # (h, w) uint8
+    scale: np.ndarray  # (2,): pixels of it a pixel of the file, along x and y
+
+
+def read_seen_pixels(
+    path: Path, image_size: tuple[int, int] | None, scales: np.ndarray | None, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> SeenPixels:
+    """`seen_pixels` of a file. Raises ImageError if it can't be read, or has another size."""
+
+    def enough(width: int, height: int) -> tuple[int, int]:
+        return largest_size(width, height, _views((width, height), scales))
+
+    photograph = read_image(path, max_pixels=max_pixels, enough=enough)
+    try:
+        return seen_pixels(photograph, image_size, scales)
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from error
+
+
+def seen_pixels(photograph: Photograph, image_size: tuple[int, int] | None, scales: np.ndarray | None) -> SeenPixels:
+    """The pixels in which the keypoints of a photograph were found.
+
+    image_size: width, height, as its features tell, if they do. scales: of its keypoints, (N,), pixels of the file per
+    pixel that the network saw, if something tells. Raises ImageError if it has another size.
+    """
+    size = photograph.stored_size
+    if image_size not in {None, size}:
+        here, there = ("x".join(map(str, one)) for one in (size, image_size or ()))
+        raise ImageError(f"{here} pixels, but its features are of {there}; give the photograph that they are of")
+    level = prepare(photograph, _views(size, scales)).levels[0]
+    grey = np.ascontiguousarray(turn_back(level.grey, photograph.orientation))
+    return SeenPixels(grey, np.divide(grey.shape[::-1], size))
+
+
+def pixel_size(size: tuple[int, int], scales: np.ndarray | None) -> float:
+    """How many pixels of a file of a size (width, height) the finest has that the network saw, along an edge."""
+    return max(size) / max(largest_size(*size, _views(size, scales)))
+
+
+def _views(size: tuple[int, int], scales: np.ndarray | None) -> ViewSettings:
+    """How a photograph of a size (width, height) is resized to the finest at which it was seen."""
+    if scales is None or not len(scales):
+        return ViewSettings(scales=(1.0,))
+    return ViewSettings(max_size=round(max(size) / max(1.0, float(scales.min()))), scales=(1.0,))
+
+
+def align_matches(pixels: tuple[SeenPixels, SeenPixels], xy0: np.ndarray, xy1: np.ndarray) -> Alignment:
+    """`align` matches xy0, xy1 (M, 2) in pixels of both files."""
+    scale0, scale1 = (one.scale.astype(np.float32) for one in pixels)
+    found = align(pixels[0].grey, pixels[1].grey, rescale_points(xy0, scale0), rescale_points(xy1, scale1))
+    return found._replace(offsets=found.offsets / scale1, affines=found.affines * (scale0 / scale1[:, None]))

@@ -1,0 +1,97 @@
+"""`sekd evaluate --refine`: a drawn room seen from known places, and a plane, by features that are off."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from drawn_scene import CENTRE, FOCAL, HEIGHT, VIEWS, WIDTH, camera_from_world, draw_view
+from evaluation_sets import Exact, nothing
+
+from sekd_cli.cli import main
+from sekd_cli.evaluation import homography_benchmark, pose_benchmark, sfm
+from sekd_cli.evaluation.homography import warp
+from sekd_cli.evaluation.scenes import PairSelection, find_scenes
+
+SLANTED = np.array([[0.95, 0.06, 8.0], [-0.08, 1.04, 12.0], [1e-4, -5e-5, 1.0]])
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The drawn room in Strecha's layout."""
+    root = tmp_path_factory.mktemp("room")
+    (root / "cameras").mkdir()
+    (root / "images").mkdir()
+    for view in range(VIEWS):
+        cv2.imwrite(str(root / "images" / f"{view}.png"), draw_view(view))
+        rotation, translation = camera_from_world(view)
+        matrix = [[FOCAL, 0, CENTRE[0]], [0, FOCAL, CENTRE[1]], [0, 0, 1]]
+        rows = [*matrix, np.zeros(3), *rotation.T, -rotation.T @ translation, (WIDTH, HEIGHT)]
+        text = "\n".join(" ".join(repr(float(value)) for value in row) for row in rows)
+        (root / "cameras" / f"{view}.png.camera").write_text(text)
+    return root
+
+
+@pytest.fixture(scope="module")
+def off(room: Path) -> Exact:
+    """Points on its walls, each keypoint a pixel or so from where it is."""
+    random = np.random.default_rng(5)
+    walls = random.uniform(0.3, 3, (600, 3))
+    walls[np.arange(600), random.integers(0, 3, 600)] = 0
+    points = {}
+    for view in range(VIEWS):
+        rotation, translation = camera_from_world(view)
+        seen = walls @ rotation.T + translation
+        points[room / "images" / f"{view}.png"] = FOCAL * seen[:, :2] / seen[:, 2:] + CENTRE
+    shown = np.all([((xy > 12) & (xy < (WIDTH - 13, HEIGHT - 13))).all(axis=1) for xy in points.values()], axis=0)
+    return Exact({path: xy[shown] for path, xy in points.items()}, noise=0.4)
+
+
+def test_poses_are_more_exact(room: Path, off: Exact) -> None:
+    scenes = find_scenes(room, PairSelection())
+    medians = []
+    for refine in (False, True):
+        protocol = pose_benchmark.PoseProtocol(seeds=1, refine=refine)
+        results = pose_benchmark.evaluate_scenes(scenes, [off], protocol, nothing)["exact"]
+        medians.append(np.median([result.errors for result in results]))
+    assert medians[1] < 0.5 * medians[0]
+
+
+def test_models_are_more_exact(room: Path, off: Exact) -> None:
+    pytest.importorskip("pycolmap")
+    scenes = find_scenes(room, PairSelection())
+    plain, refined = (
+        sfm.evaluate_scenes(scenes, [off], sfm.SfmProtocol(seeds=1, refine=refine), nothing)["exact"][room.name][0]
+        for refine in (False, True)
+    )
+    assert refined.reprojection_error < 0.5 * plain.reprojection_error
+    assert np.median(list(refined.errors.values())) < 0.7 * np.median(list(plain.errors.values()))
+
+
+@pytest.mark.parametrize("size", [640, 224])
+def test_homographies_are_more_exact_at_any_size(tmp_path: Path, examples: Path, size: int) -> None:
+    plane = cv2.imread(str(examples / "china.jpg"), cv2.IMREAD_GRAYSCALE)[:320, :448]
+    folder = tmp_path / "v_plane"
+    folder.mkdir()
+    cv2.imwrite(str(folder / "1.png"), plane)
+    cv2.imwrite(str(folder / "2.png"), cv2.warpPerspective(plane, SLANTED, (448, 320), flags=cv2.INTER_CUBIC))
+    np.savetxt(folder / "H_1_2", SLANTED)
+    xy = np.random.default_rng(1).uniform((30, 30), (380, 260), (200, 2))
+    off = Exact({folder / "1.png": xy, folder / "2.png": warp(xy, SLANTED)}, noise=0.4)
+    sequences = homography_benchmark.read_sequences(tmp_path)
+    plain, refined = (
+        homography_benchmark.evaluate_sequences(
+            sequences, [off], homography_benchmark.HomographyProtocol(max_size=size, seeds=1, refine=refine), nothing
+        )["exact"][0]
+        for refine in (False, True)
+    )
+    assert refined.matches == plain.matches
+    assert refined.matching_accuracy[0] > plain.matching_accuracy[0] + 0.15
+    assert refined.corner_errors["magsac"][0] < 0.6 * plain.corner_errors["magsac"][0]
+
+
+@pytest.mark.parametrize("task", ["homography", "pose", "sfm"])
+def test_it_is_asked_for_on_the_command_line(task: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        raise SystemExit(main(["evaluate", task, "--help"]))
+    assert "--refine" in capsys.readouterr().out

@@ -1,0 +1,78 @@
+"""The pixels in which keypoints were found: as the file lies, as large as the network saw it."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from drawn import drawn_photograph
+from PIL import Image
+
+from sekd_cli.errors import ImageError
+from sekd_cli.images import Photograph
+from sekd_cli.seen_pixels import align_matches, pixel_size, read_seen_pixels, seen_pixels
+
+WIDTH, HEIGHT = 192, 160
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_they_lie_as_the_file_does(tmp_path: Path, orientation: int) -> None:
+    stored = drawn_photograph(0)[..., 0]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(tmp_path / "turned.png", exif=exif)
+    seen = read_seen_pixels(tmp_path / "turned.png", (WIDTH, HEIGHT), None)
+    np.testing.assert_array_equal(seen.grey, stored)
+    assert seen.scale.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("scales", "size"),
+    [
+        (None, (3200, 1000)),  # what extraction leaves of it by default
+        (np.array([2.0, 4.0, 2.0]), (3200, 1000)),
+        (np.array([3.2]), (2000, 625)),
+        (np.array([0.5, 1.0]), (6400, 2000)),  # what was enlarged has no more in it
+        (np.empty(0), (3200, 1000)),
+    ],
+)
+def test_they_are_the_finest_that_the_network_saw(scales: np.ndarray | None, size: tuple[int, int]) -> None:
+    photograph = Photograph(pixels=np.zeros((2000, 6400), np.uint8), orientation=1, stored_size=(6400, 2000))
+    if scales is None or not len(scales):
+        size = (1600, 500)
+    seen = seen_pixels(photograph, (6400, 2000), scales)
+    assert seen.grey.shape == size[::-1]
+    np.testing.assert_allclose(seen.scale, size[0] / 6400)
+    assert pixel_size((6400, 2000), scales) == pytest.approx(6400 / size[0])
+
+
+def test_a_jpeg_is_decoded_no_larger_than_needed(tmp_path: Path) -> None:
+    pixels = cv2.resize(drawn_photograph(0), (1600, 1280))
+    Image.fromarray(pixels).save(tmp_path / "large.jpg", quality=95)
+    seen = read_seen_pixels(tmp_path / "large.jpg", (1600, 1280), np.array([4.0]))
+    assert seen.grey.shape == (320, 400)
+    assert seen.scale.tolist() == [0.25, 0.25]
+
+
+def test_another_photograph_is_told_with_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "other.png"
+    Image.fromarray(drawn_photograph(0)).save(path)
+    with pytest.raises(ImageError, match=f"{path}: 192x160 pixels, but its features are of 160x192"):
+        read_seen_pixels(path, (HEIGHT, WIDTH), None)
+    assert read_seen_pixels(path, None, None).grey.shape == (HEIGHT, WIDTH)  # where nothing tells the size
+
+
+def test_alignments_are_in_pixels_of_the_files() -> None:
+    """One photograph is stored at three times the size along x and twice along y."""
+    grey = cv2.imread(str(Path(__file__).parents[1] / "examples" / "china.jpg"), cv2.IMREAD_GRAYSCALE)[:300, :400]
+    first = seen_pixels(Photograph(pixels=grey, orientation=1, stored_size=(400, 300)), None, None)
+    second = first._replace(scale=np.array([1 / 3, 1 / 2]))
+    corners = cv2.goodFeaturesToTrack(grey[20:-20, 20:-20], 100, 0.01, 8)[:, 0] + 20
+    size = np.float32([3, 2])
+    there = (corners + 0.5) * size - 0.5
+    off = np.random.default_rng(0).uniform(-1, 1, corners.shape).astype(np.float32) * size
+    found = align_matches((first, second), corners, there + off)
+    fits = found.correlations > 0
+    assert fits.mean() > 0.8
+    np.testing.assert_allclose(np.median(np.abs(found.offsets + off)[fits] / size, axis=0), 0, atol=0.08)
+    np.testing.assert_allclose(np.median(found.affines[fits], axis=0), np.diag(size), atol=0.1)
