@@ -28,7 +28,7 @@ from sekd_cli.feature_file import FeatureWriter
 from sekd_cli.image_search import ImageEntry
 from sekd_cli.images import read_image_size
 from sekd_cli.stored_features import Source, StoredFeatures
-from sekd_cli.workers import Crew, WorkerDiedError, interrupts_later
+from sekd_cli.workers import Crew, WorkerDiedError, result_of
 
 logger = logging.getLogger(__name__)
 
@@ -173,13 +173,12 @@ def _sizes_ahead(jobs: Iterable[Job], here: BatchExtractor, readers: ThreadPoolE
     try:
         while True:
             while len(waiting) < HEADERS_AHEAD and (job := next(remaining, None)) is not None:
-                with interrupts_later():
-                    waiting.append((job, readers.submit(sized, job)))
+                waiting.append((job, readers.submit(sized, job)))
             if not waiting:
                 return
             job, future = waiting.popleft()
             try:
-                yield future.result()
+                yield result_of(future)
             except ImageError as error:
                 yield _failed(job, str(error))
     finally:

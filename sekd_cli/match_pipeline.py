@@ -20,7 +20,7 @@ from sekd_cli.match_writing import COMMIT_PAIRS, Matched, Outcome, Written, is_d
 from sekd_cli.pair_matching import MatchableImage, match_images, match_together
 from sekd_cli.pairs import Pair
 from sekd_cli.stored_matches import StoredMatches
-from sekd_cli.workers import Crew, Worker, WorkerDiedError
+from sekd_cli.workers import Crew, Worker, WorkerDiedError, take_interrupt
 
 BATCHES_IN_FLIGHT = 4  # for each thread or process: enough that none waits while features are read or matches written
 TASK_PAIRS = 32  # that a process takes at a time, fewer where there are few: 0.2 s
@@ -146,6 +146,7 @@ def _match_by_workers(
     task: list[Pair] = []
     with Crew(workers, matcher, matcher, threads=0) as crew:
         for index in order:
+            take_interrupt()
             pair = work.names[work.pairs[index, 0]], work.names[work.pairs[index, 1]]
             if writer.started and (told := _told_before(writer, pair, fingerprint_of, update=update)):
                 written.add(told)
@@ -213,6 +214,7 @@ def _match_by_threads(
 
     with Crew([], match, match, at_once) as crew:
         for pair, image0, image1 in cache.walk(work):
+            take_interrupt()
             if isinstance(image0, str) or isinstance(image1, str):
                 written.add(Outcome(pair, failure=_reasons(image0, image1)))
             elif is_done(writer, pair, (image0.fingerprint, image1.fingerprint), settings.update):

@@ -19,7 +19,7 @@ import traceback
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any, Generic, Self, TypeVar
@@ -34,6 +34,7 @@ PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal that a process gets when it
 CAN_FORK = sys.platform == "linux"
 SECONDS_TO_STOP = 10  # for the task at hand, before it is killed
 PATIENCE = 300.0  # seconds for each item of a batch, after which its worker is taken to hang
+SECONDS_TO_INTERRUPT = 0.2  # at most, while a result is waited for
 LONGEST_WAIT = 1.0  # seconds at once: while this process itself is stopped (Ctrl-Z), no more of patience is used up
 
 
@@ -138,8 +139,7 @@ class Crew(Generic[Item, Reply]):
 
     def begin(self, items: Sequence[Item], here: Callable[[Sequence[Item]], list[Reply]] | None = None) -> None:
         """Have a batch done, in a thread by `here` if given."""
-        with interrupts_later():
-            self._waiting.append((items, self._pool.submit(here or self._do, items)))
+        self._waiting.append((items, self._pool.submit(here or self._do, items)))
 
     @property
     def waiting(self) -> int:
@@ -155,7 +155,7 @@ class Crew(Generic[Item, Reply]):
         while len(self._waiting) > waiting:
             items, future = self._waiting.popleft()
             try:
-                yield items, future.result()
+                yield items, result_of(future)
             except _DiedOnError as death:
                 self._replace(death.worker)
                 if len(items) == 1:
@@ -225,24 +225,53 @@ def workers(count: int, work: Callable[[Task], Reply]) -> Iterator[list[Worker[T
             worker.stop()
 
 
+class _Later:
+    """A handler of Ctrl-C that notes the first; a second one ends the process, as it does where nothing handles it."""
+
+    came = False
+
+    def __call__(self, *_: object) -> None:
+        if self.came:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGINT)
+        self.came = True
+
+
 @contextmanager
 def interrupts_later() -> Iterator[None]:
-    """Ctrl-C waits for the end of the block.
+    """Ctrl-C waits for `take_interrupt`, or for the end of the block; a second one ends the process at once.
 
-    While Python forks, it prints one with a traceback and forgets it; in `submit` one can leave a lock held, for which
-    the pool's threads then wait for ever.
+    Anywhere else it could leave a lock held, for which others then wait for ever, or HDF5 in the middle of a change;
+    while Python forks or frees an object, it prints one with a traceback and forgets it.
     """
-    if threading.current_thread() is not threading.main_thread():  # which alone is interrupted
+    before = signal.getsignal(signal.SIGINT)
+    here = threading.current_thread() is threading.main_thread()  # which alone is interrupted
+    if not here or not (before is signal.default_int_handler or isinstance(before, _Later)):  # it may be ignored
         yield
         return
-    came: list[bool] = []
-    before = signal.signal(signal.SIGINT, lambda *_: came.append(True))
+    later = _Later()
+    signal.signal(signal.SIGINT, later)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-    if came:
+    if later.came:
         signal.raise_signal(signal.SIGINT)
+
+
+def take_interrupt() -> None:
+    """Raise KeyboardInterrupt if there was a Ctrl-C that waits. To be called where all is in order."""
+    handler = signal.getsignal(signal.SIGINT)
+    if isinstance(handler, _Later) and handler.came:
+        raise KeyboardInterrupt
+
+
+def result_of(future: Future[Reply]) -> Reply:
+    """Wait for what it gives or raises; a Ctrl-C that waits is taken meanwhile."""
+    take_interrupt()
+    while not wait([future], SECONDS_TO_INTERRUPT).done:
+        take_interrupt()
+    return future.result()
 
 
 def _serve(work: Callable[[Any], Any], connection: Connection, parent: int) -> None:

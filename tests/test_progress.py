@@ -41,6 +41,13 @@ def test_a_terminal_shows_how_many_are_done_and_a_note(capsys: pytest.CaptureFix
     assert capsys.readouterr().out == ""
 
 
+def test_a_kill_leaves_the_terminal_its_cursor() -> None:
+    with at_terminal() as terminal, progress_bar("extract", 7) as bar:
+        bar.progress.refresh()
+        written = terminal.getvalue()
+    assert written.rfind("\x1b[?25h") > written.rfind("\x1b[?25l")  # shown after it was hidden
+
+
 def test_a_rate_is_told_of_what_is_not_done_yet() -> None:
     with at_terminal() as terminal, progress_bar("match", 7, "pairs") as bar:
         bar.progress.get_time = iter(range(1000)).__next__

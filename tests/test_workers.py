@@ -7,9 +7,11 @@ import signal
 import socket
 import struct
 import sys
+import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 
 import cv2
 import pytest
@@ -17,7 +19,7 @@ import torch
 
 from sekd_cli import workers as module
 from sekd_cli.device import set_threads
-from sekd_cli.workers import Crew, Worker, WorkerDiedError, workers
+from sekd_cli.workers import Crew, Worker, WorkerDiedError, interrupts_later, take_interrupt, workers
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux alone")
 
@@ -63,20 +65,77 @@ def test_an_interrupt_while_a_process_is_forked_is_none_of_pythons_ignored_ones(
         assert pool.submit(lambda: Worker(own_process).stop()).result() is None
 
 
-def test_an_interrupt_while_a_batch_is_begun_comes_once_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    submit = ThreadPoolExecutor.submit
+def interrupt() -> None:
+    signal.raise_signal(signal.SIGINT)
 
-    def interrupted(pool: ThreadPoolExecutor, *given: object) -> object:
-        with pool._idle_semaphore._cond:  # type: ignore[attr-defined]
-            signal.raise_signal(signal.SIGINT)
-        return submit(pool, *given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(ThreadPoolExecutor, "submit", interrupted)
-    crew = Crew([], each, each, 2)
-    with crew:
-        with pytest.raises(KeyboardInterrupt):
-            crew.begin(["a", "b"])
-        assert crew.waiting == 1
+@contextmanager
+def interrupted() -> Iterator[None]:
+    """A block that Ctrl-C ends."""
+    with pytest.raises(KeyboardInterrupt):
+        yield
+
+
+def test_an_interrupt_waits_until_it_is_taken() -> None:
+    with interrupted(), interrupts_later():
+        take_interrupt()  # there is none
+        with interrupts_later():  # as around a fork
+            interrupt()
+        with interrupted():
+            take_interrupt()
+    with interrupted():  # as ever
+        interrupt()
+
+
+def interrupted_twice() -> None:
+    with interrupts_later():
+        with interrupts_later():
+            interrupt()
+        interrupt()
+        os._exit(0)
+
+
+def test_a_second_interrupt_ends_the_process() -> None:
+    process = multiprocessing.get_context("fork").Process(target=interrupted_twice)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGINT
+
+
+def test_an_interrupt_that_nobody_took_comes_at_the_end_but_for_an_error() -> None:
+    done = []
+    with interrupted(), interrupts_later():
+        interrupt()
+        done.append(True)
+    assert done
+    with pytest.raises(ZeroDivisionError), interrupts_later():  # noqa: PT012 - two in one block are what is tested
+        interrupt()
+        assert 1 / 0
+
+
+def test_interrupts_that_are_ignored_stay_so() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interrupts_later():
+            interrupt()
+            take_interrupt()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_does_not_wait_for_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted_wait(futures: Sequence[Future[object]], timeout: float) -> object:
+        interrupt()
+        return wait(futures, timeout / 1000)
+
+    monkeypatch.setattr(module, "wait", interrupted_wait)
+    end = threading.Event()
+    with interrupted(), interrupts_later(), Crew([], each, lambda _: [str(end.wait())], 1) as crew:
+        crew.begin(["a"])
+        try:
+            list(crew.done(0))
+        finally:
+            end.set()
 
 
 def test_each_does_tasks_in_a_process_of_its_own_until_the_block_ends() -> None:

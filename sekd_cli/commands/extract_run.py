@@ -28,7 +28,7 @@ from sekd_cli.image_search import find_images, given_paths
 from sekd_cli.networks.weights_file import load_network, packaged_weights, weights_digest
 from sekd_cli.shards import Shard, parse_shard, torchrun_shard, wait_for_other_ranks
 from sekd_cli.stored_features import Source, source_of
-from sekd_cli.workers import workers
+from sekd_cli.workers import interrupts_later, take_interrupt, workers
 
 logger = logging.getLogger(__name__)
 
@@ -83,11 +83,13 @@ def run(options: ExtractOptions) -> int:
         folder.check((job.entry.name for job in jobs), overwrite=options.overwrite)
     threads = wanted_threads(options.threads)
     set_threads(1)  # see `workers`
-    extractor, attributes = _set_up(options, shard, len(jobs))
+    with interrupts_later():  # which what reads weights would take for damage to the file
+        extractor, attributes = _set_up(options, shard, len(jobs))
     settings = _pipeline_settings(options, extractor.device, threads, len(jobs))
     batch_extractor = BatchExtractor(extractor, options.max_pixels)
     processes = 0 if settings.threads == 1 else min(settings.threads, len(jobs))
     with (
+        interrupts_later(),
         workers(processes, batch_extractor) as others,
         FeatureWriter(output, attributes, overwrite=options.overwrite) as writer,
     ):
@@ -186,6 +188,7 @@ def _remaining(jobs: list[Job], writer: FeatureWriter, *, update: bool) -> list[
     """Jobs whose features aren't in the file yet. Raises OutputError if images changed, unless they are updated."""
     remaining, changed = [], []
     for job in jobs:
+        take_interrupt()
         try:
             source: Source | None = source_of(job.entry.path, job.mask)
         except OSError:

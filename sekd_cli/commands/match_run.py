@@ -25,7 +25,7 @@ from sekd_cli.match_writing import Outcome
 from sekd_cli.pairs import read_pairs
 from sekd_cli.shards import Shard, parse_shard
 from sekd_cli.verification import Camera, camera_of, verification_settings
-from sekd_cli.workers import workers
+from sekd_cli.workers import interrupts_later, workers
 
 logger = logging.getLogger(__name__)
 
@@ -124,6 +124,7 @@ def run(options: MatchOptions) -> int:
         folder=options.images if options.refine else None,
     )
     with (
+        interrupts_later(),
         _open_features(options) as features,
         workers(processes, matcher) as others,
         MatchWriter(options.output, match_attributes(features, decisive), overwrite=options.overwrite) as writer,

@@ -64,6 +64,8 @@ def progress_bar(description: str, total: float | None, unit: str = "images") ->
     hidden = not console.is_terminal or not _wanted()
     progress = Progress(*columns, console=console, transient=True, disable=hidden)
     with nullcontext() if hidden else progress:  # before 14.3 rich ends with an empty line even a bar that isn't shown
+        if not hidden:
+            console.show_cursor()  # which rich takes away: a kill, or Ctrl-C twice, would leave the terminal without
         yield Bar(progress, progress.add_task(description, total=total, unit=unit, note=""))
 
 
