@@ -178,8 +178,11 @@ def run() -> int:
     Python looks for garbage less often, and not at the end: among all of torch's objects that takes half a second.
     """
     gc.set_threshold(COLLECT_EVERY, *gc.get_threshold()[1:])
-    code = main()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        code = main()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except KeyboardInterrupt:  # while `main` told of an earlier one, or was over
+        code = INTERRUPTED
     if code == INTERRUPTED:  # a second Ctrl-C leaves threads at work, which crash where Python shuts down
         os._exit(code)
     gc.freeze()

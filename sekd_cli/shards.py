@@ -35,7 +35,8 @@ class Shard:
 def parse_shard(text: str) -> Shard:
     """`2/4` is the second of four. Raises UsageError."""
     number, slash, count = text.partition("/")
-    if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+    decimal = number.isdecimal() and count.isdecimal() and len(text) < 100  # of thousands of digits Python makes none
+    if not (slash and decimal and 1 <= int(number) <= int(count)):
         raise UsageError(f"--shard {text}: give I/N with I from 1 to N, such as 1/4, 2/4, 3/4 and 4/4")
     return Shard(int(number), int(count))
 

@@ -238,6 +238,33 @@ def test_a_log_on_a_full_disk_is_told_once(
     assert capsys.readouterr().err.count("no more goes into this log") == 1
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "train --data photos -o run --pause-after nan",
+        "train --data photos -o run --minutes nan",
+        "train --data photos -o run --set rounds=100000000000000000000000",
+        "train --data photos -o run --workers 2147483648",
+        "train --data photos -o run --threads 2147483648",
+        "extract photos --threads 2147483648",
+        "extract photos --shard 1/" + 5000 * "9",
+        "match pairs.txt --cache nan",
+        "match pairs.txt --threads 2147483648",
+        "average a.safetensors -o b.safetensors --share nan",
+        "show photo.jpg --max-pixels -1",
+        "evaluate pose . --max-angle nan",
+        "evaluate speed --method sift --max-keypoints 2147483648",
+        "evaluate speed --method sift --threads 2147483648",
+    ],
+)
+def test_a_number_that_is_none_or_far_too_large_is_told_at_once(
+    arguments: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments.split()) == UsageError.exit_code
+    assert capsys.readouterr().err.splitlines()[-1].lower().startswith("error: ")
+
+
 def test_a_misspelled_command_is_told_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["extrac", "photos"]) == UsageError.exit_code
     assert "Did you mean 'extract'?" in capsys.readouterr().err
@@ -258,6 +285,14 @@ def test_threads_that_are_left_when_interrupted_twice_see_no_shutdown() -> None:
     for code, said in ((0, b"1\n"), (130, b"")):
         finished = subprocess.run([sys.executable, "-c", program.format(code)], capture_output=True, check=False)
         assert (finished.returncode, finished.stdout) == (code, said)
+
+
+def test_a_second_interrupt_while_the_first_is_told_of_changes_nothing() -> None:
+    program = (
+        "import signal; from sekd_cli import cli; cli.main = lambda: signal.raise_signal(signal.SIGINT); cli.run()"
+    )
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert (finished.returncode, finished.stderr) == (130, b"")
 
 
 @pytest.mark.parametrize("name", ["extract", "match", "train"])

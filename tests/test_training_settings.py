@@ -50,10 +50,16 @@ def test_a_start_that_toml_can_not_hold_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(TrainingSettings) if field.type is float])
-@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e300])
 def test_every_number_must_be_finite(name: str, value: float) -> None:
     with pytest.raises(UsageError, match=name):
         replace(PRESETS["default"], **{name: value})
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(TrainingSettings) if field.type is int])
+def test_no_count_is_larger_than_any_of_use(name: str) -> None:
+    with pytest.raises(UsageError, match=name):
+        replace(PRESETS["default"], **{name: 10**23})
 
 
 @pytest.mark.parametrize(

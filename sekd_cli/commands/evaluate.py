@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sekd_cli.commands.evaluate_output import show
-from sekd_cli.commands.options import FILE, FOLDER
+from sekd_cli.commands.options import FILE, FOLDER, THREADS, FloatRange
 from sekd_cli.commands.progress import Bar, progress_bar
 from sekd_cli.errors import UsageError
 from sekd_cli.evaluation.plots import Panel, check_plot, draw
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 Command = Callable[..., None]
 
-COUNT = click.IntRange(min=0)
-ANGLE = click.FloatRange(0, 180)
+COUNT = click.IntRange(0, 1_000_000_000)  # OpenCV counts to twice that
+ANGLE = FloatRange(0, 180)
 POSITIVE = click.IntRange(min=1)
 
 
@@ -190,7 +190,7 @@ def pose(
 @_size_option(1600)
 @_seeds_option(3)
 @_refine_option
-@click.option("--threads", type=POSITIVE, default=1, show_default=True, help="For COLMAP; with 1, runs repeat exactly.")
+@click.option("--threads", type=THREADS, default=1, show_default=True, help="For COLMAP; with 1, runs repeat exactly.")
 @_per_pair_option
 @_output_options
 def sfm(
@@ -230,7 +230,7 @@ def sfm(
 @_method_options(max_keypoints=2048)
 @_size_option(0)
 @click.option("--rounds", type=POSITIVE, default=20, show_default=True, help="Rounds, after one to warm up.")
-@click.option("--threads", type=POSITIVE, default=1, show_default=True, help="Threads of torch and OpenCV.")
+@click.option("--threads", type=THREADS, default=1, show_default=True, help="Threads of torch and OpenCV.")
 @_output_options
 def speed(
     *,

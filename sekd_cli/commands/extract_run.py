@@ -68,8 +68,6 @@ class ExtractOptions:
     tile: int | None
 
     def __post_init__(self) -> None:
-        if self.max_pixels < 0:
-            raise UsageError(f"--max-pixels {self.max_pixels}: give 0 (no limit) or more")
         if self.failures is not None and same_file(self.failures, self.output):
             raise UsageError(f"--failures {self.failures}: is the output; give another file")
 

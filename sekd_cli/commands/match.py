@@ -55,8 +55,10 @@ from sekd_cli.config import MODELS
 @options.shard
 @click.option("--failures", type=options.FILE, help="List failed pairs here, as JSONL.")
 @options.device
-@click.option("--threads", type=click.IntRange(min=1), help="Pairs matched at once; default: all cores.")
-@click.option("--cache", type=click.FloatRange(min=0), default=1.0, show_default=True, help="GB of features in memory.")
+@click.option("--threads", type=options.THREADS, help="Pairs matched at once; default: all cores.")
+@click.option(
+    "--cache", type=options.FloatRange(min=0), default=1.0, show_default=True, help="GB of features in memory."
+)
 def match(**given: Any) -> int:
     """Match the keypoints of pairs of images: mutual nearest neighbours of their descriptors.
 

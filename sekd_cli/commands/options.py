@@ -1,13 +1,28 @@
 """Options, and types of options, that several subcommands share."""
 
+import math
 from pathlib import Path
+from typing import Any
 
 import click
 
 from sekd_cli.config import DEFAULT_MAX_PIXELS
 
 FILE = click.Path(dir_okay=False, path_type=Path)
+THREADS = click.IntRange(1, 1024)  # more than any machine has; beyond, OpenMP ends the process
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+class FloatRange(click.FloatRange):
+    """Numbers in a range; nan is in none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As click does."""
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value} is not a number.", param, ctx)
+        return number
+
 
 layout = click.option(
     "--layout",
@@ -20,5 +35,9 @@ overwrite = click.option("--overwrite", is_flag=True, help="Start afresh; withou
 shard = click.option("--shard", metavar="I/N", help="Do the I-th of N parts, counted from 1.")
 device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps.")
 max_pixels = click.option(
-    "--max-pixels", default=DEFAULT_MAX_PIXELS, show_default=True, help="Refuse larger images; 0 for no limit."
+    "--max-pixels",
+    type=click.IntRange(0),
+    default=DEFAULT_MAX_PIXELS,
+    show_default=True,
+    help="Refuse larger images; 0 for no limit.",
 )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from sekd_cli.commands.options import THREADS, FloatRange
 from sekd_cli.cores import available_cores
 from sekd_cli.errors import UsageError
 from sekd_cli.training.settings import ABLATIONS, PRESETS, TrainingSettings, read_settings, settings_from
@@ -40,20 +41,18 @@ OF_A_NEW_RUN = ("config", "network", "rounds", "steps", "last_steps", "seed", "w
 @click.option("--seed", type=int, help="Seed of everything random.")
 @click.option("--without", type=click.Choice(ABLATIONS), multiple=True, help="Switch a part of the method off.")
 @click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change any setting of config.toml.")
-@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="End by then, with fewer, shorter rounds.")
+@click.option("--minutes", type=FloatRange(min=0, min_open=True), help="End by then, with fewer, shorter rounds.")
 @click.option(
-    "--pause-after", type=click.FloatRange(min=0, min_open=True), metavar="MINUTES", help="Stop then; --resume goes on."
+    "--pause-after", type=FloatRange(min=0, min_open=True), metavar="MINUTES", help="Stop then; --resume goes on."
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
     "--workers",
-    type=click.IntRange(0),
+    type=click.IntRange(0, 1024),
     default=None,
     help="Processes that prepare data.  [default: one for 4 cores; with a GPU, all cores]",
 )
-@click.option(
-    "--threads", type=click.IntRange(1), default=None, help="CPU threads of the network.  [default: spare cores]"
-)
+@click.option("--threads", type=THREADS, default=None, help="CPU threads of the network.  [default: spare cores]")
 @click.option("--cache", type=click.Path(path_type=Path, file_okay=False), help="Decoded photographs.  [default: RUN]")
 def train(data: tuple[str, ...], output: Path | None, resume: Path | None, report: Path | None, **options: Any) -> None:
     """Learn a network from a folder of photographs, without labels.

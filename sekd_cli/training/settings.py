@@ -1,7 +1,6 @@
 """Everything that a training run depends on, in one flat, frozen, self-checking table; two presets; TOML in and out."""
 
 import json
-import math
 import tomllib
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -28,7 +27,18 @@ LEAST = {  # the smallest value, of these settings
     64: ("height", "width"),  # pixels
     96: ("photograph_size",),  # as `photographs.SHORTEST_EDGE`
 }
-MOST = {360: ("rotation",), 100: ("zoom", "stretch", "farthest")}  # beyond, float32 can't turn views back
+MOST = {  # the largest value, of these settings
+    360: ("rotation",),
+    100: ("zoom", "stretch", "farthest"),  # beyond, float32 can't turn views back
+    # beyond, no run ends, or fits into any memory
+    1000: ("rounds", "adaptation_references", "reliability_references"),
+    10_000: (
+        *("batch_size", "height", "width", "photograph_size"),
+        *("reliability_window", "reliability_window_stride", "label_border"),
+    ),
+    100_000: ("labels_per_photograph", "detected_points", "random_points", "own_keypoints"),
+    1_000_000_000: ("steps_per_update", "last_steps", "warmup_steps"),
+}
 SHARES = (  # from 0 to 1
     *("average_decay", "any_rotation_share", "shift", "hidden_share", "parallax_share", "parallax", "exposed_share"),
     *("plain_share", "low_level_weight"),
@@ -139,7 +149,7 @@ class TrainingSettings:
             (self.descriptor_loss in DESCRIPTOR_LOSSES, f"descriptor_loss: give one of {', '.join(DESCRIPTOR_LOSSES)}"),
             (self.detector_target in DETECTOR_TARGETS, f"detector_target: give one of {', '.join(DETECTOR_TARGETS)}"),
             *(
-                (math.isfinite(value), f"{name}: give a finite number")
+                (abs(value) < 1e30, f"{name}: give a number that is finite in float32")
                 for name, value in asdict(self).items()
                 if isinstance(value, float)
             ),
