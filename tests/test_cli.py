@@ -288,9 +288,7 @@ def test_threads_that_are_left_when_interrupted_twice_see_no_shutdown() -> None:
 
 
 def test_a_second_interrupt_while_the_first_is_told_of_changes_nothing() -> None:
-    program = (
-        "import signal; from sekd_cli import cli; cli.main = lambda: signal.raise_signal(signal.SIGINT); cli.run()"
-    )
+    program = "import os; from sekd_cli import cli; cli.main = lambda: os.kill(os.getpid(), 2); cli.run()"
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
     assert (finished.returncode, finished.stderr) == (130, b"")
 

@@ -23,6 +23,7 @@ from sekd_cli.file_info import file_info
 from sekd_cli.networks import CompactNetwork
 from sekd_cli.networks.weights_file import load_network, save_network
 from sekd_cli.training import labelling, losses, self_evolution
+from sekd_cli.training.checkpoint import load_checkpoint, save_checkpoint
 from sekd_cli.training.dataset import PairBatch, PairDataset
 from sekd_cli.training.losses import losses_of
 from sekd_cli.training.optimisation import MOST_SKIPPED, Learner
@@ -419,9 +420,35 @@ def test_a_cache_that_can_not_be_written_is_told(tmp_path: Path) -> None:
 
 def test_labels_that_were_cut_off_are_named(photographs: Photographs, tmp_path: Path) -> None:
     evolution, _ = evolve(tmp_path / "run", photographs, replace(COMPACT, rounds=1))
-    os.truncate(tmp_path / "run" / "labels-0.npy", 200)
+    file = tmp_path / "run" / "labels-0.npy"
+    np.save(file, np.load(file)[:, 1:])
     with pytest.raises(InputFileError, match=r"labels-0\.npy: missing or damaged"):
         evolution.labels()
+    os.truncate(file, 200)
+    with pytest.raises(InputFileError, match=r"labels-0\.npy: missing or damaged"):
+        evolution.labels()
+
+
+def test_a_checkpoint_that_holds_something_else_is_named(photographs: Photographs, tmp_path: Path) -> None:
+    evolve(tmp_path / "run", photographs, COMPACT, stop_after=1)
+    path = tmp_path / "run" / "checkpoint.pt"
+    whole = load_checkpoint(path)
+    for damage in (
+        {"learner": None},
+        {"learner": {}},
+        {"learner": whole["learner"] | {"optimiser": {}}},
+        {"learner": whole["learner"] | {"step": "none"}},
+        {"phase_index": "none"},
+        {"phase_index": 99},
+        {"phase_step": -1},
+        {"rounds": 10**23},
+        {"budget": None},
+    ):
+        save_checkpoint(path, whole | damage)
+        with pytest.raises(InputFileError, match=r"checkpoint\.pt: damaged checkpoint.*; start a new run"):
+            evolve(tmp_path / "run", photographs, COMPACT, resume=True)
+    save_checkpoint(path, whole)
+    evolve(tmp_path / "run", photographs, COMPACT, resume=True, stop_after=1)
 
 
 def test_a_checkpoint_of_another_network_than_the_settings_ask_for_is_told(

@@ -64,6 +64,36 @@ def test_a_folder_without_a_run_has_no_report_and_a_begun_run_has_one(tmp_path: 
     assert "0 of 8 pairs" in (run.path / "report.md").read_text()
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[" * 100_000,
+        b"\xff",
+        b"3",
+        b"{}",
+        b'{"action": []}',
+        b'{"action": "begin"}',
+        b'{"action": "begin", "run_step": "7"}',
+        b'{"action": "data", "step": 1}',
+        b'{"action": "label", "labels": 7}',
+        b'{"action": "label", "labels": 7, "photographs": 0}',
+        b'{"action": "update", "step": 11}',
+        b'{"action": "update", "step": 11, "seconds": 1, "waited": 0, "descriptor": "low"}',
+        b'{"action": "update", "step": 11, "seconds": NaN, "waited": 0}',
+        b'{"action": "update", "step": 11, "seconds": 1, "waited": 0, "run_step": Infinity}',
+        b'{"action": "update", "step": 11, "seconds": 1' + 400 * b"0" + b', "waited": 0}',
+        b'{"action": "validation", "score": 1}',
+        b'{"action": "plan"}',
+    ],
+    ids=lambda line: line[:60],
+)
+def test_lines_that_are_no_entries_of_a_log_change_nothing(line: bytes, run: RunFolder) -> None:
+    before = write_report(run).read_text()
+    with (run.path / "log.jsonl").open("ab") as stream:
+        stream.write(line + b"\n")
+    assert write_report(run).read_text() == before
+
+
 def test_a_labelling_cut_short_is_told_and_noted(run: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
     told = RunReport(run, run.settings())
     for phase, done in enumerate((77, 8)):

@@ -111,4 +111,4 @@ class Learner:
             message = "the checkpoint is of another network than config.toml's; put it back as it was, or start anew"
             raise InputFileError(message) from error
         self.optimiser.load_state_dict(state["optimiser"])
-        self.step, self.skipped = state["step"], state["skipped"]
+        self.step, self.skipped = int(state["step"]), int(state["skipped"])

@@ -1,5 +1,7 @@
 """A run as a page: `report.md` and `curves.png`, made of the log at any time."""
 
+import logging
+import math
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
@@ -13,12 +15,26 @@ from sekd_cli.training.settings import PRESETS, TrainingSettings
 NOT_LOSSES = ("action", "round", "what", "step", "learning_rate", "waited", "seconds", "skipped", "points", "run_step")
 SHARES = ("repeatability", "mma_1", "mma_3", "mma_5", "homography_accuracy")
 NAMES = {"mma_1": "right to 1 px", "mma_3": "right to 3 px", "mma_5": "right to 5 px"}
+logger = logging.getLogger(__name__)
+
+RECKONED = {  # figures of an action's entries that must be there
+    "data": ("photographs", "megabytes"),
+    "label": ("photographs",),
+    "update": ("seconds", "waited"),
+    "plan": ("rounds",),
+}
+MOST = 1e30  # of what can be drawn
 Entries = list[dict[str, Any]]
 
 
 def write_report(run: RunFolder) -> Path:
     """Write `report.md` with `curves.png` into the run folder, and return its path."""
-    entries, settings = run.entries(), run.settings()
+    settings = run.settings()
+    logged = run.entries()
+    entries = [entry for entry in logged if _is_whole(entry)]
+    if len(entries) < len(logged):
+        lost = len(logged) - len(entries)
+        logger.warning("%s: %d damaged lines, left out of the report", run.path / "log.jsonl", lost)
     steps = sorted((entry for entry in entries if entry["action"] == "update"), key=_run_step)
     validations = [entry for entry in entries if entry["action"] == "validation" and "score" in entry]
     parts = [f"# Training run `{run.path.resolve().name}`", _summary(steps, entries, settings)]
@@ -37,6 +53,21 @@ def write_report(run: RunFolder) -> Path:
     report = run.path / "report.md"
     write_whole(report, "\n\n".join(parts) + "\n")
     return report
+
+
+def _is_whole(entry: dict[str, Any]) -> bool:
+    """Whether an entry of the log holds the figures that are reckoned with, and nothing but numbers beside its names.
+
+    Another one was changed by hand or by another tool, or the disk is damaged.
+    """
+    figures = [value for name, value in entry.items() if name not in ("action", "what")]
+    shown = (*SHARES, "localisation_error", "round", "what") if "score" in entry else ()
+    return (
+        all(type(value) in (int, float) and not MOST < abs(value) < math.inf for value in figures)
+        and all(math.isfinite(entry.get(name, math.nan)) for name in RECKONED.get(str(entry["action"]), ()))
+        and all(name in entry for name in shown)
+        and type(entry.get("run_step", 0)) is int
+    )
 
 
 def panels(steps: Entries, validations: Entries, settings: TrainingSettings) -> list[Panel]:
@@ -79,7 +110,7 @@ def _summary(steps: Entries, entries: Entries, settings: TrainingSettings) -> st
     data = [entry for entry in entries if entry["action"] == "data"]
     if data:
         rows.append(("photographs", f"{data[-1]['photographs']:,} ({data[-1]['megabytes']:,.0f} MB decoded)"))
-    labelled = [entry for entry in entries if entry["action"] == "label" and "labels" in entry]
+    labelled = [entry for entry in entries if entry["action"] == "label" and "labels" in entry and entry["photographs"]]
     if labelled:
         each = ", ".join(f"{entry['labels'] / entry['photographs']:.1f}" for entry in labelled)
         rows.append(("labels a photograph", each))

@@ -5,7 +5,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ class RunFolder:
         try:
             facts: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
             return facts | {"data": [str(path) for path in facts["data"]], "cache": str(facts["cache"])}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputFileError(f"{file}: missing or damaged; start a new run in another folder") from error
 
     def log(self, entry: dict[str, Any]) -> None:
@@ -116,19 +116,17 @@ class RunFolder:
             stream.write("\n" * torn + json.dumps(entry) + "\n")
 
     def entries(self) -> list[dict[str, Any]]:
-        """The log, without what a kill tore, and steps that it lost; of what was done twice, the last."""
+        """The log, without what a kill tore, what is no entry, and lost steps; of what was done twice, the last."""
         file = self.path / "log.jsonl"
         entries: dict[tuple[Any, ...], dict[str, Any]] = {}
-        for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
-            try:
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else ():
+            with suppress(ValueError, AttributeError, KeyError, TypeError, RecursionError):
                 entry = json.loads(line)
                 key = tuple(entry.get(name) for name in ("action", "round", "what", "step"))
-            except (ValueError, AttributeError):
-                continue
-            if entry.get("action") == "begin":
-                entries = {key: one for key, one in entries.items() if one.get("run_step", 0) <= entry["run_step"]}
-            entries.pop(key, None)
-            entries[key] = entry
+                if entry["action"] == "begin":
+                    entries = {key: one for key, one in entries.items() if one.get("run_step", 0) <= entry["run_step"]}
+                entries.pop(key, None)
+                entries[key] = entry
         return list(entries.values())
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from sekd_cli.errors import InputFileError
+from sekd_cli.errors import InputFileError, UsageError
 from sekd_cli.networks import DenseNetwork
 from sekd_cli.networks.weights_file import save_network
 from sekd_cli.training.checkpoint import load_checkpoint, save_checkpoint
@@ -124,11 +124,18 @@ class SelfEvolution:
         return True
 
     def resume(self) -> None:
-        """Take up the state of the folder's checkpoint."""
-        state = load_checkpoint(self.folder / "checkpoint.pt")
-        self.learner.restore(state["learner"])
-        for name in STATE:
-            setattr(self, name, state[name])
+        """Take up the state of the folder's checkpoint. Raises InputFileError if it can't be."""
+        path = self.folder / "checkpoint.pt"
+        state = load_checkpoint(path)
+        try:
+            self.learner.restore(state["learner"])
+            for name in STATE:
+                setattr(self, name, type(getattr(self, name))(state[name]))
+            whole = 0 <= self.phase_index <= len(self._phases()) and self.phase_step >= 0
+        except (AttributeError, KeyError, OverflowError, TypeError, UsageError, ValueError) as error:
+            raise InputFileError(f"{path}: damaged checkpoint ({type(error).__name__}); start a new run") from error
+        if not whole:
+            raise InputFileError(f"{path}: damaged checkpoint; start a new run")
 
     def _elapsed(self) -> float:
         """Seconds of the run until now; where they decide anything, the same on all ranks."""
@@ -182,11 +189,15 @@ class SelfEvolution:
         phases = self._phases()
         index = max(index for index in range(self.phase_index) if phases[index].action == "label")
         file = self._label_file(index)
+        chosen = self._chosen(phases[index])
+        damaged = f"{file}: missing or damaged; put it back, or start a new run"
         try:
             labels = np.load(file, mmap_mode="r")
         except (OSError, ValueError, EOFError) as error:
-            raise InputFileError(f"{file}: missing or damaged; put it back, or start a new run") from error
-        return self._chosen(phases[index])[: self.labelled], labels[: self.labelled]
+            raise InputFileError(damaged) from error
+        if getattr(labels, "shape", None) != (len(chosen), self.settings.labels_per_photograph, 3):
+            raise InputFileError(damaged)
+        return chosen[: self.labelled], labels[: self.labelled]
 
     def _batches(self) -> Generator[PairBatch, None, None]:
         key = (self.settings.seed, self.phase_index)
@@ -270,7 +281,10 @@ class SelfEvolution:
         file = self.folder / f"frozen-{self.phase_index}.pt"
         copy = self.learner.frozen_copy()
         if self.phase_step > 0 and file.is_file():
-            copy.load_state_dict(load_checkpoint(file)["network"])
+            try:
+                copy.load_state_dict(load_checkpoint(file)["network"])
+            except (KeyError, RuntimeError, TypeError) as error:
+                raise InputFileError(f"{file}: damaged, or of another network; start a new run") from error
         elif rank() == 0:
             save_checkpoint(file, {"network": copy.state_dict()})
         return copy
