@@ -141,7 +141,7 @@ class TrainingSettings:
     affine_adaptation: bool = True
 
     def __post_init__(self) -> None:
-        smallest = 16 * 2**self.octaves  # pixels of a view: the compact network's stride, after all halvings
+        smallest = 16 * 2 ** min(self.octaves, 4)  # pixels of a view: the compact network's stride, after all halvings
         checks = (
             (self.network in ("compact", "published"), "network: give compact or published"),
             (not self.shallow or self.network == "compact", "shallow: only the compact network can be"),
