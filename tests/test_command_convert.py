@@ -22,10 +22,10 @@ def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.C
 
 def test_there_and_back(capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["convert", "feats.h5", "matches.h5", "--to", "imc", "-o", "scene"]) == 0
-    assert capfd.readouterr() == ("scene\n", "features of 2 images\nmatches of 1 pairs\n")
+    assert capfd.readouterr() == ("scene\n", "features of 2 images\nmatches of 1 pair\n")
     assert cli.main(["convert", "scene", "--to", "hloc", "-o", "back"]) == 0
     guessed = "warning: scene: the sizes of 2 images are guessed; give --images\n"
-    assert capfd.readouterr() == ("back\n", guessed + "features of 2 images\nmatches of 1 pairs\n")
+    assert capfd.readouterr() == ("back\n", guessed + "features of 2 images\nmatches of 1 pair\n")
     with h5py.File("back/matches.h5") as file:
         assert list(file) == ["c"]
         assert list(file["c"]) == ["a"]
@@ -41,7 +41,7 @@ def test_what_is_left_out_of_a_flat_folder_is_told(capfd: pytest.CaptureFixture[
     assert capfd.readouterr().err.splitlines() == [
         "warning: scene/keypoints.h5: 1 groups left out, such as sub; keys are flat",
         "warning: scene: no descriptors.h5 in it, so features are left out",
-        "matches of 1 pairs",
+        "matches of 1 pair",
     ]
     Path("scene/matches.h5").unlink()
     assert cli.main(["convert", "scene", "--to", "hloc", "-o", "alone"]) == BAD_INPUT
@@ -106,5 +106,5 @@ def test_images_without_descriptors_are_counted_and_no_files_made_of_none(capfd:
     with h5py.File("hloc.h5", "r+") as file:
         file["d.jpg/keypoints"], file["d.jpg/descriptors"] = np.ones((3, 2)), np.ones((8, 3))
     assert cli.main(["convert", "hloc.h5", "--to", "imc", "-o", "out"]) == 0
-    told = "warning: hloc.h5: 2 images are incomplete, left out, such as a.jpg\nfeatures of 1 images\n"
+    told = "warning: hloc.h5: 2 images are incomplete, left out, such as a.jpg\nfeatures of 1 image\n"
     assert capfd.readouterr() == ("out\n", told)

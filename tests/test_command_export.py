@@ -34,7 +34,7 @@ def test_a_database_with_the_defaults(capfd: pytest.CaptureFixture[str]) -> None
     assert cli.main(COLMAP) == 0
     out, err = capfd.readouterr()
     assert out == "database.db\n"
-    assert err == "2 images, 1 pairs with 62 matches, 1 pairs verified\n"  # and COLMAP itself is silent
+    assert err == "2 images, 1 pair with 62 matches, 1 pair verified\n"  # and COLMAP itself is silent
     with pycolmap.Database.open("database.db") as database:
         numbers, geometries = database.read_two_view_geometries()
     assert len(numbers) == 1

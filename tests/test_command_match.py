@@ -79,7 +79,7 @@ def test_images_without_features_are_told_one_line_each(capfd: pytest.CaptureFix
         ["error", " a.jpg and gone.jpg"],
         ["error", " b.jpg and c.jpg"],
     ]
-    assert "1 pairs done, 2 failed" in lines[2]
+    assert "1 pair done, 2 failed" in lines[2]
     assert pairs_in("matches.h5") == [("a.jpg", "c.jpg")]
     failed = [json.loads(line) for line in Path("failed.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [record["pair"] for record in failed] == [["a.jpg", "gone.jpg"], ["b.jpg", "c.jpg"]]

@@ -340,4 +340,4 @@ def test_merged_pairs_are_called_pairs(capfd: pytest.CaptureFixture[str]) -> Non
     with h5py.File("m.h5", "w") as file:
         file["a.jpg/b.jpg/matches0"] = [0]
     assert cli.main(["merge", "m.h5", "-o", "all.h5"]) == 0
-    assert capfd.readouterr().err == "1 pairs of 1 files\n"
+    assert capfd.readouterr().err == "1 pair of 1 file\n"

@@ -87,7 +87,7 @@ def test_images_that_are_no_files_or_cannot_be_looked_up_are_told_and_left_out(
         (["photos", "--nearest", "3"], USAGE, "needs one feature file"),
         (["feats.h5", "--loop"], USAGE, "only with --sequential"),
         (["feats.h5", "--sequential", "0"], USAGE, "0 is not in the range"),
-        (["photos"], NOTHING, "1 images; a pair takes two"),
+        (["photos"], NOTHING, "one image; a pair takes two"),
         (["nowhere/"], NOTHING, "nowhere: no such file"),
         (["feats.h5", "feats.h5"], USAGE, "feats.h5: give one feature file and nothing else"),
         (["photos", "feats.h5"], USAGE, "feats.h5: give one feature file and nothing else"),

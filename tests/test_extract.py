@@ -18,6 +18,7 @@ from hostile_images import broken_files, drawn, encoded, whole_files, write_file
 
 from sekd_cli import cli, images
 from sekd_cli.batch_extraction import Job
+from sekd_cli.counting import counted
 from sekd_cli.errors import ImageError
 from sekd_cli.extraction import Extractor
 from sekd_cli.extraction_pipeline import PipelineSettings, _batches, _Sized
@@ -108,7 +109,7 @@ def test_the_same_command_goes_on_and_does_nothing_twice(
     Path("elsewhere.png").rename(photos / "b.png")
     before = stored()
     assert extract("photos") == 0
-    assert "1 images done, 2 done before, 0 failed" in capsys.readouterr().err
+    assert "1 image done, 2 done before, 0 failed" in capsys.readouterr().err
     assert sorted(stored()) == NAMES
     assert_same({name: stored()[name] for name in before}, before)
     content = Path("feats.h5").read_bytes()
@@ -298,7 +299,7 @@ def test_a_disk_that_fills_up_is_said_and_the_same_command_goes_on(
     monkeypatch.setattr(os, "pwrite", real)
     before = stored()
     assert extract("photos") == 0
-    assert f"{3 - len(before)} images done" in capsys.readouterr().err
+    assert f"{counted(3 - len(before), 'image')} done" in capsys.readouterr().err
     assert_same(stored(), stored("whole.h5"))
 
 

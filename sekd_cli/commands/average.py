@@ -6,14 +6,14 @@ from pathlib import Path
 
 import click
 
-from sekd_cli.commands.options import FILE, FloatRange
+from sekd_cli.commands.options import FILE
 from sekd_cli.errors import UsageError
 
 
 @click.command()
 @click.argument("weights", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="WEIGHTS...")
 @click.option("--output", "-o", type=FILE, required=True, help="A new file.")
-@click.option("--share", "shares", type=FloatRange(min=0), multiple=True, help="Share of each; default: equal.")
+@click.option("--share", "shares", type=click.FloatRange(min=0), multiple=True, help="Share of each; default: equal.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
 def average(weights: tuple[Path, ...], output: Path, shares: tuple[float, ...], overwrite: bool) -> None:
     """Average the weights of networks that were trained from the same starting weights.

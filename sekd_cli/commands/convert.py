@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from sekd_cli.commands.options import FOLDER
+from sekd_cli.counting import counted
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ def convert(inputs: tuple[Path, ...], layout: str, output: Path, images: Path | 
 
     done = conversion.convert(inputs, layout, output, images=images, overwrite=overwrite)
     if done.images is not None:
-        logger.info("features of %d images", done.images)
+        logger.info("features of %s", counted(done.images, "image"))
     if done.pairs is not None:
-        logger.info("matches of %d pairs", done.pairs)
+        logger.info("matches of %s", counted(done.pairs, "pair"))
     click.echo(os.fsencode(output))

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from sekd_cli.commands.options import FILE, FOLDER
+from sekd_cli.counting import counted
 from sekd_cli.errors import SOME_FAILED
 
 logger = logging.getLogger(__name__)
@@ -83,14 +84,15 @@ def colmap(
     for name in report.resized:
         logger.error("%s: not as large as when it was extracted, left out; extract it again, or give that one", name)
     if report.skipped_pairs:
-        logger.warning("%d pairs left out with images that are missing or can't be used", report.skipped_pairs)
+        left_out = counted(report.skipped_pairs, "pair")
+        logger.warning("%s left out with images that are missing or can't be used", left_out)
     chance = f"; {report.pairs_of_chance} more agree no better than chance" if report.pairs_of_chance else ""
     logger.info(
-        "%d images, %d pairs with %s matches, %d pairs verified%s",
-        report.images,
-        report.pairs,
+        "%s, %s with %s matches, %s verified%s",
+        counted(report.images, "image"),
+        counted(report.pairs, "pair"),
         f"{report.matches:,}",
-        report.verified_pairs,
+        counted(report.verified_pairs, "pair"),
         chance,
     )
     click.echo(os.fsencode(output))

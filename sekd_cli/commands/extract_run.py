@@ -15,6 +15,7 @@ from sekd_cli.commands.failure_list import FailureList, same_file
 from sekd_cli.commands.progress import progress_bar
 from sekd_cli.config import DetectionSettings, ViewSettings, parse_scales
 from sekd_cli.cores import available_cores
+from sekd_cli.counting import counted
 from sekd_cli.detection import EDGE
 from sekd_cli.device import keep_freed_memory, resolve_device, set_threads, wanted_threads
 from sekd_cli.errors import SOME_FAILED, NothingToDoError, OutputError, UsageError
@@ -241,7 +242,7 @@ class _Report:
             logger.error("%s", failure)
         skipped = f", {self.skipped} done before" if self.skipped else ""
         rate = f"; {self.keypoints:,} keypoints, {self.done / seconds:.1f} images/s" if self.done else ""
-        logger.info("%d images done%s, %d failed%s", self.done, skipped, len(self.failures), rate)
+        logger.info("%s done%s, %d failed%s", counted(self.done, "image"), skipped, len(self.failures), rate)
 
     def exit_code(self) -> int:
         """0, or 1 if some failed. Raises NothingToDoError if no image could be read."""

@@ -13,6 +13,7 @@ from sekd_cli.commands.failure_list import FailureList, same_file
 from sekd_cli.commands.progress import progress_bar
 from sekd_cli.config import MatchingSettings, VerificationSettings
 from sekd_cli.cores import available_cores
+from sekd_cli.counting import counted
 from sekd_cli.device import resolve_device
 from sekd_cli.errors import SOME_FAILED, ImageError, InputFileError, NothingToDoError, UsageError
 from sekd_cli.export.layout_folder import MATCH_FILES, layout_folder
@@ -163,7 +164,7 @@ def _plan(options: MatchOptions, shard: Shard) -> Plan:
         raise NothingToDoError(f"{source}: no pairs of two different images; give two names a line")
     check_flat_names(work.names)
     if left_out := work.repeated + work.with_itself:
-        logger.info("%s: %d pairs left out, repeated or of an image with itself", source, left_out)
+        logger.info("%s: %s left out, repeated or of an image with itself", source, counted(left_out, "pair"))
     count = len(work.pairs)
     first, end = (count * number // shard.count for number in (shard.number - 1, shard.number))
     return work._replace(pairs=work.pairs[first:end])  # neighbours in the list share images, so not every n-th
@@ -225,7 +226,7 @@ class _Report:
         skipped = f", {self.skipped} done before" if self.skipped else ""
         mean = f"; {self.matches:,} matches, {self.matches / self.done:.0f} a pair" if self.done else ""
         rate = f", {self.done / seconds:.1f} pairs/s" if self.done else ""
-        logger.info("%d pairs done%s, %d failed%s%s", self.done, skipped, self.failed, mean, rate)
+        logger.info("%s done%s, %d failed%s%s", counted(self.done, "pair"), skipped, self.failed, mean, rate)
 
     def exit_code(self) -> int:
         """0, or 1 if some failed. Raises NothingToDoError if no pair could be matched."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from sekd_cli.commands.options import FILE
+from sekd_cli.counting import counted
 
 logger = logging.getLogger(__name__)
 
@@ -37,5 +38,5 @@ def merge(shards: tuple[Path, ...], output: Path, partial: bool, overwrite: bool
         logger.warning("%d pairs came before the other way round, left out", merged.turned)
     if merged.incomplete:
         logger.warning("%d %s are incomplete, left out; run their shard again to have them", merged.incomplete, what)
-    logger.info("%d %s of %d files", merged.items, what, len(shards))
+    logger.info("%s of %s", counted(merged.items, what.removesuffix("s")), counted(len(shards), "file"))
     click.echo(os.fsencode(output))

@@ -61,7 +61,7 @@ def pairs(
     feature_file = _feature_file(source, root, nearest)
     names, failures = (_names_in(feature_file), 0) if feature_file else _names_of_images(source, root)
     if len(names) < 2:
-        raise NothingToDoError(f"{', '.join(source)}: {len(names) or 'no'} images; a pair takes two")
+        raise NothingToDoError(f"{', '.join(source)}: {'one image' if names else 'no images'}; a pair takes two")
     chosen: list[Iterator[tuple[str, str]]] = []
     unreadable: dict[str, str] = {}
     if exhaustive or not (sequential or nearest):

@@ -15,6 +15,7 @@ from click.core import ParameterSource
 
 from sekd_cli.commands.options import THREADS, FloatRange
 from sekd_cli.cores import available_cores
+from sekd_cli.counting import counted
 from sekd_cli.errors import UsageError
 from sekd_cli.training.settings import ABLATIONS, PRESETS, TrainingSettings, read_settings, settings_from
 
@@ -117,7 +118,8 @@ def train(data: tuple[str, ...], output: Path | None, resume: Path | None, repor
         leave()
     if first:
         done = "finished" if finished else f"paused; sekd train --resume {run.path} goes on"
-        logger.info("%s: %d steps in %.0f minutes", done, evolution.learner.step, evolution.seconds / 60)
+        steps = counted(evolution.learner.step, "step")
+        logger.info("%s: %s in %.0f minutes", done, steps, evolution.seconds / 60)
         click.echo(os.fsencode(run.path / "model.safetensors"))
 
 

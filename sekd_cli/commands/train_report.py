@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from sekd_cli.commands.progress import Bar, progress_bar
+from sekd_cli.counting import counted
 from sekd_cli.image_search import ImageEntry, find_images
 from sekd_cli.training.events import Events
 from sekd_cli.training.photographs import Photographs, cache_photographs
@@ -32,7 +33,7 @@ def photographs_at(data: tuple[str, ...]) -> list[ImageEntry]:
     begun = cache(run_begun)
     kept = [entry for place, entry in entries.items() if not any(map(begun, place.parents))]
     if len(kept) < len(entries):
-        logger.info("left out %d pictures in folders of training runs", len(entries) - len(kept))
+        logger.info("left out %s in folders of training runs", counted(len(entries) - len(kept), "picture"))
     return kept
 
 
@@ -77,7 +78,8 @@ class RunReport(Reporter):
         entries = photographs_at(data)
         self._start_bar("decoding", len(entries), 0, "photographs")
         photographs = cache_photographs(entries, folder, size, lambda: self._reach(self.done + 1))
-        logger.info("%d photographs, decoded in %s (%.0f MB)", len(photographs), folder, photographs.megabytes)
+        many = counted(len(photographs), "photograph")
+        logger.info("%s, decoded in %s (%.0f MB)", many, folder, photographs.megabytes)
         if self.settings.validation_share and not len(held_out_photographs(photographs, self.settings)):
             logger.warning(
                 "%d photographs are too few to hold one out: nothing will tell how good the network is; "

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sekd_cli.config import ViewSettings
+from sekd_cli.counting import counted
 from sekd_cli.errors import ImageError, NothingToDoError
 from sekd_cli.image_search import ImageEntry
 from sekd_cli.images import read_image
@@ -98,7 +99,7 @@ def cache_photographs(
         np.savez(stream, offsets=np.array(offsets, np.int64), sizes=np.array(sizes, np.int64))
     with new_file(key_file, overwrite=True) as new:  # last: the cache is whole
         new.write_text(json.dumps(key), encoding="utf-8")
-    logger.info("%d photographs in %s, %.0f MB", len(offsets), bytes_file, end / 1e6)
+    logger.info("%s in %s, %.0f MB", counted(len(offsets), "photograph"), bytes_file, end / 1e6)
     return Photographs(folder)
 
 
