@@ -88,7 +88,7 @@ def _expand(given: Path) -> Iterator[tuple[Path, Path]]:
             yield given, given.parent
         for match in _each_folder_once(map(Path, sorted(matches))):
             if _is_folder(match):
-                if "**" not in given.parts:  # which matches the files in it by itself
+                if given.name != "**" and given.parts[-2:] != ("**", "*"):  # these match the files in it as well
                     yield from ((path, literal) for path in _images_below(match))
             elif match.suffix.lower() in SUFFIXES or (given.suffix and match.suffix == given.suffix):
                 yield match, literal

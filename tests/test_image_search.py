@@ -55,6 +55,11 @@ def test_patterns_are_relative_to_what_stands_before_the_first_wildcard(photos: 
     assert names(f"{photos}/a/?.png") == ["c.png"]
 
 
+def test_a_pattern_for_folders_at_any_depth_means_the_images_below_them(photos: Path) -> None:
+    assert names(f"{photos}/**/d") == ["a/d/e.tif"]
+    assert names(f"{photos}/**/a/*") == ["a/c.png", "a/d/e.tif"]
+
+
 def test_a_pattern_that_matches_nothing_stays_and_fails_when_it_is_read(photos: Path) -> None:
     assert names(f"{photos}/*.bmp") == ["*.bmp"]
 
