@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import cv2
+import h5py
 import numpy as np
 
 from sekd_cli import cli
@@ -69,6 +70,16 @@ def write_photographs(names: list[str]) -> None:
         path = Path("photos") / name
         path.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(path), np.full((SIZE, SIZE), 128, np.uint8))
+
+
+def datasets(path: Path) -> dict[str, np.ndarray]:
+    """All datasets of a file, by place."""
+    found: dict[str, np.ndarray] = {}
+    with h5py.File(path) as file:
+        file.visititems(
+            lambda name, value: found.update({name: value[()]}) if isinstance(value, h5py.Dataset) else None
+        )
+    return found
 
 
 def turned_by(features: StoredFeatures, turn: int) -> StoredFeatures:

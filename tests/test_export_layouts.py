@@ -9,7 +9,7 @@ import cv2
 import h5py
 import numpy as np
 import pytest
-from drawn_features import ATTRIBUTES, drawn_features, write_views, write_views_and_matches
+from drawn_features import ATTRIBUTES, datasets, drawn_features, write_views, write_views_and_matches
 
 from sekd_cli import cli
 from sekd_cli.errors import InputFileError, OutputError, UsageError
@@ -26,16 +26,6 @@ FEATURES, MATCHES, SCENE = Path("feats.h5"), Path("matches.h5"), Path("scene")
 def in_a_folder_with_features_and_matches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_views_and_matches(NAMES)
-
-
-def arrays(path: Path) -> dict[str, np.ndarray]:
-    """All datasets of a file, by place."""
-    found = {}
-    with h5py.File(path) as file:
-        file.visititems(
-            lambda name, value: found.update({name: value[()]}) if isinstance(value, h5py.Dataset) else None
-        )
-    return found
 
 
 def stored_matches(one: str, other: str) -> np.ndarray:
@@ -56,19 +46,19 @@ def test_imc_has_a_flat_file_a_kind_keyed_by_the_stem() -> None:
     shapes = {"keypoints": (80, 2), "descriptors": (80, 16), "scores": (80,), "scales": (80,)}
     assert sorted(path.stem for path in SCENE.iterdir()) == sorted(shapes)
     for kind, shape in shapes.items():
-        found = arrays(SCENE / f"{kind}.h5")
+        found = datasets(SCENE / f"{kind}.h5")
         assert set(found) == {"b 1", "a-x", "c"}
         assert {(one.shape, one.dtype) for one in found.values()} == {(shape, np.dtype(np.float32))}
     expected = drawn_features(1)
-    np.testing.assert_array_equal(arrays(SCENE / "keypoints.h5")["a-x"], expected.keypoints)
-    np.testing.assert_array_equal(arrays(SCENE / "descriptors.h5")["a-x"], expected.descriptors)
-    np.testing.assert_array_equal(arrays(SCENE / "scores.h5")["a-x"], expected.scores)
-    np.testing.assert_array_equal(arrays(SCENE / "scales.h5")["a-x"], 1)  # as none is known
+    np.testing.assert_array_equal(datasets(SCENE / "keypoints.h5")["a-x"], expected.keypoints)
+    np.testing.assert_array_equal(datasets(SCENE / "descriptors.h5")["a-x"], expected.descriptors)
+    np.testing.assert_array_equal(datasets(SCENE / "scores.h5")["a-x"], expected.scores)
+    np.testing.assert_array_equal(datasets(SCENE / "scales.h5")["a-x"], 1)  # as none is known
 
 
 def test_imc_matches_are_two_rows_under_the_larger_key_first(caplog: pytest.LogCaptureFixture) -> None:
     assert convert([FEATURES, MATCHES], "imc", SCENE) == Converted(3, 3)
-    found = arrays(SCENE / "matches.h5")
+    found = datasets(SCENE / "matches.h5")
     assert set(found) == {"b 1-a-x", "c-b 1", "c-a-x"}  # what the benchmark's validator expects of all pairs
     assert all(one.dtype == np.int32 and one.shape[0] == 2 for one in found.values())
     np.testing.assert_array_equal(found["b 1-a-x"].T, stored_matches("b 1.jpg", "sub/a-x.png"))
@@ -78,8 +68,8 @@ def test_imc_matches_are_two_rows_under_the_larger_key_first(caplog: pytest.LogC
 
 def test_kaggle_has_file_names_and_groups() -> None:
     assert convert([MATCHES, FEATURES], "kaggle", SCENE) == Converted(3, 3)
-    assert set(arrays(SCENE / "keypoints.h5")) == {"b 1.jpg", "a-x.png", "c.jpg"}
-    found = arrays(SCENE / "matches.h5")
+    assert set(datasets(SCENE / "keypoints.h5")) == {"b 1.jpg", "a-x.png", "c.jpg"}
+    found = datasets(SCENE / "matches.h5")
     assert set(found) == {"b 1.jpg/a-x.png", "b 1.jpg/c.jpg", "a-x.png/c.jpg"}
     np.testing.assert_array_equal(found["b 1.jpg/c.jpg"], stored_matches("b 1.jpg", "sub/c.jpg"))
 
@@ -125,7 +115,7 @@ def test_from_one_flat_layout_to_the_other() -> None:
     convert([FEATURES, MATCHES], "imc", SCENE)
     assert convert([SCENE], "kaggle", Path("k"), images=write_photographs(*NAMES)) == Converted(3, 3)
     np.testing.assert_array_equal(
-        arrays(Path("k/matches.h5"))["c.jpg/b 1.jpg"], stored_matches("b 1.jpg", "sub/c.jpg")[:, ::-1]
+        datasets(Path("k/matches.h5"))["c.jpg/b 1.jpg"], stored_matches("b 1.jpg", "sub/c.jpg")[:, ::-1]
     )
     (SCENE / "descriptors.h5").unlink()
     assert convert([SCENE], "kaggle", Path("m")) == Converted(None, 3)
@@ -188,7 +178,7 @@ def test_files_that_are_there_are_replaced_only_if_asked_for() -> None:
         convert([FEATURES], "imc", SCENE)
     assert (SCENE / "keypoints.h5").read_bytes() == before
     assert convert([FEATURES], "imc", SCENE, overwrite=True) == Converted(2, None)
-    assert set(arrays(SCENE / "scores.h5")) == {"b 1", "a-x"}
+    assert set(datasets(SCENE / "scores.h5")) == {"b 1", "a-x"}
     for layout in ("hloc", "kaggle"):
         convert([SCENE], layout, Path(layout))
         with pytest.raises(OutputError, match="--overwrite"):
@@ -234,7 +224,7 @@ def test_matches_of_another_tool_get_their_names_from_the_features() -> None:
     with h5py.File(MATCHES, "w") as file:
         file["sub-a-x.png/sub-c.jpg/matches0"] = np.array([1, -1, 0], np.int32)
     convert([FEATURES, MATCHES], "imc", SCENE)
-    assert arrays(SCENE / "matches.h5")["c-a-x"].tolist() == [[1, 0], [0, 2]]
+    assert datasets(SCENE / "matches.h5")["c-a-x"].tolist() == [[1, 0], [0, 2]]
 
 
 def test_several_matches_of_a_keypoint_become_one_for_hloc(caplog: pytest.LogCaptureFixture) -> None:
@@ -255,7 +245,7 @@ def test_hlocs_matches_are_one_a_keypoint_of_the_first_image(caplog: pytest.LogC
     with h5py.File(SCENE / "matches.h5", "w") as file:
         file["few.jpg/many.jpg"] = np.array([[69, 79], [3, 0]])
     convert([SCENE], "hloc", Path("back"), images=write_photographs("few.jpg", "many.jpg"))
-    found = arrays(Path("back/matches.h5"))
+    found = datasets(Path("back/matches.h5"))
     matches, scores = (found[f"few.jpg/many.jpg/{name}"] for name in ("matches0", "matching_scores0"))
     assert (len(matches), matches[69], matches[3]) == (70, 79, 0)
     np.testing.assert_array_equal(scores, matches >= 0)
@@ -429,7 +419,7 @@ def test_a_pair_that_a_folder_has_twice_is_taken_once(caplog: pytest.LogCaptureF
     assert caplog.text.count("there twice, the second left out") == 2
     for layout, place in (("imc", "c-b 1"), ("kaggle", "b 1/c")):
         assert convert([SCENE], layout, Path(layout)) == Converted(3, 1)
-        assert arrays(Path(layout) / "matches.h5")[place].ravel().tolist() == ([8, 7] if layout == "imc" else [7, 8])
+        assert datasets(Path(layout) / "matches.h5")[place].ravel().tolist() == ([8, 7] if layout == "imc" else [7, 8])
     assert caplog.text.count("there twice, the second left out") == 6
 
 
@@ -440,7 +430,7 @@ def test_a_pair_without_matches_may_have_any_shape(place: str, shape: tuple[int,
     with h5py.File(SCENE / "matches.h5", "w") as file:
         file[place] = np.zeros(shape, np.int32)
     assert convert([SCENE], "kaggle", Path("k")) == Converted(3, 1)
-    assert [one.shape for one in arrays(Path("k/matches.h5")).values()] == [(0, 2)]
+    assert [one.shape for one in datasets(Path("k/matches.h5")).values()] == [(0, 2)]
 
 
 def test_two_matches_are_rows_or_columns_as_their_place_says() -> None:

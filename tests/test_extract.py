@@ -65,11 +65,7 @@ def stored(path: Path | str = "feats.h5") -> dict[str, StoredFeatures]:
 
 
 def assert_same(one: dict[str, StoredFeatures], other: dict[str, StoredFeatures]) -> None:
-    assert one.keys() == other.keys()
-    for name, features in one.items():
-        np.testing.assert_array_equal(features.keypoints, other[name].keypoints)
-        np.testing.assert_array_equal(features.scores, other[name].scores)
-        np.testing.assert_array_equal(features.descriptors, other[name].descriptors)
+    np.testing.assert_equal(*({name: vars(features) for name, features in each.items()} for each in (one, other)))
 
 
 def test_a_folder_becomes_a_file_whose_path_is_all_that_stdout_gets(
