@@ -3,9 +3,11 @@ import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from sekd_cli.errors import UsageError
-from sekd_cli.image_search import ImageEntry, find_images
+from sekd_cli.image_opening import FORMATS, HEIC_SUFFIXES
+from sekd_cli.image_search import SUFFIXES, ImageEntry, find_images
 
 
 @pytest.fixture
@@ -29,6 +31,12 @@ def test_a_folder_means_the_images_below_it_by_their_relative_paths(photos: Path
     assert names(photos) == EVERYTHING
     assert names(f"{photos}/") == EVERYTHING
     assert find_images([photos])[0] == ImageEntry(photos / "a" / "c.png", "a/c.png")
+
+
+def test_what_counts_as_an_image_in_a_folder_is_of_a_format_that_is_read() -> None:
+    kinds = Image.registered_extensions()
+    not_in_each_pillow = HEIC_SUFFIXES | {".avif"}
+    assert {kinds[suffix] for suffix in SUFFIXES - not_in_each_pillow} <= set(FORMATS)
 
 
 def test_relative_folders_give_the_same_names(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,6 +96,7 @@ def test_two_images_of_one_name_are_an_error_that_names_both(photos: Path) -> No
 
 def test_an_image_given_twice_is_done_once(photos: Path) -> None:
     assert names(photos, photos, photos / "b.JPG", f"{photos}/a/../b.JPG") == EVERYTHING
+    assert names(photos / "gone.jpg", f"{photos}/a/../gone.jpg") == ["gone.jpg"]
 
 
 def test_links_in_circles_end_and_real_folders_give_the_names(photos: Path) -> None:
@@ -101,7 +110,8 @@ def test_linked_folders_and_files_elsewhere_are_followed(photos: Path, tmp_path:
     other = tmp_path / "other"
     other.mkdir()
     (other / "x.jpg").touch()
-    (photos / "linked").symlink_to(other)
+    for name in ("linked", "linked too"):  # of several links the first by name gives the names
+        (photos / name).symlink_to(other)
     (photos / "link.jpg").symlink_to(other / "x.jpg")
     (photos / "dangling.jpg").symlink_to(other / "gone.jpg")
     assert set(names(photos)) == {*EVERYTHING, "linked/x.jpg", "link.jpg", "dangling.jpg"}
@@ -119,7 +129,7 @@ def test_an_empty_folder_means_no_images(tmp_path: Path) -> None:
     assert find_images([]) == []
 
 
-@pytest.mark.parametrize("pattern", ["**/*.png", "**"])
+@pytest.mark.parametrize("pattern", ["**/*.png", "**/*", "**"])
 def test_patterns_end_where_links_form_a_circle(photos: Path, pattern: str) -> None:
     plain = names(photos / pattern)
     (photos / "loop").symlink_to(photos)
@@ -154,10 +164,10 @@ def test_a_folder_that_nobody_may_list_stays_and_fails_when_it_is_read(
 
 
 def test_what_cameras_put_beside_photographs_is_told(photos: Path, caplog: pytest.LogCaptureFixture) -> None:
-    before = find_images([photos])
-    for name in ("a.CR2", "b.cr2", "c.mov", "notes.txt"):
-        (photos / name).write_bytes(b"")
     with caplog.at_level("INFO", "sekd_cli"):
+        before = find_images([photos])
+        for name in ("a.CR2", "b.cr2", "c.mov", "notes.txt"):
+            (photos / name).write_bytes(b"")
         assert find_images([photos]) == before
     assert [record.message.partition(": ")[2] for record in caplog.records] == [
         "left out 2 .cr2, 1 .mov, which sekd doesn't read; make JPEGs of those that you need"
