@@ -122,6 +122,7 @@ def test_order_memory_and_threads_change_nothing(
     )
     run(features, tmp_path / "plain.h5", pairs)  # last: threads just gone may hold MKL's lock while a process is forked
     assert sorted(outcome.pair for outcome in outcomes) == sorted(pairs)
+    run(features, tmp_path / "plain.h5", pairs)  # by threads, so last: one may end, in MKL's lock, as a process forks
     np.testing.assert_equal(contents(tmp_path / "other.h5"), contents(tmp_path / "plain.h5"))
 
 
@@ -428,7 +429,7 @@ def test_a_device_without_memory_is_told(features: Path, tmp_path: Path, monkeyp
 @pytest.mark.skipif(sys.platform != "linux", reason="can't fork")
 def test_processes_do_the_rest_of_a_file(features: Path, tmp_path: Path) -> None:
     pairs = list(exhaustive(NAMES))
-    run(features, tmp_path / "m.h5", pairs[:6], processes=1)  # no threads: one may end, in MKL's lock, as another forks
+    run(features, tmp_path / "m.h5", pairs[:6], processes=1)  # no threads, see above
     outcomes = run(features, tmp_path / "m.h5", [pair[::-1] for pair in pairs], processes=2, cache_bytes=2 * ONE_IMAGE)
     assert sum(outcome.skipped for outcome in outcomes) == 6
     assert {frozenset(outcome.pair) for outcome in outcomes} == set(map(frozenset, pairs))
