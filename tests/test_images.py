@@ -1,6 +1,8 @@
 import contextlib
 import errno
 import os
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from PIL import Image
 from sekd_cli import image_opening, images
 from sekd_cli.errors import ImageError
 from sekd_cli.images import read_image, read_image_size, read_mask, to_eight_bits, to_stored, turn_back, turn_upright
+from sekd_cli.workers import CAN_FORK, Worker
 
 PICTURE = drawn()
 GREY = cv2.cvtColor(PICTURE, cv2.COLOR_RGB2GRAY)
@@ -338,8 +341,38 @@ def test_what_is_no_file_is_said_and_nothing_hangs(tmp_path: Path) -> None:
             read_image(path)
 
 
-def test_links_that_lead_in_a_circle_and_failing_disks_are_not_damage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.heic", b"", "an empty file; copy it again"),
+        ("a.jpg", b"text", "not an image that sekd reads; convert it to JPEG or PNG"),
+        ("a.HEIC", b"text", r"HEIC takes a package: pip install 'sekd\[heic\]'; or convert it to JPEG"),
+    ],
+)
+def test_what_is_no_image_gets_the_remedy_that_helps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes, words: str
+) -> None:
+    monkeypatch.setattr(image_opening, "_readable_formats", lambda: ["JPEG"])
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ImageError, match=f": {words}$"):
+        read_image(tmp_path / name)
+
+
+def test_a_folder_that_nobody_may_list_is_told_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(ImageError, match=r": permission denied; make it readable$"):
+        read_image(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.EIO, os.strerror(errno.EIO)), r"can't be read \(Input/output error\); copy it again"),
+        (MemoryError(), "too large for the memory; make it smaller"),
+    ],
+)
+def test_links_that_lead_in_a_circle_failing_disks_and_little_memory_are_not_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
 ) -> None:
     circle = tmp_path / "circle.jpg"
     circle.symlink_to(circle)
@@ -349,10 +382,10 @@ def test_links_that_lead_in_a_circle_and_failing_disks_are_not_damage(
     whole.write_bytes(encoded(GREY, "PNG"))
 
     def failing(*_: object, **__: object) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO), str(whole))
+        raise error
 
     monkeypatch.setattr(images, "_decode", failing)
-    with pytest.raises(ImageError, match=r"^\S*whole\.png: can't be read \(Input/output error\); copy it again$"):
+    with pytest.raises(ImageError, match=rf"^\S*whole\.png: {words}$"):
         read_image(whole)
 
 
@@ -384,6 +417,22 @@ def test_large_images_are_converted_in_strips_with_the_same_result(path: Path, m
     monkeypatch.setattr("sekd_cli.images.STRIP_PIXELS", 128 * 7)
     np.testing.assert_array_equal(read(path, encoded(PICTURE, "PNG")), GREY)
     np.testing.assert_array_equal(read(path, encoded(PICTURE, "TIFF", mode="CMYK")), GREY)
+
+
+def test_a_process_that_wrote_no_image_reads_all_formats(path: Path) -> None:
+    """Pillow loads what reads a format when it writes one."""
+    path.write_bytes(encoded(PICTURE, "WEBP"))
+    code = f"from pathlib import Path; from sekd_cli.images import read_image; read_image(Path({str(path)!r}))"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.skipif(not CAN_FORK, reason="forks on Linux alone")
+def test_a_process_forked_while_a_thread_opens_an_image_opens_others(path: Path) -> None:
+    path.write_bytes(encoded(PICTURE, "PNG"))
+    with image_opening._opening:
+        worker = Worker(read_image_size)
+    assert worker(path, patience=60) == PICTURE.shape[1::-1]
+    worker.stop()
 
 
 def test_masks_are_black_where_nothing_may_be_in_the_grid_of_the_file(path: Path, tmp_path: Path) -> None:
