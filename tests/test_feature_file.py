@@ -36,13 +36,6 @@ def write(path: Path, *names: str, **attributes: object) -> None:
             writer.write(name, features(seed=seed))
 
 
-def assert_equal(one: StoredFeatures, other: StoredFeatures) -> None:
-    np.testing.assert_array_equal(one.keypoints, other.keypoints)
-    np.testing.assert_array_equal(one.scores, other.scores)
-    np.testing.assert_array_equal(one.descriptors, other.descriptors)
-    assert one.image_size == other.image_size
-
-
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "feats.h5"
@@ -55,8 +48,7 @@ def test_what_is_written_is_read_again_bit_for_bit(path: Path) -> None:
         assert reader.names() == sorted(names)
         for seed, name in enumerate(names):
             assert name in reader
-            assert_equal(reader.read(name), features(seed=seed))
-            assert (reader.read(name).scales == 2).all()
+            np.testing.assert_equal(vars(reader.read(name)), vars(features(seed=seed)))
         assert reader.attributes["network"] == "compact"
         assert reader.attributes["sekd_schema"] == 1
 
@@ -130,7 +122,7 @@ def test_writing_an_image_again_replaces_its_features(path: Path) -> None:
     with FeatureWriter(path, ATTRIBUTES) as writer:
         writer.write("a", features(9, seed=7))
     with FeatureReader(path) as reader:
-        assert_equal(reader.read("a"), features(9, seed=7))
+        np.testing.assert_equal(vars(reader.read("a")), vars(features(9, seed=7)))
 
 
 def test_a_group_that_was_not_finished_does_not_count(path: Path) -> None:
@@ -374,7 +366,7 @@ def test_any_name_is_kept_or_refused(tmp_path: Path, names: list[str]) -> None:
     with FeatureReader(path) as reader:
         assert reader.names() == sorted(kept)
         for name in kept:
-            assert_equal(reader.read(name), features(1))
+            np.testing.assert_equal(vars(reader.read(name)), vars(features(1)))
 
 
 def test_a_copy_taken_while_it_is_written_has_all_that_was_committed(path: Path, tmp_path: Path) -> None:
@@ -385,7 +377,7 @@ def test_a_copy_taken_while_it_is_written_has_all_that_was_committed(path: Path,
             copy = shutil.copyfile(path, tmp_path / "copy.h5")
             with FeatureReader(copy) as reader:
                 assert len(reader.names()) == index + 1
-                assert_equal(reader.read(f"{index}.jpg"), features(seed=index))
+                np.testing.assert_equal(vars(reader.read(f"{index}.jpg")), vars(features(seed=index)))
 
 
 def test_descriptors_at_other_turns_are_there_for_those_who_ask(tmp_path: Path) -> None:
