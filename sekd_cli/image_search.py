@@ -149,6 +149,8 @@ def _images_below(folder: Path) -> Iterator[Path]:
 
 def _name(path: Path, root: Path) -> str:
     relative = Path(os.path.relpath(path, root))
+    if ".." in relative.parts:  # unless links are followed, as of a home that is one
+        relative = Path(os.path.relpath(os.path.realpath(path.parent), os.path.realpath(root)), path.name)
     if ".." in relative.parts:
         raise UsageError(f"{path}: not below {root}; give another --root")
     return relative.as_posix()

@@ -86,6 +86,20 @@ def test_a_root_names_everything_relative_to_it(photos: Path) -> None:
         names(photos / "b.JPG", root=photos / "a")
 
 
+def test_a_root_may_be_reached_another_way_than_the_images_below_it(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a home is a link: the shell has its name, the system the real one."""
+    home = tmp_path / "home"
+    home.symlink_to(photos)
+    (photos / "latest.jpg").symlink_to("b.JPG")
+    monkeypatch.chdir(home)
+    assert names(home / "a" / "c.png", home / "latest.jpg", root=Path()) == ["a/c.png", "latest.jpg"]
+    assert names(photos / "a", root=home) == ["a/c.png", "a/d/e.tif"]
+    with pytest.raises(UsageError, match="not below"):
+        names(photos / "b.JPG", root=home / "a")
+
+
 def test_two_images_of_one_name_are_an_error_that_names_both(photos: Path) -> None:
     (photos / "a" / "b.JPG").touch()
     with pytest.raises(
