@@ -24,7 +24,7 @@ from PIL import Image
 from sekd_cli import cli
 from sekd_cli.commands import show_run
 from sekd_cli.drawing import INLIER, OUTLIER, draw_keypoints
-from sekd_cli.feature_file import FeatureReader, FeatureWriter, file_attributes
+from sekd_cli.feature_file import FeatureReader, FeatureWriter
 from sekd_cli.stored_features import StoredFeatures
 
 NAMES = ["a.jpg", "b/c 1.jpg"]
@@ -171,8 +171,7 @@ def test_a_line_ends_where_the_homography_says() -> None:
     """Of one match alone, so that its line is all there is."""
     xy = np.array([(120.0, 200.0)])
     moved = np.append(xy[0], 1) @ homography(1).T
-    attributes = file_attributes(network="compact", weights_sha256="ab" * 32, settings={})
-    with FeatureWriter(Path("one.h5"), attributes) as writer:
+    with FeatureWriter(Path("one.h5"), ATTRIBUTES) as writer:
         for name, point in zip(NAMES, (xy, moved[None, :2] / moved[2]), strict=True):
             one = {"scores": np.ones(1, np.float32), "descriptors": np.ones((1, 4)) / 2, "image_size": (SIZE, SIZE)}
             writer.write(name, StoredFeatures(keypoints=point.astype(np.float32), **one))
@@ -205,8 +204,7 @@ def test_a_turned_photograph_is_shown_upright() -> None:
     exif = image.getexif()
     exif[0x0112] = 6
     image.save("turned.jpg", exif=exif)
-    attributes = file_attributes(network="compact", weights_sha256="ab" * 32, settings={})
-    with FeatureWriter(Path("turned.h5"), attributes) as writer:
+    with FeatureWriter(Path("turned.h5"), ATTRIBUTES) as writer:
         one = {"scores": np.ones(1), "descriptors": np.ones((1, 4)), "image_size": (60, 40)}
         writer.write("turned.jpg", StoredFeatures(keypoints=np.array([(10, 5)], np.float32), **one))
     assert cli.main(["show", "turned.jpg", "-f", "turned.h5", "--size", "0", "-o", "t.png"]) == 0

@@ -17,6 +17,7 @@ import cv2
 import h5py
 import numpy as np
 import pytest
+from drawn_features import ATTRIBUTES
 from drawn_scene import COLMAP_PARAMETERS, VIEWS, camera_from_world, direction_error, draw_scene
 from full_disk import files_of_at_most
 from PIL import Image
@@ -25,12 +26,11 @@ from sekd_cli import cli
 from sekd_cli.errors import InputFileError, MissingExtraError, NothingToDoError, OutputError, UsageError
 from sekd_cli.export.colmap import READABLE, CameraSettings, ColmapExport, Tell, export_colmap
 from sekd_cli.export.colmap_watch import Watch
-from sekd_cli.feature_file import FeatureReader, FeatureWriter, file_attributes
+from sekd_cli.feature_file import FeatureReader, FeatureWriter
 from sekd_cli.match_file import MatchReader
 from sekd_cli.stored_features import StoredFeatures
 from sekd_cli.workers import CAN_FORK, Worker
 
-ATTRIBUTES = file_attributes(network="compact", weights_sha256="ab" * 32, settings={})
 NAMES = ["a 1.png", "b/ü.png", "c.png"]
 CAMERA = CameraSettings()
 

@@ -8,14 +8,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from drawn_features import ATTRIBUTES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sekd_cli.errors import ImageError, InputFileError, OutputError
 from sekd_cli.feature_file import ChangedImageError, FeatureReader, FeatureWriter, file_attributes, name_of
 from sekd_cli.stored_features import Source, StoredFeatures, source_of
-
-ATTRIBUTES = file_attributes(network="compact", weights_sha256="ab" * 32, settings={"max_keypoints": 2048})
 
 
 def features(count: int = 5, seed: int = 0, scales: bool = True) -> StoredFeatures:
