@@ -118,13 +118,12 @@ def _halves(grey: np.ndarray, size: tuple[int, int]) -> bool:
 
 
 def _level(grey: np.ndarray, mask: np.ndarray | None, largest: tuple[int, int]) -> Level:
-    size = grey.shape[::-1]
     if mask is not None and mask.shape != grey.shape:
         rows, columns = (nearest(new, old) for new, old in zip(grey.shape, mask.shape, strict=True))
         mask = mask[rows[:, None], columns]
     mean, deviation = cv2.meanStdDev(grey)
     statistics = (float(mean[0, 0]) / 255, float(deviation[0, 0]) / 255)
-    octaves = 0.5 * math.log2(math.prod(largest) / math.prod(size))
+    octaves = 0.5 * math.log2(math.prod(largest) / grey.size)
     return Level(grey=grey, statistics=statistics, mask=mask, octaves=octaves)
 
 
