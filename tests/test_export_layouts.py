@@ -285,8 +285,10 @@ def test_inputs_that_do_not_fit_together_are_refused() -> None:
     with pytest.raises(UsageError, match="already"):
         convert([FEATURES], "hloc", Path("out"))
     Path("empty").mkdir()
-    with pytest.raises(InputFileError, match=r"no keypoints\.h5"):
-        convert([Path("empty")], "hloc", Path("out"))
+    (SCENE / "keypoints.h5").unlink()
+    for folder in (Path("empty"), SCENE):
+        with pytest.raises(InputFileError, match=r"no keypoints\.h5 in it; give a folder in the imc or kaggle layout"):
+            convert([folder], "hloc", Path("out"))
 
 
 @pytest.mark.parametrize(
