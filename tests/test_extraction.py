@@ -219,8 +219,7 @@ def test_small_images_of_a_batch_have_what_each_has_alone(size: tuple[int, int],
         batch = images[start : start + 8]
         for together, image in zip(one.extract(batch), batch, strict=True):
             alone = one.extract([image])[0]
-            np.testing.assert_array_equal(together.keypoints, alone.keypoints)
-            np.testing.assert_array_equal(together.descriptors, alone.descriptors)
+            np.testing.assert_equal(vars(together), vars(alone))
 
 
 def test_a_batch_gives_what_each_image_gives_alone() -> None:
@@ -537,8 +536,7 @@ def test_what_freed_memory_holds_changes_nothing(size: tuple[int, int], precisio
         del_me = [torch.full((count,), torch.nan) for count in (1_000, 10_000, 30_000, 100_000, 1_000_000)]
         del del_me
         again = extractor.extract([prepared])[0]
-        np.testing.assert_array_equal(again.keypoints, first.keypoints)
-        np.testing.assert_array_equal(again.descriptors, first.descriptors)
+        np.testing.assert_equal(vars(again), vars(first))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -550,8 +548,7 @@ def test_a_callers_autocast_changes_nothing(precision: str, dtype: torch.dtype) 
     plain = extractor.extract([prepared])[0]
     with torch.autocast("cpu", dtype):
         cast = extractor.extract([prepared])[0]
-    np.testing.assert_array_equal(cast.keypoints, plain.keypoints)
-    np.testing.assert_array_equal(cast.descriptors, plain.descriptors)
+    np.testing.assert_equal(vars(cast), vars(plain))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -565,8 +562,7 @@ def test_a_callers_default_type_changes_nothing(precision: str) -> None:
         finally:
             torch.set_default_dtype(torch.float32)
     for other in found[1:]:
-        np.testing.assert_array_equal(other.keypoints, found[0].keypoints)
-        np.testing.assert_array_equal(other.descriptors, found[0].descriptors)
+        np.testing.assert_equal(vars(other), vars(found[0]))
 
 
 def test_the_published_network_is_never_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
