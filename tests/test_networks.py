@@ -54,8 +54,7 @@ def test_residual_pairs_add_nothing_until_they_learn() -> None:
     deep.load_state_dict(shallow.state_dict(), strict=False)
     said = [maps_of(each, image(1, 64, 96)) for each in (shallow, deep)]
     assert torch.equal(said[0].score_logits, said[1].score_logits)
-    for one, other in zip(*(each.descriptor_maps for each in said), strict=True):
-        assert torch.equal(one, other)
+    assert all(map(torch.equal, said[0].descriptor_maps, said[1].descriptor_maps))
 
 
 @EVERY_NETWORK
