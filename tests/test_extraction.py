@@ -274,9 +274,19 @@ def test_no_keypoint_rounds_into_a_mask_even_where_the_photograph_was_shrunk() -
     assert mask[y, x].all()
 
 
-def sorted_by_place(features: StoredFeatures) -> tuple[np.ndarray, np.ndarray]:
+def sorted_by_place(features: StoredFeatures) -> list[np.ndarray]:
+    """Keypoints and descriptors, also those at other turns if there are any."""
     order = np.lexsort(features.keypoints.T)
-    return features.keypoints[order], features.descriptors[order]
+    turned = [] if features.turned is None else [features.turned[:, order]]
+    return [features.keypoints[order], features.descriptors[order], *turned]
+
+
+def assert_tiles_change_nothing(network: DenseNetwork, pixels: np.ndarray, **options: Any) -> None:
+    options |= {"threshold": 0, "max_keypoints": 0, "max_size": 0}
+    whole, tiled = (extract(extractor(network, tile=tile, **options), photograph_of(pixels)) for tile in (0, 1024))
+    assert len(whole) == len(tiled) > 500
+    for one, other in zip(sorted_by_place(tiled), sorted_by_place(whole), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-3)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -286,12 +296,7 @@ def test_tiles_give_the_keypoints_of_the_whole_image(name: str) -> None:
     network = NETWORKS[name]()
     pixels = drawn(104, 1544)[..., 0]
     pixels[:, 600:] //= 2  # tiles of different brightness: the statistics must be the whole image's
-    options = {"threshold": 0, "max_keypoints": 0, "max_size": 0}
-    whole = extract(extractor(network, tile=0, **options), photograph_of(pixels))
-    tiled = extract(extractor(network, tile=1024, **options), photograph_of(pixels))
-    assert len(whole) == len(tiled) > 500
-    for one, other in zip(sorted_by_place(tiled), sorted_by_place(whole), strict=True):
-        np.testing.assert_allclose(one, other, atol=2e-3)
+    assert_tiles_change_nothing(network, pixels)
 
 
 @pytest.mark.parametrize("turns", range(4))
@@ -379,18 +384,7 @@ def test_scales_and_rotations_are_in_the_grid_of_the_file_too(tmp_path: Path, or
 
 
 def test_tiles_give_the_keypoints_of_the_whole_image_at_every_turn_and_scale() -> None:
-    pixels = drawn(70, 1544)[..., 0]
-    options = {"threshold": 0, "max_keypoints": 0, "max_size": 0, "scales": (1.0, 0.7), "rotations": True}
-    network = untrained()
-    whole = extract(extractor(network, tile=0, **options), photograph_of(pixels))
-    tiled = extract(extractor(network, tile=1024, **options), photograph_of(pixels))
-    assert len(whole) == len(tiled) > 500
-    for one, other in zip(sorted_by_place(tiled), sorted_by_place(whole), strict=True):
-        np.testing.assert_allclose(one, other, atol=2e-3)
-    order, expected = np.lexsort(tiled.keypoints.T), np.lexsort(whole.keypoints.T)
-    assert tiled.turned is not None
-    assert whole.turned is not None
-    np.testing.assert_allclose(tiled.turned[:, order], whole.turned[:, expected], atol=2e-3)
+    assert_tiles_change_nothing(untrained(), drawn(70, 1544)[..., 0], scales=(1.0, 0.7), rotations=True)
 
 
 @pytest.mark.parametrize("shape", [(40, 2000), (2000, 40), (1100, 1100)])
