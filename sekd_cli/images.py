@@ -256,7 +256,7 @@ def _has_deep_colour(image: Image.Image) -> bool:
         return False
     if image.format == "PNG":
         return any("16" in str(tile[3]) for tile in getattr(image, "tile", ()))
-    return image.format == "TIFF" and 16 in tuple(_tags(image).get(BITS_TAG, ()))
+    return 16 in tuple(_tags(image).get(BITS_TAG, ()))
 
 
 def _read_deep_colour(path: Path, image: Image.Image) -> np.ndarray:

@@ -123,6 +123,7 @@ def test_from_one_flat_layout_to_the_other() -> None:
 
 def test_a_folder_with_features_alone_may_become_a_file() -> None:
     convert([FEATURES], "imc", SCENE)
+    write_photographs(*NAMES)  # of which nothing was said
     convert([SCENE], "hloc", Path("one.h5"))
     with FeatureReader(Path("one.h5")) as reader:
         assert reader.names() == ["a-x", "b 1", "c"]
@@ -225,6 +226,14 @@ def test_matches_of_another_tool_get_their_names_from_the_features() -> None:
         file["sub-a-x.png/sub-c.jpg/matches0"] = np.array([1, -1, 0], np.int32)
     convert([FEATURES, MATCHES], "imc", SCENE)
     assert datasets(SCENE / "matches.h5")["c-a-x"].tolist() == [[1, 0], [0, 2]]
+
+
+def test_our_own_matches_tell_apart_names_that_hloc_would_confuse() -> None:
+    write_views(FEATURES, ["x/b.png", "x-b.png", "c.png"])
+    Path("pairs.txt").write_text("x/b.png c.png\n")
+    assert cli.main(["match", "pairs.txt", "--overwrite", "--quiet", "--device", "cpu"]) == 0
+    assert convert([FEATURES, MATCHES], "kaggle", SCENE) == Converted(3, 1)
+    assert list(datasets(SCENE / "matches.h5")) == ["b.png/c.png"]
 
 
 def test_several_matches_of_a_keypoint_become_one_for_hloc(caplog: pytest.LogCaptureFixture) -> None:

@@ -71,6 +71,11 @@ def test_grey_images_of_any_depth_keep_their_values(path: Path, kind: str, mode:
     assert np.abs(read(path, encoded(GREY, kind, mode=mode)).astype(int) - GREY).max() <= 1
 
 
+def test_fractions_are_scaled_not_blacked_out(path: Path) -> None:
+    Image.fromarray((GREY / 255).astype(np.float32)).save(path, "TIFF")
+    np.testing.assert_array_equal(read_image(path).pixels, GREY)
+
+
 @pytest.mark.parametrize("suffix", [".png", ".tiff"])
 @pytest.mark.parametrize("factor", [16, 64, 257], ids=["12 bits", "14 bits", "16 bits"])
 def test_more_than_eight_bits_are_scaled_not_blacked_out(path: Path, suffix: str, factor: int) -> None:
@@ -97,7 +102,7 @@ def test_more_than_eight_bits_are_scaled_not_blacked_out(path: Path, suffix: str
         (np.array([0, 2**20], dtype=np.int32), [0, 255]),
         (np.array([0, 0.5, 1], dtype=np.float32), [0, 128, 255]),
         (np.array([0, 0.25, 0.5], dtype=np.float32), [0, 64, 128]),
-        (np.array([0, 99.6, 255], dtype=np.float32), [0, 100, 255]),
+        (np.array([10, 99.6, 255], dtype=np.float32), [10, 100, 255]),
         (np.array([0, 7.4, 70.4], dtype=np.float32), [0, 7, 70]),
         (np.array([0, 30.1, 60.2], dtype=np.float32), [0, 128, 255]),  # metres
         (np.array([-1, 0, 3], dtype=np.float32), [0, 64, 255]),
