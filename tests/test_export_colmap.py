@@ -125,6 +125,7 @@ def test_keypoints_are_half_a_pixel_on_and_matches_belong_to_the_names_they_had(
 
     report = exported()
     assert (report.images, report.pairs, report.matches, report.missing, report.unreadable) == (3, 2, 4, [], [])
+    assert (report.verified_pairs, report.pairs_of_chance) == (0, 0), "COLMAP takes 15 matches for a geometry"
     with pycolmap.Database.open("database.db") as database:
         numbers = {image.name: image.image_id for image in database.read_all_images()}
         assert set(numbers) == set(NAMES)
@@ -214,6 +215,15 @@ def test_matches_of_other_features_are_refused() -> None:
     with pytest.raises(InputFileError, match=r"keypoint 20 of b/ü\.png, which has 20"):
         exported()
     assert not Path("database.db").exists()
+
+
+@pytest.mark.usefixtures("three_images")
+def test_an_image_without_keypoints_may_be_in_a_pair_without_matches() -> None:
+    with FeatureWriter(Path("feats.h5"), ATTRIBUTES) as writer:
+        writer.write(NAMES[0], some_features(0))
+    write_matches({(NAMES[0], NAMES[1]): [], (NAMES[2], NAMES[0]): [-1, -1]})
+    assert (report := exported()).pairs == 2
+    assert (report.images, report.matches) == (3, 0)
 
 
 @pytest.mark.usefixtures("three_images")

@@ -142,7 +142,8 @@ def export_colmap(
         with pycolmap.Database.open(path) as opened:
             of_chance = _of_chance(pycolmap, opened, geometry.ransac.max_error, tell)
             report.pairs_of_chance = len(of_chance)
-            report.verified_pairs = opened.num_verified_image_pairs() - len(of_chance)
+            with_inliers = opened.read_two_view_geometry_num_inliers()[0]  # `num_verified_image_pairs` counts all
+            report.verified_pairs = len(with_inliers) - len(of_chance)
         if of_chance:
             apart(lambda: _forget(pycolmap, path, of_chance))
         if path.with_name(path.name + SIDE_FILES[0]).exists():  # of which closing took nothing, and told nobody
@@ -185,8 +186,6 @@ def _of_chance(pycolmap: Any, database: Any, error: float, tell: Tell) -> list[t
     numbers, inliers = database.read_two_view_geometry_num_inliers()
     for done, (number, agreeing) in enumerate(zip(numbers, inliers, strict=True), start=1):
         tell("check pairs", done, len(numbers))
-        if not agreeing:
-            continue
         pair = pycolmap.pair_id_to_image_pair(number)
         geometry = database.read_two_view_geometry(*pair)
         model = models.get(geometry.config, "fundamental")
