@@ -13,7 +13,7 @@ import h5py
 from sekd_cli.errors import OutputError, UsageError
 from sekd_cli.export.layouts import FEATURE_FILES, FLAT_LAYOUTS, FlatOutput, keys_of
 from sekd_cli.feature_file import FeatureReader
-from sekd_cli.hdf5_file import HDF5_SUFFIXES, plain_attributes
+from sekd_cli.hdf5_file import DAMAGE, HDF5_SUFFIXES, plain_attributes
 from sekd_cli.match_file import MatchReader
 
 MATCH_FILES = ("matches",)
@@ -78,7 +78,7 @@ def layout_folder(source: Path, layout: str, kinds: Sequence[str], *, sharded: b
 
 
 def _origin(path: Path) -> dict[str, object]:
-    """What a file says that it was made of; nothing if it is missing, damaged or of another tool."""
-    with suppress(OSError, RuntimeError, ValueError, KeyError, TypeError), h5py.File(path) as file:
-        return {name: value for name, value in plain_attributes(file).items() if name in {SOURCE, STATE}}
+    """What a file says that it was made of; nothing if it is missing or damaged."""
+    with suppress(*DAMAGE), h5py.File(path) as file:
+        return plain_attributes(file)
     return {}
