@@ -148,3 +148,6 @@ def test_what_would_stop_it_in_the_end_stops_it_at_once(run: Run, capsys: pytest
     assert Path("imc/scores.h5").read_text() == "of somebody else"
     assert run("extract", "photos/a.png", "--layout", "imc", "--overwrite") == 0
     assert sorted(path.name for path in Path("imc").iterdir()) == FILES
+    assert run("extract", "photos/b.png", "--layout", "imc", "-o", "other.h5") == BAD_OUTPUT
+    assert run("match", "-", "--layout", "imc", "-o", "scene", stdin=b"a.png b.png\n") == USAGE
+    assert "give a file such as scene/matches.h5; --layout imc is then in scene/imc" in capsys.readouterr().err

@@ -1,8 +1,9 @@
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from torch.distributed import TCPStore
+from torch.distributed import DistStoreError, TCPStore
 
 from sekd_cli.errors import UsageError
 from sekd_cli.shards import Shard, parse_shard, torchrun_shard, wait_for_other_ranks
@@ -37,7 +38,7 @@ def test_ranks_of_torchrun_are_shards_with_files_of_their_own() -> None:
     assert torchrun_shard({"RANK": "1", "WORLD_SIZE": "4"}) is None, "another launcher's variables"
 
 
-def test_a_rank_that_is_done_waits_for_the_others() -> None:
+def test_a_rank_that_is_done_waits_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or torchrun would kill them for its exit code."""
     store = TCPStore("localhost", 0, is_master=True)
     shared = {
@@ -49,7 +50,9 @@ def test_a_rank_that_is_done_waits_for_the_others() -> None:
     with ThreadPoolExecutor() as pool:
         first = pool.submit(wait_for_other_ranks, shared | {"RANK": "0"})
         store.wait(["sekd/0/1"])
-        assert not first.done()
         pool.submit(wait_for_other_ranks, shared | {"RANK": "1"}).result(timeout=60)
         first.result(timeout=60)
     wait_for_other_ranks({})
+    monkeypatch.setattr("sekd_cli.shards.LONGEST_WAIT", timedelta(milliseconds=1))
+    with pytest.raises(DistStoreError):  # another attempt, of which the second hasn't come
+        wait_for_other_ranks(shared | {"RANK": "0", "TORCHELASTIC_RESTART_COUNT": "1"})
