@@ -20,8 +20,6 @@ from sekd_cli.stored_features import StoredFeatures
 from sekd_cli.stored_matches import StoredMatches
 from sekd_cli.verification import Camera, verify
 
-MOST_ALIGNED = 0.5  # of a pair's verified matches: else what they show has changed, and no alignment means little
-
 
 @dataclass(frozen=True, kw_only=True)
 class MatchableImage:
@@ -229,15 +227,14 @@ def _aligned(
 ) -> StoredMatches:
     """Verified matches aligned by both images' pixels, if these are there, and verified once more, as aligned.
 
-    Where most can be, the others are left out: about half of them are wrong (docs/EXPERIMENTS.md, 130).
+    What `Alignment.kept` doesn't keep is left out.
     """
     if images[0].pixels is None or images[1].pixels is None:
         return matches
     pairs = matches.indices()
     xy0, xy1 = (image.keypoints[pairs[:, side]] for side, image in enumerate(images))
     alignment = align_matches((images[0].pixels, images[1].pixels), xy0, xy1)
-    fits = alignment.correlations > 0
-    tried = np.flatnonzero(fits | (fits.mean() < MOST_ALIGNED))
+    tried = np.flatnonzero(alignment.kept())
     scores = matches.scores0[pairs[tried, 0]]
     inliers, model = verify(xy0[tried], (xy1 + alignment.offsets)[tried], verification, _cameras(images), scores)
     if model is None:

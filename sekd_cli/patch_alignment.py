@@ -30,6 +30,14 @@ class Alignment(NamedTuple):
     affines: np.ndarray  # (M, 2, 2) float32: what is around the first keypoint, around the second
     correlations: np.ndarray  # (M,) float32, of both patches then; 0 where they don't fit, and nothing is moved
 
+    def kept(self) -> np.ndarray:
+        """Which of the matches to keep, (M,) bool: where most fit those that do, or else all.
+
+        Where most do, of the others about half are wrong; else what they show has changed, and no fit means little.
+        """
+        fits = self.correlations > 0
+        return np.asarray(fits | (2 * fits.sum() < len(fits)))
+
     def reversed(self) -> "Alignment":
         """As seen from the second photograph."""
         back = np.linalg.pinv(self.affines)

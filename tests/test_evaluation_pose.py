@@ -376,9 +376,8 @@ def test_points_farther_than_50_baselines_give_the_pose_too() -> None:
         assert found[1] @ step > 0
 
 
-@pytest.mark.parametrize("layout", ["write_colmap", "write_strecha"])
-def test_images_of_another_size_than_the_cameras_are_told(layout: str, tmp_path: Path) -> None:
-    points = getattr(Orbit(), layout)(tmp_path)
+def test_images_of_another_size_than_the_models_are_told(tmp_path: Path) -> None:
+    points = Orbit().write_colmap(tmp_path)
     write_grey(tmp_path / "images" / Orbit().names[1], 320, 240)
     with pytest.raises(InputFileError, match=r"01\.png: 320x240 pixels, but its camera is of 640x480"):
         scene_features(find_scenes(tmp_path, EVERYTHING)[0], Exact(points), 0)

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from sekd_cli.commands.options import FILE
+from sekd_cli.counting import counted
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +35,8 @@ def refine(matches: Path, features: Path, output: Path, overwrite: bool) -> None
     with progress_bar("read images", None) as bar:
         done = refining.refine(features, matches, output, overwrite=overwrite, tell=bar.tell)
     logger.info(
-        "%d images: %s of %s keypoints moved, by %.2f px in the median, by %s aligned matches",
-        done.images,
+        "%s: %s of %s keypoints moved, by %.2f px in the median, by %s aligned matches",
+        counted(done.images, "image"),
         f"{done.moved:,}",
         f"{done.keypoints:,}",
         done.median_move,

@@ -31,29 +31,31 @@ def refined_places(
     return places
 
 
-def refined_keypoints(
-    keypoints: dict[str, NDArray[np.float32]],
-    pixels: dict[str, SeenPixels],
-    matches: dict[tuple[str, str], Rows],
-) -> dict[str, NDArray[np.float32]]:
-    """Keypoints (N, 2) of each image moved so that matches (M, 2) of pairs agree, as `sekd refine` moves them."""
+def refine_scene(
+    keypoints: dict[str, NDArray[np.float32]], pixels: dict[str, SeenPixels], matches: dict[tuple[str, str], Rows]
+) -> tuple[dict[str, NDArray[np.float32]], dict[tuple[str, str], Rows]]:
+    """Keypoints (N, 2) of each image and matches (M, 2) of pairs as `match --refine` and `refine` leave them.
+
+    Matches are those that agree on a fundamental matrix and are kept once aligned; keypoints are moved so that they
+    agree.
+    """
     starts = dict(zip(keypoints, np.cumsum([0, *map(len, keypoints.values())]), strict=False))
     units = {name: float(1 / one.scale.min()) for name, one in pixels.items()}  # pixels of the file a seen one
-    parts = []
+    parts, kept = [], {}
     for (name0, name1), pairs in matches.items():
         both = pixels[name0], pixels[name1]
         rows, found = aligned(both, keypoints[name0][pairs[:, 0]], keypoints[name1][pairs[:, 1]], "fundamental")
+        kept[name0, name1] = pairs[rows[found.kept()]]
         fits = found.correlations > 0
         first, second = pairs[rows[fits]].T
-        offsets, affines = (
-            found.offsets[fits] / np.float32(units[name1]),
-            found.affines[fits] * np.float32(units[name0] / units[name1]),
-        )
+        offsets = found.offsets[fits] / np.float32(units[name1])
+        affines = found.affines[fits] * np.float32(units[name0] / units[name1])
         parts.append(Links(starts[name0] + first, starts[name1] + second, offsets, affines))
     links = Links(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
     moves = adjust(links, sum(map(len, keypoints.values())))
     ends = pairwise((*starts.values(), len(moves)))
-    return {
+    places = {
         name: (found + moves[start:end] * units[name]).astype(np.float32)
         for (name, found), (start, end) in zip(keypoints.items(), ends, strict=True)
     }
+    return places, kept

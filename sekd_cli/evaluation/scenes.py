@@ -1,8 +1,8 @@
 """Calibrated image sets with ground truth, in three layouts; `find_scenes` tells them apart.
 
 - Strecha: `images/NAME` and `cameras/NAME.camera`, text: three rows of K, one of distortion (zeros), three of R (camera
-  to world), one of the camera's centre, one of width and height, which may be missing. K is of the image as it lies
-  there, the centre of its top-left pixel at (0, 0).
+  to world), one of the camera's centre, one of width and height (not read). K is of the image as it lies there, the
+  centre of its top-left pixel at (0, 0).
 - COLMAP: a model `cameras.txt` and `images.txt` (or `.bin`, with pycolmap) in the folder, `sparse/` or `sparse/0/`, and
   the images in `images/`. Distorted points are undistorted.
 - Pairs file `pairs.txt`, as SuperGlue's evaluation has it: a line `name0 name1 turn0 turn1 K0 K1 T_0to1` (9 + 9 + 16
@@ -124,15 +124,11 @@ def _read_camera(file: Path) -> View:
             raise ValueError("rows of other lengths")
         if not (invertible(matrix) and invertible(rotation) and np.isfinite(centre).all()):
             raise ValueError("K or R without an inverse, or numbers that aren't finite")
-        size = None
-        if len(rows) > 8:
-            width, height = map(int, rows[8])
-            size = width, height
-    except (OSError, OverflowError, ValueError, IndexError) as error:
+    except (OSError, ValueError, IndexError) as error:
         raise InputFileError(f"{file}: not K, distortion, R, centre and size, a row a line ({error})") from error
     if any(rows[3]):
         raise InputFileError(f"{file}: distorted images; undistort them first")
-    return View(camera=Camera(matrix=matrix, image_size=size), camera_from_world=(rotation.T, -rotation.T @ centre))
+    return View(camera=Camera(matrix=matrix), camera_from_world=(rotation.T, -rotation.T @ centre))
 
 
 def select_pairs(views: dict[str, View], selection: PairSelection) -> tuple[PosePair, ...]:

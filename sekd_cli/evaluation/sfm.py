@@ -20,7 +20,7 @@ from sekd_cli.evaluation.methods import LocalFeatures, Method
 from sekd_cli.evaluation.plots import Panel
 from sekd_cli.evaluation.pose import mean_average_accuracy, pose_error, relative_pose
 from sekd_cli.evaluation.pose_benchmark import scene_features, scene_pixels
-from sekd_cli.evaluation.refinement import refined_keypoints
+from sekd_cli.evaluation.refinement import refine_scene
 from sekd_cli.evaluation.scenes import Scene
 from sekd_cli.evaluation.tables import Column, Row, Table, mark, number, percent, text
 from sekd_cli.geometry import COLMAP_OFFSET
@@ -76,7 +76,7 @@ def evaluate_scenes(
             }
             if protocol.refine:
                 places = {name: found.keypoints for name, found in features.items()}
-                places = refined_keypoints(places, scene_pixels(scene, protocol.max_size), matches)
+                places, matches = refine_scene(places, scene_pixels(scene, protocol.max_size), matches)
                 features = {name: replace(found, keypoints=places[name]) for name, found in features.items()}
             results[method.label][scene.name] = []
             for seed in range(protocol.seeds):
