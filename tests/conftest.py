@@ -1,5 +1,6 @@
 """What the tests share: the example photographs, an untrained network on disk, and quiet, repeatable settings."""
 
+import signal
 from pathlib import Path
 
 import cv2
@@ -16,6 +17,7 @@ from sekd_cli.training.photometric import LUMA
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where tests run in the background a shell has it ignored
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")
 
