@@ -56,7 +56,13 @@ from sekd_cli.config import MODELS
 @click.option("--failures", type=options.FILE, help="List failed pairs here, as JSONL.")
 @options.device
 @click.option("--threads", type=options.THREADS, help="Pairs matched at once; default: all cores.")
-@click.option("--cache", type=click.FloatRange(min=0), default=1.0, show_default=True, help="GB of features in memory.")
+@click.option(
+    "--cache",
+    type=click.FloatRange(min=0),
+    default=1.0,
+    show_default=True,
+    help="GB of features, and pixels, in memory.",
+)
 def match(**given: Any) -> int:
     """Match the keypoints of pairs of images: mutual nearest neighbours of their descriptors.
 
