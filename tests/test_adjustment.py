@@ -84,6 +84,18 @@ def test_one_that_would_move_far_stays() -> None:
     assert not adjust(far, 2).any()
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf, 1e30])
+@pytest.mark.parametrize("field", ["offsets", "affines"])
+def test_a_link_of_wild_numbers_is_none(field: str, number: float) -> None:
+    off, links = tracks()
+    wild = getattr(links, field).copy()
+    wild[3] = number
+    without = Links(*(np.delete(values, 3, axis=0) for values in links))
+    with np.errstate(all="raise"):
+        found = adjust(links._replace(**{field: wild}), len(off))
+    np.testing.assert_array_equal(found, adjust(without, len(off)))
+
+
 @pytest.mark.parametrize("count", [0, 5])
 def test_without_links_nothing_moves(count: int) -> None:
     none = Links(np.empty(0, int), np.empty(0, int), np.empty((0, 2), np.float32), np.empty((0, 2, 2), np.float32))

@@ -297,6 +297,21 @@ def test_matches_of_other_features_are_told(capfd: pytest.CaptureFixture[str]) -
     assert "matched with other features" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("model", [["fundamental"], ["essential", "--camera", "500"]])
+def test_matches_that_agree_on_lines_are_aligned_too(model: list[str]) -> None:
+    Path("two.txt").write_text("a.png\tb/b 1.jpg\n")
+    assert cli.main(["match", "two.txt", "--verify", *model, *REFINE[4:], "-o", "lines.h5", "--quiet"]) == 0
+    with MatchReader(Path("lines.h5")) as reader:
+        stored = reader.read(("a.png", "b/b 1.jpg"))
+    assert stored.model_name == model[0]
+    assert stored.alignment is not None
+    indices = stored.indices()
+    truth1 = cv2.perspectiveTransform(
+        found(0).keypoints[None, indices[:, 0]].astype(np.float64), seen(1) @ np.linalg.inv(seen(0))
+    )[0]
+    assert np.median(distances(found(1).keypoints[indices[:, 1]] + stored.alignment.offsets, truth1)) < 0.2
+
+
 def test_a_list_of_alignments_that_is_too_short_is_damage(capfd: pytest.CaptureFixture[str]) -> None:
     with h5py.File("matches.h5", "a") as file:
         group = file["a.png/b-b 1.jpg"]
