@@ -54,6 +54,12 @@ error of keypoints at 3 px.
 TEXT
     table "Homographies, 2048 keypoints" homography "$data/homography" --max-keypoints 2048 "${features[@]}"
     table "Homographies, 500 keypoints, refined" homography "$data/homography" --refine "${features[@]}"
+    cat <<'TEXT'
+
+Refined: matches that agree on a homography, in poses and models on a fundamental matrix, are aligned by the pixels
+around them. Structure from motion has keypoints as `sekd refine` moves them, and of the matches those that
+`sekd match --verify fundamental --refine` keeps, without what they lead to.
+TEXT
     picture pose "Relative pose, 2048 keypoints" pose "$data/pose" "${features[@]}"
     cat <<'TEXT'
 

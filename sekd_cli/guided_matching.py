@@ -1,7 +1,7 @@
-"""Guided matching: once a pair's homography is known, more keypoints are matched by it (beyond the paper).
+"""Guided matching: once it is known where keypoints should be in the other image, more are matched (beyond the paper).
 
-A keypoint whose nearest neighbour in the whole other image is a wrong one often has its right one where the homography
-takes it, with few rivals there (docs/EXPERIMENTS.md, 126).
+A keypoint whose nearest neighbour in the whole other image is a wrong one often has its right one where a homography
+takes it (docs/EXPERIMENTS.md, 126), or a match nearby (130), with few rivals there.
 """
 
 from typing import NamedTuple
@@ -14,12 +14,12 @@ from torch import Tensor
 from sekd_cli.config import MatchingSettings
 from sekd_cli.matching import match_descriptors
 
-NEAREST, LEAST_AGREEING = 10, 0.4  # matches around a new one, and the share of them that the homography must explain
+NEAREST, LEAST_AGREEING = 10, 0.4  # matches around a new one, and the share of them that the model must explain
 BLOCK_ROWS = 256  # of the similarity matrix at once, on any device
 
 
 class Guided(NamedTuple):
-    """Matches that a homography led to."""
+    """Matches near where they should be."""
 
     pairs: np.ndarray  # (K, 2) int64, rows of both images' keypoints
     scores: np.ndarray  # (K,) float32
@@ -34,7 +34,7 @@ def match_guided(
     descriptors: tuple[Tensor, Tensor],
     pairs: np.ndarray,
     inliers: np.ndarray,
-    homography: np.ndarray,
+    there: np.ndarray,
     *,
     threshold: float,
     settings: MatchingSettings,
@@ -42,9 +42,9 @@ def match_guided(
     """Further matches, of keypoints that have none which agrees: by `match_descriptors` among those near.
 
     keypoints: (N0, 2), (N1, 2) in pixels; descriptors: (N0, D), (N1, D), rows of unit length, on one device.
-    pairs: (M, 2) int64, rows of both, matched by descriptors alone; inliers: (M,) bool, those that agree on the
-    homography (3, 3). threshold: pixels between a keypoint and where the homography takes its match. Filters of
-    settings, and probabilities, are among those near.
+    pairs: (M, 2) int64, rows of both, matched by descriptors alone; inliers: (M,) bool, those that agree on a model.
+    there: (N0, 2), where it takes the first image's keypoints in the second. threshold: pixels between that and a
+    match. Filters of settings, and probabilities, are among those near.
 
     All of them say more exactly where a plane is. But a plane is seldom all that two photographs show, and beyond it
     keypoints are near by chance: supported are those around which, in both images, LEAST_AGREEING of the NEAREST
@@ -55,10 +55,10 @@ def match_guided(
     own0, own1 = (own[torch.from_numpy(rows).to(own.device)] for own, rows in zip(descriptors, free, strict=True))
     if not len(xy0) or not len(xy1):
         return _NOTHING
-    there = cv2.perspectiveTransform(xy0[None], homography)[0]
+    expected = there[free[0]]
 
     def near(rows: slice) -> Tensor:
-        squared = (there[rows, :1] - xy1[:, 0]) ** 2 + (there[rows, 1:] - xy1[:, 1]) ** 2
+        squared = (expected[rows, :1] - xy1[:, 0]) ** 2 + (expected[rows, 1:] - xy1[:, 1]) ** 2
         return torch.from_numpy(squared < threshold**2).to(own0.device)
 
     matches, scores = (

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from sekd_cli.guided_matching import match_guided
 from sekd_cli.match_file import fingerprint
 from sekd_cli.matching import NO_MATCH, match_batch, match_descriptors
 from sekd_cli.model_fitting import refit_homography
+from sekd_cli.patch_alignment import FARTHEST, led
 from sekd_cli.seen_pixels import SeenPixels, align_matches
 from sekd_cli.stored_features import StoredFeatures
 from sekd_cli.stored_matches import StoredMatches
@@ -178,7 +180,7 @@ def _best_turn(
     if verification is not None:
         at_turns = [verified(one, images, settings, verification) for one in at_turns]
     best = max(at_turns, key=lambda one: (len(one.indices()), one.scores0.sum()))
-    return best if best.model is None or verification is None else _aligned(best, images, verification)
+    return best if best.model is None or verification is None else _aligned(best, images, settings, verification)
 
 
 def verified(
@@ -202,7 +204,7 @@ def verified(
             _descriptors(images, matches.turn or 0),
             pairs,
             inliers,
-            model,
+            cv2.perspectiveTransform(xy0[None].astype(np.float64), model)[0],
             threshold=verification.threshold,
             settings=settings,
         )
@@ -223,25 +225,43 @@ def _only(matches: StoredMatches, pairs: np.ndarray, scores: np.ndarray) -> Stor
 
 
 def _aligned(
-    matches: StoredMatches, images: tuple[MatchableImage, MatchableImage], verification: VerificationSettings
+    matches: StoredMatches,
+    images: tuple[MatchableImage, MatchableImage],
+    settings: MatchingSettings,
+    verification: VerificationSettings,
 ) -> StoredMatches:
     """Verified matches aligned by both images' pixels, if these are there, and verified once more, as aligned.
 
-    What `Alignment.kept` doesn't keep is left out.
+    What `Alignment.kept` doesn't keep is left out; what those that it does lead to and can be aligned is added.
     """
-    if images[0].pixels is None or images[1].pixels is None:
-        return matches
     pairs = matches.indices()
-    xy0, xy1 = (image.keypoints[pairs[:, side]] for side, image in enumerate(images))
-    alignment = align_matches((images[0].pixels, images[1].pixels), xy0, xy1)
-    tried = np.flatnonzero(alignment.kept())
-    scores = matches.scores0[pairs[tried, 0]]
-    inliers, model = verify(xy0[tried], (xy1 + alignment.offsets)[tried], verification, _cameras(images), scores)
+    if images[0].pixels is None or images[1].pixels is None or not len(pairs):
+        return matches
+    pixels, (xy0, xy1) = (images[0].pixels, images[1].pixels), (image.keypoints for image in images)
+    found = align_matches(pixels, xy0[pairs[:, 0]], xy1[pairs[:, 1]])
+    kept = found.kept()
+    pairs, found = pairs[kept], found.only(kept)
+    there, affines = led(xy0, xy0[pairs[:, 0]], xy1[pairs[:, 1]] + found.offsets, found.affines)
+    more = match_guided(
+        (xy0, xy1),
+        _descriptors(images, matches.turn or 0),
+        pairs,
+        np.ones(len(pairs), dtype=bool),
+        there,
+        threshold=FARTHEST / float(pixels[1].scale.min()),
+        settings=settings,
+    )
+    new = align_matches(pixels, xy0[more.pairs[:, 0]], xy1[more.pairs[:, 1]], affines[more.pairs[:, 0]])
+    fits = new.correlations > 0
+    pairs = np.concatenate((pairs, more.pairs[fits]))
+    scores = np.concatenate((matches.scores0[pairs[: len(found.offsets), 0]], more.scores[fits]))
+    order = np.argsort(pairs[:, 0])
+    pairs, scores, found = pairs[order], scores[order], found.joined(new.only(fits)).only(order)
+    places = xy1[pairs[:, 1]] + found.offsets
+    inliers, model = verify(xy0[pairs[:, 0]], places, verification, _cameras(images), scores)
     if model is None:
         return matches
-    rows = tried[inliers]
-    kept = _only(matches, pairs[rows], scores[inliers])
-    return replace(kept, model=model, alignment=alignment.only(rows))
+    return replace(_only(matches, pairs[inliers], scores[inliers]), model=model, alignment=found.only(inliers))
 
 
 def _cameras(images: tuple[MatchableImage, MatchableImage]) -> tuple[Camera, Camera] | None:

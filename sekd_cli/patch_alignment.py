@@ -43,16 +43,25 @@ class Alignment(NamedTuple):
         back = np.linalg.pinv(self.affines)
         return Alignment(-(back @ self.offsets[..., None])[..., 0], back, self.correlations)
 
+    def joined(self, other: "Alignment") -> "Alignment":
+        """With that of more matches after them."""
+        return Alignment(*(np.concatenate(both) for both in zip(self, other, strict=True)))
+
     def only(self, rows: np.ndarray) -> "Alignment":
         """That of some matches, by mask (M,) or in the order of indices."""
         return Alignment(*(values[rows] for values in self))
 
 
-def align(pixels0: np.ndarray, pixels1: np.ndarray, xy0: np.ndarray, xy1: np.ndarray) -> Alignment:
-    """Align matches xy0, xy1 (M, 2), most of them right, of two grey photographs (H, W) uint8."""
+def align(
+    pixels0: np.ndarray, pixels1: np.ndarray, xy0: np.ndarray, xy1: np.ndarray, affines: np.ndarray | None = None
+) -> Alignment:
+    """Align matches xy0, xy1 (M, 2) of two grey photographs (H, W) uint8.
+
+    affines: (M, 2, 2), of what is around them; of matches most of which are right these tell it themselves.
+    """
     if not len(xy0):
         return Alignment(np.empty((0, 2), np.float32), np.empty((0, 2, 2), np.float32), np.empty(0, np.float32))
-    affines = local_affines(xy0, xy1)
+    affines = local_affines(xy0, xy1) if affines is None else affines.astype(np.float32)
     first, second = pixels0.astype(np.float32), pixels1.astype(np.float32)
     parts = [slice(start, start + PATCHES_AT_ONCE) for start in range(0, len(xy0), PATCHES_AT_ONCE)]
     found = [_aligned(first, second, xy0[part], xy1[part], affines[part]) for part in parts]
@@ -67,7 +76,7 @@ def local_affines(xy0: np.ndarray, xy1: np.ndarray) -> np.ndarray:
     """
     xy0, xy1 = xy0.astype(np.float64), xy1.astype(np.float64)
     count = min(NEIGHBOURS, len(xy0))
-    near = np.concatenate([_nearest(xy0[start : start + 256], xy0, count) for start in range(0, len(xy0), 256)])
+    near = _nearest(xy0, xy0, count)
     before, after = (xy[near] - xy[:, None] for xy in (xy0, xy1))  # (M, K, 2)
     apart = np.linalg.norm(before, axis=2)
     typical = np.maximum(np.median(apart, axis=1, keepdims=True), 1.0)
@@ -83,10 +92,17 @@ def local_affines(xy0: np.ndarray, xy1: np.ndarray) -> np.ndarray:
     return np.asarray(fitted[:, :2].swapaxes(1, 2), dtype=np.float32)
 
 
+def led(xy: np.ndarray, xy0: np.ndarray, xy1: np.ndarray, affines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the nearest of aligned matches xy0, xy1 (M > 0, 2) takes points (N, 2), (N, 2); and its affine map."""
+    nearest = _nearest(xy, xy0, 1)[:, 0]
+    maps = affines[nearest]
+    return xy1[nearest] + (maps @ (xy - xy0[nearest])[..., None])[..., 0], maps
+
+
 def _nearest(places: np.ndarray, xy: np.ndarray, count: int) -> np.ndarray:
     """Rows of the points (M, 2) nearest to each place (n, 2), (n, count)."""
-    squares = (xy**2).sum(axis=1) - 2 * places @ xy.T  # but for the same of all
-    return np.argpartition(squares, count - 1, axis=1)[:, :count]
+    of, among = places.astype(np.float32), xy.astype(np.float32)
+    return np.asarray(cv2.batchDistance(of, among, cv2.CV_32F, normType=cv2.NORM_L2SQR, K=count)[1])
 
 
 def _disc() -> tuple[np.ndarray, np.ndarray]:

@@ -66,8 +66,12 @@ def _views(size: tuple[int, int], scales: np.ndarray | None) -> ViewSettings:
     return ViewSettings(max_size=round(max(size) / max(1.0, float(scales.min()))), scales=(1.0,))
 
 
-def align_matches(pixels: tuple[SeenPixels, SeenPixels], xy0: np.ndarray, xy1: np.ndarray) -> Alignment:
-    """`align` matches xy0, xy1 (M, 2) in pixels of both files."""
+def align_matches(
+    pixels: tuple[SeenPixels, SeenPixels], xy0: np.ndarray, xy1: np.ndarray, affines: np.ndarray | None = None
+) -> Alignment:
+    """`align` matches xy0, xy1 (M, 2), and affine maps of their surroundings, in pixels of both files."""
     scale0, scale1 = (one.scale.astype(np.float32) for one in pixels)
-    found = align(pixels[0].grey, pixels[1].grey, rescale_points(xy0, scale0), rescale_points(xy1, scale1))
-    return found._replace(offsets=found.offsets / scale1, affines=found.affines * (scale0 / scale1[:, None]))
+    resized = scale0 / scale1[:, None]  # of the file's affine maps those of the pixels
+    seen = None if affines is None else affines / resized
+    found = align(pixels[0].grey, pixels[1].grey, rescale_points(xy0, scale0), rescale_points(xy1, scale1), seen)
+    return found._replace(offsets=found.offsets / scale1, affines=found.affines * resized)

@@ -14,9 +14,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sekd_cli import cli
+from sekd_cli.config import MatchingSettings
 from sekd_cli.feature_file import FeatureReader, FeatureWriter
 from sekd_cli.match_file import MatchReader, fingerprint
+from sekd_cli.pair_matching import match_images, matchable_image
+from sekd_cli.seen_pixels import read_seen_pixels
 from sekd_cli.stored_features import StoredFeatures
+from sekd_cli.verification import verification_settings
 
 NAMES = ["a.png", "b/b 1.jpg", "c.png"]
 SIZES = {"a.png": 1.0, "b/b 1.jpg": 1.0, "c.png": 2.0}  # pixels of the file, one that keypoints were found in
@@ -295,6 +299,32 @@ def test_matches_of_other_features_are_told(capfd: pytest.CaptureFixture[str]) -
     write_views(Path("others.h5"), NAMES)
     assert cli.main(["refine", "matches.h5", "-f", "others.h5", "-o", "x.h5"]) == BAD_INPUT
     assert "matched with other features" in capfd.readouterr().err
+
+
+def test_what_looks_more_like_something_far_away_is_matched_where_its_neighbours_lead() -> None:
+    views = [found(0), found(1)]
+    second = np.argsort(np.random.default_rng(1).permutation(POINTS))[np.random.default_rng(0).permutation(POINTS)]
+    deceived = np.arange(0, POINTS, 4)  # keypoints of the first that look more like the one of another of these
+    descriptors = views[1].descriptors.copy()
+    own = views[0].descriptors[deceived]
+    descriptors[second[deceived]] = 0.75 * np.roll(own, 5, axis=0) + 0.65 * own
+    views[1] = dataclasses.replace(views[1], descriptors=descriptors)
+    verification = verification_settings("fundamental")
+    right = []
+    for aligned in (False, True):
+        images = [
+            matchable_image(
+                name, view, pixels=read_seen_pixels(Path("photos") / name, None, view.scales) if aligned else None
+            )
+            for name, view in zip(NAMES, views, strict=False)
+        ]
+        matches = match_images(images[0], images[1], MatchingSettings(), verification)
+        right.append((matches.matches0 == second)[deceived].mean())
+        if aligned:
+            assert (matches.matches0 == second)[matches.matches0 >= 0].mean() > 0.97
+            assert (matches.scores0[matches.matches0 >= 0] > 0.3).all()
+    assert right[0] == 0
+    assert right[1] > 0.7
 
 
 @pytest.mark.parametrize("model", [["fundamental"], ["essential", "--camera", "500"]])

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from sekd_cli import patch_alignment
 from sekd_cli.geometry import resize_matrix
-from sekd_cli.patch_alignment import FARTHEST, Alignment, align, local_affines
+from sekd_cli.patch_alignment import FARTHEST, Alignment, align, led, local_affines
 
 HEIGHT, WIDTH = 320, 448
 SLANTED = np.array([[0.95, 0.06, 8.0], [-0.08, 1.04, 12.0], [1e-4, -5e-5, 1.0]])
@@ -145,6 +145,14 @@ def test_neighbours_tell_what_is_around_a_match() -> None:
     errors = np.linalg.norm(local_affines(xy0, xy1)[60:] - jacobians(xy0[60:], SLANTED), axis=(1, 2))
     assert np.median(errors) < 0.06
     assert np.quantile(errors, 0.95) < 0.25
+
+
+def test_the_nearest_match_leads() -> None:
+    xy0, xy1 = np.float32([[0, 0], [100, 0]]), np.float32([[10, 10], [50, 0]])
+    affines = np.float32([[[1, 0], [0, 1]], [[0, -2], [2, 0]]])
+    there, maps = led(np.float32([[3, 4], [99, 1]]), xy0, xy1, affines)
+    np.testing.assert_allclose(there, [[13, 14], [48, -2]])
+    np.testing.assert_array_equal(maps, affines)
 
 
 def test_an_alignment_seen_from_the_other_photograph() -> None:
