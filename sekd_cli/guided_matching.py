@@ -51,11 +51,10 @@ def match_guided(
     `pairs` are inliers.
     """
     free = [np.setdiff1d(np.arange(len(xy)), pairs[inliers, side]) for side, xy in enumerate(keypoints)]
-    xy0, xy1 = (xy[rows].astype(np.float64) for xy, rows in zip(keypoints, free, strict=True))
+    expected, xy1 = there[free[0]].astype(np.float32), keypoints[1][free[1]].astype(np.float32)
     own0, own1 = (own[torch.from_numpy(rows).to(own.device)] for own, rows in zip(descriptors, free, strict=True))
-    if not len(xy0) or not len(xy1):
+    if not len(expected) or not len(xy1):
         return _NOTHING
-    expected = there[free[0]]
 
     def near(rows: slice) -> Tensor:
         squared = (expected[rows, :1] - xy1[:, 0]) ** 2 + (expected[rows, 1:] - xy1[:, 1]) ** 2
