@@ -6,10 +6,12 @@ keypoints were found: a sparse least-squares problem, as that by which Lindenber
 maps of features before mapping, but in offsets that are known, so that it is linear. docs/EXPERIMENTS.md, 130.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from sekd_cli.patch_alignment import Alignment
 
 PRIOR = 0.02  # of |move|^2 beside |error|^2: alignments are so much more exact than detection
 ROUNDS, ITERATIONS = 2, 10  # what isn't solved by then is where a point lies in all of its photographs, not its matches
@@ -25,6 +27,27 @@ class Links(NamedTuple):
     second: np.ndarray  # (E,) int64
     offsets: np.ndarray  # (E, 2) float32, from the second to where the first's point is
     affines: np.ndarray  # (E, 2, 2) float32, what is around the first, around the second
+
+
+def links_of(alignment: Alignment, indices: np.ndarray, starts: tuple[int, int], pixels: tuple[float, float]) -> Links:
+    """The matches of a pair of images, rows (M, 2) of their keypoints, that could be aligned.
+
+    starts: the numbers of both images' first keypoints. pixels: how many of each file's a seen one has along an edge;
+    the alignment is in those of the files.
+    """
+    fits = alignment.correlations > 0
+    first, second = indices[fits].T
+    return Links(
+        starts[0] + first,
+        starts[1] + second,
+        alignment.offsets[fits] / np.float32(pixels[1]),
+        alignment.affines[fits] * np.float32(pixels[0] / pixels[1]),
+    )
+
+
+def joined(links: Sequence[Links]) -> Links:
+    """Those of all pairs."""
+    return Links(*(np.concatenate(columns) for columns in zip(*links, strict=True)))
 
 
 def adjust(links: Links, count: int, tell: Callable[[int, int], None] = lambda done, of: None) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sekd_cli.adjustment import Links, adjust
+from sekd_cli.adjustment import Links, adjust, joined, links_of
 from sekd_cli.errors import InputFileError, NothingToDoError
 from sekd_cli.feature_file import FeatureReader, FeatureWriter
 from sekd_cli.hdf5_file import settings_in
@@ -94,26 +94,19 @@ def _read_links(matches: MatchReader, images: dict[str, _Image], tell: Tell) -> 
         found = matches.read(pair)
         matches.check_features(pair, (image0.fingerprint, image1.fingerprint))
         if found.alignment is not None:
-            indices, alignment = found.indices(), found.alignment
+            indices = found.indices()
             if (indices.max(axis=0, initial=-1) >= (image0.keypoints, image1.keypoints)).any():
                 raise InputFileError(
                     f"{matches.path}: {pair[0]} and {pair[1]} match keypoints that are not there; "
                     "give the features that were matched"
                 )
-            fits = alignment.correlations > 0
-            parts.append(
-                Links(
-                    image0.start + indices[fits, 0],
-                    image1.start + indices[fits, 1],
-                    alignment.offsets[fits] / np.float32(image1.pixel),
-                    alignment.affines[fits] * np.float32(image0.pixel / image1.pixel),
-                )
-            )
+            starts, sizes = (image0.start, image1.start), (image0.pixel, image1.pixel)
+            parts.append(links_of(found.alignment, indices, starts, sizes))
         tell("read pairs", done, len(pairs))
     if not any(len(part.first) for part in parts):
         remedy = "run sekd match --verify MODEL --refine --images FOLDER"
         raise NothingToDoError(f"{matches.path}: no aligned matches of these images; {remedy}")
-    return Links(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    return joined(parts)
 
 
 def _write(features: FeatureReader, images: dict[str, _Image], moves: np.ndarray, path: Path, tell: Tell) -> None:

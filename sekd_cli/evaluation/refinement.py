@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from sekd_cli.adjustment import Links, adjust
+from sekd_cli.adjustment import adjust, joined, links_of
 from sekd_cli.patch_alignment import Alignment
 from sekd_cli.seen_pixels import SeenPixels, align_matches
 from sekd_cli.verification import verification_settings, verify
@@ -41,18 +41,14 @@ def refine_scene(
     """
     starts = dict(zip(keypoints, np.cumsum([0, *map(len, keypoints.values())]), strict=False))
     units = {name: float(1 / one.scale.min()) for name, one in pixels.items()}  # pixels of the file a seen one
-    parts, kept = [], {}
+    links, kept = [], {}
     for (name0, name1), pairs in matches.items():
         both = pixels[name0], pixels[name1]
         rows, found = aligned(both, keypoints[name0][pairs[:, 0]], keypoints[name1][pairs[:, 1]], "fundamental")
         kept[name0, name1] = pairs[rows[found.kept()]]
-        fits = found.correlations > 0
-        first, second = pairs[rows[fits]].T
-        offsets = found.offsets[fits] / np.float32(units[name1])
-        affines = found.affines[fits] * np.float32(units[name0] / units[name1])
-        parts.append(Links(starts[name0] + first, starts[name1] + second, offsets, affines))
-    links = Links(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
-    moves = adjust(links, sum(map(len, keypoints.values())))
+        of_both = (starts[name0], starts[name1]), (units[name0], units[name1])
+        links.append(links_of(found, pairs[rows], *of_both))
+    moves = adjust(joined(links), sum(map(len, keypoints.values())))
     ends = pairwise((*starts.values(), len(moves)))
     places = {
         name: (found + moves[start:end] * units[name]).astype(np.float32)
