@@ -63,7 +63,7 @@ def _views(size: tuple[int, int], scales: np.ndarray | None) -> ViewSettings:
     """How a photograph of a size (width, height) is resized to the finest at which it was seen."""
     if scales is None or not len(scales):
         return ViewSettings(scales=(1.0,))
-    return ViewSettings(max_size=round(max(size) / max(1.0, float(scales.min()))), scales=(1.0,))
+    return ViewSettings(max_size=round(max(size) / float(scales.min())), scales=(1.0,))
 
 
 def align_matches(

@@ -84,6 +84,15 @@ def test_one_that_would_move_far_stays() -> None:
     assert not adjust(far, 2).any()
 
 
+def test_the_ends_of_a_chain_that_would_move_far_stay() -> None:
+    chain = np.arange(5)
+    straight = np.repeat(np.eye(2, dtype=np.float32)[None], 4, axis=0)
+    links = Links(chain[:-1], chain[1:], np.tile(np.float32([0.9 * FARTHEST, 0]), (4, 1)), straight)
+    moves = adjust(links, 5)[:, 0]
+    assert moves[0] == moves[4] == 0
+    np.testing.assert_allclose(moves[1:4], [-0.9 * FARTHEST, 0, 0.9 * FARTHEST], atol=0.5)
+
+
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf, 1e30])
 @pytest.mark.parametrize("field", ["offsets", "affines"])
 def test_a_link_of_wild_numbers_is_none(field: str, number: float) -> None:

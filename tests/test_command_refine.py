@@ -13,7 +13,7 @@ from drawn_features import ATTRIBUTES, homography, write_views
 from numpy.typing import NDArray
 from PIL import Image
 
-from sekd_cli import cli
+from sekd_cli import cli, refining
 from sekd_cli.config import MatchingSettings
 from sekd_cli.feature_file import FeatureReader, FeatureWriter
 from sekd_cli.match_file import MatchReader, fingerprint
@@ -177,6 +177,16 @@ def test_the_matches_go_with_the_refined_file(capfd: pytest.CaptureFixture[str])
     assert cli.main(["convert", "refined.h5", "matches.h5", "--to", "imc", "-o", "imc"]) == 0
     with h5py.File("imc/keypoints.h5") as file, FeatureReader(Path("refined.h5")) as features:
         np.testing.assert_array_equal(file["a"][()], features.read("a.png").keypoints)
+
+
+def test_no_keypoint_moves_out_of_its_image() -> None:
+    xy = np.float32([[0.5, 0.25], [WIDTH - 1.25, HEIGHT - 1.5], [-0.25, HEIGHT - 0.75], [50, 50]])
+    features = dataclasses.replace(found(0), keypoints=xy)
+    moves = np.float32([[-1, -1], [1, 1], [-1, 1], [1, -1]])
+    moved = refining._moved(features, moves)
+    expected = [[0, 0], [WIDTH - 1, HEIGHT - 1], [-0.25, HEIGHT - 0.75], [51, 49]]
+    np.testing.assert_array_equal(moved.keypoints, expected)
+    np.testing.assert_array_equal(moved.found, xy)
 
 
 def test_descriptors_of_half_the_size_and_at_turns_stay() -> None:

@@ -100,6 +100,26 @@ def test_no_place_moves_further_than_another_keypoint_would_lie(first: NDArray[n
     assert (found.correlations == 0).mean() > 0.7
 
 
+@pytest.mark.parametrize(("distance", "aligned"), [(FARTHEST - 0.5, True), (FARTHEST + 0.5, False)])
+def test_where_a_place_is_found_from_afar_it_may_be_too_far(
+    first: NDArray[np.uint8], distance: float, aligned: bool
+) -> None:
+    blurred = cv2.GaussianBlur(first, (0, 0), 3)
+    xy0 = places(first)
+    found = align(blurred, blurred, xy0, xy0 + np.float32((distance, 0)))
+    assert ((found.correlations > 0).mean() > 0.7) == aligned
+    assert ((found.correlations > 0).mean() < 0.1) != aligned
+
+
+def test_what_has_not_come_to_rest_has_no_place(first: NDArray[np.uint8]) -> None:
+    xy0 = places(first, 400)
+    xy1, straight = off(xy0.astype(np.float64), most=6), np.eye(2)[None].repeat(len(xy0), axis=0)
+    found = align(first, first, xy0, xy1, straight)
+    errors = np.linalg.norm(xy1 + found.offsets - xy0, axis=1)[found.correlations > 0]
+    assert len(errors) > 50
+    assert ((errors > 0.1) & (errors < 1.5)).mean() < 0.01  # another thing that looks alike is farther away
+
+
 def test_where_nothing_is_to_be_seen_nothing_moves() -> None:
     even = np.full((60, 60), 100, np.uint8)
     xy = np.random.default_rng(0).uniform(0, 60, (30, 2)).astype(np.float32)

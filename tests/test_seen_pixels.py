@@ -76,3 +76,5 @@ def test_alignments_are_in_pixels_of_the_files() -> None:
     assert fits.mean() > 0.8
     np.testing.assert_allclose(np.median(np.abs(found.offsets + off)[fits] / size, axis=0), 0, atol=0.08)
     np.testing.assert_allclose(np.median(found.affines[fits], axis=0), np.diag(size), atol=0.1)
+    again = align_matches((first, second), corners, there + off, found.affines)
+    np.testing.assert_allclose(again.offsets, found.offsets, atol=1e-3)
