@@ -6,7 +6,7 @@ keypoints were found: a sparse least-squares problem, as that by which Lindenber
 maps of features before mapping, but in offsets that are known, so that it is linear. docs/EXPERIMENTS.md, 130.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,14 +17,15 @@ PRIOR = 0.02  # of |move|^2 beside |error|^2: alignments are so much more exact 
 ROUNDS, ITERATIONS = 2, 10  # what isn't solved by then is where a point lies in all of its photographs, not its matches
 SMALLEST_ERROR = 0.1  # pixels, within which all links count alike
 FARTHEST = 3.0  # pixels: a keypoint that would move further stays where it is, a longer offset is none
+LINKS_AT_ONCE = 1 << 20
 LARGEST = 16.0  # of a link's affine map: no patch that is so much larger is alike
 
 
 class Links(NamedTuple):
     """Aligned matches between keypoints, which are numbered through all images; lengths are in pixels as seen."""
 
-    first: np.ndarray  # (E,) int64, keypoints
-    second: np.ndarray  # (E,) int64
+    first: np.ndarray  # (E,) int32, keypoints
+    second: np.ndarray  # (E,) int32
     offsets: np.ndarray  # (E, 2) float32, from the second to where the first's point is
     affines: np.ndarray  # (E, 2, 2) float32, what is around the first, around the second
 
@@ -38,8 +39,8 @@ def links_of(alignment: Alignment, indices: np.ndarray, starts: tuple[int, int],
     fits = alignment.correlations > 0
     first, second = indices[fits].T
     return Links(
-        starts[0] + first,
-        starts[1] + second,
+        (starts[0] + first).astype(np.int32),
+        (starts[1] + second).astype(np.int32),
         alignment.offsets[fits] / np.float32(pixels[1]),
         alignment.affines[fits] * np.float32(pixels[0] / pixels[1]),
     )
@@ -58,18 +59,19 @@ def adjust(links: Links, count: int, tell: Callable[[int, int], None] = lambda d
     """
     within = np.abs(links.offsets).max(axis=1, initial=0) <= FARTHEST
     within &= np.abs(links.affines).max(axis=(1, 2), initial=0) <= LARGEST
-    links = Links(*(values[within] for values in links))
+    if not within.all():
+        links = Links(*(values[within] for values in links))
     linked = np.zeros(count, dtype=bool)
     linked[links.first] = linked[links.second] = True
-    numbers = np.cumsum(linked) - 1
+    numbers = np.cumsum(linked, dtype=np.int32) - 1
     own = links._replace(first=numbers[links.first], second=numbers[links.second])
     moves = np.zeros((int(linked.sum()), 2), dtype=np.float32)
     weights = np.ones(len(links.first), dtype=np.float32)
     for done in range(ROUNDS):
-        if done:
-            errors = np.linalg.norm(_apart(own, moves) - own.offsets, axis=1)
-            usual = max(SMALLEST_ERROR, 1.5 * float(np.median(errors))) if len(errors) else SMALLEST_ERROR
-            weights = (1 + (errors / usual) ** 2) ** -2
+        if done and len(weights):
+            errors = np.concatenate([np.linalg.norm(_apart(part, moves, part.offsets), axis=1) for part in _parts(own)])
+            usual = max(SMALLEST_ERROR, 1.5 * float(np.median(errors)))
+            weights = ((1 + (errors / usual) ** 2) ** -2).astype(np.float32)
         moves = _solved(own, weights, moves)
         tell(done + 1, ROUNDS)
     moves[np.linalg.norm(moves, axis=1) > FARTHEST] = 0
@@ -78,37 +80,43 @@ def adjust(links: Links, count: int, tell: Callable[[int, int], None] = lambda d
     return everywhere
 
 
-def _apart(links: Links, moves: np.ndarray) -> np.ndarray:
-    """By how much moves (N, 2) take each link's second keypoint further than its first's point, (E, 2)."""
-    return np.asarray(moves[links.second] - np.einsum("eij,ej->ei", links.affines, moves[links.first]))
+def _parts(links: Links) -> Iterator[Links]:
+    """The links, some at a time, so that what is computed of them takes little memory."""
+    for start in range(0, len(links.first), LINKS_AT_ONCE):
+        yield Links(*(values[start : start + LINKS_AT_ONCE] for values in links))
 
 
-def _gathered(links: Links, values: np.ndarray, count: int) -> np.ndarray:
-    """The transpose of `_apart`: what values (E, 2) mean for each of `count` keypoints, (N, 2)."""
-    back = np.einsum("eji,ej->ei", links.affines, values)
-    axes = [
-        np.bincount(links.second, one, count) - np.bincount(links.first, other, count)
-        for one, other in zip(values.T, back.T, strict=True)
-    ]
-    return np.stack(axes, axis=1).astype(np.float32)
+def _apart(links: Links, moves: np.ndarray, offsets: np.ndarray | float) -> np.ndarray:
+    """By how much moves (N, 2) take each link's second keypoint farther than its first's, less offsets, (E, 2)."""
+    return np.asarray(moves[links.second] - np.einsum("eij,ej->ei", links.affines, moves[links.first]) - offsets)
+
+
+def _slope(links: Links, weights: np.ndarray, moves: np.ndarray, *, offsets: bool) -> np.ndarray:
+    """Half of how the sum that is to be the least changes with the moves, (N, 2); `offsets` false: were there none."""
+    slope = PRIOR * moves
+    start = 0
+    for part in _parts(links):
+        apart = _apart(part, moves, part.offsets if offsets else 0.0)
+        apart *= weights[start : start + len(apart), None]
+        start += len(apart)
+        back = np.einsum("eji,ej->ei", part.affines, apart)
+        for axis in (0, 1):
+            np.add.at(slope[:, axis], part.second, apart[:, axis])
+            np.subtract.at(slope[:, axis], part.first, back[:, axis])
+    return slope
 
 
 def _solved(links: Links, weights: np.ndarray, start: np.ndarray) -> np.ndarray:
     """Moves (N, 2) nearer to those of weighted least squares, by conjugate gradients scaled by the diagonal."""
-    count = len(start)
-
-    def applied(moves: np.ndarray) -> np.ndarray:
-        return _gathered(links, _apart(links, moves) * weights[:, None], count) + PRIOR * moves
-
-    of_first = weights * (links.affines**2).sum(axis=(1, 2)) / 2
-    diagonal = PRIOR + np.bincount(links.second, weights, count) + np.bincount(links.first, of_first, count)
+    of_first = weights * np.einsum("eij,eij->e", links.affines, links.affines) / 2
+    diagonal = PRIOR + np.bincount(links.second, weights, len(start)) + np.bincount(links.first, of_first, len(start))
     scale = (1 / diagonal).astype(np.float32)[:, None]
     moves = start
-    residual = _gathered(links, links.offsets * weights[:, None], count) - applied(moves)
+    residual = -_slope(links, weights, moves, offsets=True)
     direction = scale * residual
     energy = float(np.vdot(residual, direction))
     for _ in range(ITERATIONS):
-        changed = applied(direction)
+        changed = _slope(links, weights, direction, offsets=False)
         if not (curvature := float(np.vdot(direction, changed))):
             break
         moves = moves + energy / curvature * direction
