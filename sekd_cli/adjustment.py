@@ -11,12 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sekd_cli.patch_alignment import Alignment
+from sekd_cli.patch_alignment import FARTHEST, Alignment
 
 PRIOR = 0.02  # of |move|^2 beside |error|^2: alignments are so much more exact than detection
 ROUNDS, ITERATIONS = 2, 10  # what isn't solved by then is where a point lies in all of its photographs, not its matches
 SMALLEST_ERROR = 0.1  # pixels, within which all links count alike
-FARTHEST = 3.0  # pixels: a keypoint that would move further stays where it is, a longer offset is none
 LINKS_AT_ONCE = 1 << 20
 LARGEST = 16.0  # of a link's affine map: no patch that is so much larger is alike
 
@@ -55,7 +54,8 @@ def adjust(links: Links, count: int, tell: Callable[[int, int], None] = lambda d
     """How `count` keypoints should move, (count, 2) float32; those without links not at all. Links may hold anything.
 
     Of moves s the sum of |s1 - A s0 - offset|^2 over links, in the second round the less of a link the worse it fitted,
-    and of PRIOR |s|^2 over keypoints is nearly the least. tell: called with how many of how many rounds are done.
+    and of PRIOR |s|^2 over keypoints is nearly the least. One that would move more than FARTHEST stays, as a longer
+    offset is none. tell: called with how many of how many rounds are done.
     """
     within = np.abs(links.offsets).max(axis=1, initial=0) <= FARTHEST
     within &= np.abs(links.affines).max(axis=(1, 2), initial=0) <= LARGEST

@@ -253,8 +253,8 @@ def _aligned(
     )
     new = align_matches(pixels, xy0[more.pairs[:, 0]], xy1[more.pairs[:, 1]], affines[more.pairs[:, 0]])
     fits = new.correlations > 0
+    scores = np.concatenate((matches.scores0[pairs[:, 0]], more.scores[fits]))
     pairs = np.concatenate((pairs, more.pairs[fits]))
-    scores = np.concatenate((matches.scores0[pairs[: len(found.offsets), 0]], more.scores[fits]))
     order = np.argsort(pairs[:, 0])
     pairs, scores, found = pairs[order], scores[order], found.joined(new.only(fits)).only(order)
     places = xy1[pairs[:, 1]] + found.offsets

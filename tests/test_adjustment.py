@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sekd_cli.adjustment import FARTHEST, Links, adjust
+from sekd_cli.adjustment import Links, adjust
+from sekd_cli.patch_alignment import FARTHEST
 
 PHOTOGRAPHS, POINTS = 6, 40
 

@@ -1,6 +1,7 @@
 """Options, and types of options, that several subcommands share."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,11 @@ import click
 
 from sekd_cli.config import DEFAULT_MAX_PIXELS
 
+Command = Callable[..., None]
+
 FILE = click.Path(dir_okay=False, path_type=Path)
 THREADS = click.IntRange(1, 1024)  # more than any machine has; beyond, OpenMP ends the process
+COUNT = click.IntRange(0, 1_000_000_000)  # OpenCV counts to twice that
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
@@ -22,6 +26,17 @@ class FloatRange(click.FloatRange):
         if math.isnan(number):
             self.fail(f"{value} is not a number.", param, ctx)
         return number
+
+
+def together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several options as one decorator, in this order in the help."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
 
 
 layout = click.option(
