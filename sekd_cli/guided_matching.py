@@ -4,6 +4,7 @@ A keypoint whose nearest neighbour in the whole other image is a wrong one often
 takes it (docs/EXPERIMENTS.md, 126), or a match nearby (130), with few rivals there.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import cv2
@@ -12,10 +13,10 @@ import torch
 from torch import Tensor
 
 from sekd_cli.config import MatchingSettings
-from sekd_cli.matching import match_descriptors
+from sekd_cli.matching import match_among
 
 NEAREST, LEAST_AGREEING = 10, 0.4  # matches around a new one, and the share of them that the model must explain
-BLOCK_ROWS = 256  # of the similarity matrix at once, on any device
+CANDIDATES_AT_ONCE = 1 << 16  # 32 MB of descriptors of 64 values
 
 
 class Guided(NamedTuple):
@@ -39,7 +40,7 @@ def match_guided(
     threshold: float,
     settings: MatchingSettings,
 ) -> Guided:
-    """Further matches, of keypoints that have none which agrees: by `match_descriptors` among those near.
+    """Further matches, of keypoints that have none which agrees: by their descriptors, among those near.
 
     keypoints: (N0, 2), (N1, 2) in pixels; descriptors: (N0, D), (N1, D), rows of unit length, on one device.
     pairs: (M, 2) int64, rows of both, matched by descriptors alone; inliers: (M,) bool, those that agree on a model.
@@ -56,19 +57,26 @@ def match_guided(
     if not len(expected) or not len(xy1):
         return _NOTHING
 
-    def near(rows: slice) -> Tensor:
-        squared = (expected[rows, :1] - xy1[:, 0]) ** 2 + (expected[rows, 1:] - xy1[:, 1]) ** 2
-        return torch.from_numpy(squared < threshold**2).to(own0.device)
-
-    matches, scores = (
-        one.cpu().numpy() for one in match_descriptors(own0, own1, settings, block_rows=BLOCK_ROWS, allowed=near)
-    )
+    matches, scores = (one.cpu().numpy() for one in match_among(own0, own1, _near(expected, xy1, threshold), settings))
     matched = np.flatnonzero(matches >= 0)
     if not len(matched):
         return _NOTHING
     found = np.column_stack((free[0][matched], free[1][matches[matched]]))
     agreeing = [_share_agreeing(xy[found[:, side]], xy[pairs[:, side]], inliers) for side, xy in enumerate(keypoints)]
     return Guided(found, scores[matched], np.minimum(*agreeing) >= LEAST_AGREEING)
+
+
+def _near(expected: np.ndarray, xy1: np.ndarray, threshold: float) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows (K,) int64 of places (N0, 2) and of points (N1, 2) within the threshold, of some places at a time."""
+    order = np.argsort(xy1[:, 1])
+    first, last = (np.searchsorted(xy1[order, 1], expected[:, 1] + step) for step in (-threshold, threshold))
+    counts = last - first  # of those in a strip as high
+    begins = counts.cumsum() - counts
+    for rows in np.split(np.arange(len(expected)), np.flatnonzero(np.diff(begins // CANDIDATES_AT_ONCE)) + 1):
+        row = np.repeat(rows, counts[rows])
+        column = order[first[row] + np.arange(len(row)) - (begins[row] - begins[rows[0]])]
+        near = ((expected[row] - xy1[column]) ** 2).sum(axis=1) < threshold**2
+        yield torch.from_numpy(row[near]), torch.from_numpy(column[near])
 
 
 def _share_agreeing(xy: np.ndarray, matched: np.ndarray, inliers: np.ndarray) -> np.ndarray:

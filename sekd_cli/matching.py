@@ -1,7 +1,7 @@
 """Mutual nearest neighbours between two sets of descriptors, without ever holding the whole similarity matrix."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,9 +14,6 @@ NO_MATCH = -1
 CPU_BLOCK_ROWS = 128  # of the similarity matrix at once: 1 MB at 2048 columns, which stays in a CPU's cache
 GPU_BLOCK_VALUES = 1 << 27  # similarities at once: 512 MB, few launches
 NOTHING = -math.inf  # similarity where there is no candidate
-
-Allowed = Callable[[slice], Tensor]
-"""Of some rows of the first descriptors, which of the second each may match: (rows, N1) bool, on their device."""
 
 
 class _Scan(NamedTuple):
@@ -37,13 +34,11 @@ def match_descriptors(
     settings: MatchingSettings,
     *,
     block_rows: int | None = None,
-    allowed: Allowed | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Mutual nearest neighbours by cosine similarity, then the filters of `settings` (paper Sec. 3.4).
 
     descriptors0, descriptors1: (N0, D), (N1, D), rows of unit length, on one device. block_rows: rows of the
-    similarity matrix held at once (the result does not depend on it, but for ties to rounding). allowed: which may
-    match; others are neither neighbours nor rivals.
+    similarity matrix held at once (the result does not depend on it, but for ties to rounding).
     Returns matches0 (N0,) int64, the match of each row of descriptors0 or -1, and scores0 (N0,) float32: the match's
     cosine similarity, or its dual-softmax probability where `settings.temperature` is given; 0 where there is none.
 
@@ -54,15 +49,13 @@ def match_descriptors(
     count0, count1 = descriptors0.shape[0], descriptors1.shape[0]
     device = descriptors0.device
     if count0 == 0 or count1 == 0:
-        return (
-            torch.full((count0,), NO_MATCH, dtype=torch.int64, device=device),
-            torch.zeros(count0, dtype=torch.float32, device=device),
-        )
+        matches = torch.full((count0,), NO_MATCH, dtype=torch.int64, device=device)
+        return matches, torch.zeros(count0, dtype=torch.float32, device=device)
     if device.type == "cpu":
         scan, rows = _scan_on_cpu, CPU_BLOCK_ROWS
     else:
         scan, rows = _scan, max(1, GPU_BLOCK_VALUES // count1)
-    found = scan(descriptors0.float(), descriptors1.float(), block_rows or rows, settings, allowed)
+    found = scan(descriptors0.float(), descriptors1.float(), block_rows or rows, settings)
     return _decide(found, settings)
 
 
@@ -124,31 +117,62 @@ def _decide(scan: _Scan, settings: MatchingSettings) -> tuple[Tensor, Tensor]:
     return scan.column.masked_fill(~kept, NO_MATCH), scores.masked_fill(~kept, 0.0)
 
 
-def _scan(
-    descriptors0: Tensor, descriptors1: Tensor, block_rows: int, settings: MatchingSettings, allowed: Allowed | None
-) -> _Scan:
+@torch.no_grad()
+def match_among(
+    descriptors0: Tensor,
+    descriptors1: Tensor,
+    candidates: Iterable[tuple[Tensor, Tensor]],
+    settings: MatchingSettings,
+) -> tuple[Tensor, Tensor]:
+    """What `match_descriptors` gives where few may match, and others are neither neighbours nor rivals.
+
+    descriptors0, descriptors1: (N0, D), (N1 > 0, D) float32, on one device. candidates: which may, rows of both, (K,)
+    int64 each, on any device, in parts; all of a row of the first are in one part.
+    """
+    scan = _nothing_seen(descriptors0, descriptors1)
+    for part in candidates:
+        row, column = (rows.to(descriptors0.device) for rows in part)
+        similarity = (descriptors0[row] * descriptors1[column]).sum(dim=1)
+        scan.similarity.scatter_reduce_(0, row, similarity, "amax")
+        leads = similarity == scan.similarity[row]
+        lowest = torch.full_like(scan.column, len(descriptors1)).scatter_reduce_(0, row[leads], column[leads], "amin")
+        scan.column[row] = lowest[row]
+        if settings.temperature > 0:
+            likelihood = ((similarity - 1) / settings.temperature).exp_()
+            scan.row_sum.scatter_add_(0, row, likelihood)
+            scan.column_sum.scatter_add_(0, column, likelihood)
+        similarity.masked_fill_(column == scan.column[row], NOTHING)
+        scan.row_rest.scatter_reduce_(0, row, similarity, "amax")
+        scan.column_rest.scatter_reduce_(0, column, similarity, "amax")
+    return _decide(scan, settings)
+
+
+def _nothing_seen(descriptors0: Tensor, descriptors1: Tensor) -> _Scan:
+    """A scan's beginning, to be filled in."""
+    count0, count1 = len(descriptors0), len(descriptors1)
+    return _Scan(
+        column=torch.zeros(count0, dtype=torch.int64, device=descriptors0.device),
+        similarity=descriptors0.new_full((count0,), NOTHING),
+        row_rest=descriptors0.new_full((count0,), NOTHING),
+        column_rest=descriptors0.new_full((count1,), NOTHING),
+        row_sum=descriptors0.new_zeros(count0),
+        column_sum=descriptors0.new_zeros(count1),
+    )
+
+
+def _scan(descriptors0: Tensor, descriptors1: Tensor, block_rows: int, settings: MatchingSettings) -> _Scan:
     """One pass over the similarities on any device, `block_rows` rows at a time.
 
     Column maxima of the whole matrix are slow (strided), so they are kept up block by block. Only a row's largest can
     match, so of a column it takes just the largest of all others.
     """
     count0, count1 = descriptors0.shape[0], descriptors1.shape[0]
-    similarity = descriptors0.new_empty(count0)
-    scan = _Scan(
-        column=torch.empty(count0, dtype=torch.int64, device=descriptors0.device),
-        similarity=similarity,
-        row_rest=torch.full_like(similarity, NOTHING),
-        column_rest=descriptors0.new_full((count1,), NOTHING),
-        row_sum=torch.zeros_like(similarity),
-        column_sum=descriptors0.new_zeros(count1),
-    )
+    scan = _nothing_seen(descriptors0, descriptors1)
     buffer = descriptors0.new_empty(min(block_rows, count0), count1)
     for start in range(0, count0, block_rows):
         rows = slice(start, start + block_rows)
         own = descriptors0[rows]
         block = torch.mm(own, descriptors1.T, out=buffer[: len(own)])
-        if allowed is not None:
-            block.masked_fill_(~allowed(rows), NOTHING)
         column = block.argmax(dim=1, keepdim=True)
         scan.column[rows] = column[:, 0]
         scan.similarity[rows] = block.gather(1, column)[:, 0]
@@ -163,9 +187,7 @@ def _scan(
     return scan
 
 
-def _scan_on_cpu(
-    descriptors0: Tensor, descriptors1: Tensor, block_rows: int, settings: MatchingSettings, allowed: Allowed | None
-) -> _Scan:
+def _scan_on_cpu(descriptors0: Tensor, descriptors1: Tensor, block_rows: int, settings: MatchingSettings) -> _Scan:
     """`_scan` by numpy, but for the product.
 
     Its argmax takes a tenth of the time of torch's; and torch lets go of Python's lock at every slice of a tensor, for
@@ -180,8 +202,6 @@ def _scan_on_cpu(
         own = descriptors0[start : start + block_rows]
         rows, within = slice(start, start + len(own)), np.arange(len(own))
         block = torch.mm(own, descriptors1.T, out=buffer[: len(own)]).numpy()
-        if allowed is not None:
-            np.copyto(block, NOTHING, where=~allowed(rows).numpy())
         chosen = block.argmax(axis=1)
         column[rows], similarity[rows] = chosen, block[within, chosen]
         if settings.temperature > 0:

@@ -20,7 +20,7 @@ from sekd_cli.patch_alignment import FARTHEST, led
 from sekd_cli.seen_pixels import SeenPixels, align_matches
 from sekd_cli.stored_features import StoredFeatures
 from sekd_cli.stored_matches import StoredMatches
-from sekd_cli.verification import Camera, verify
+from sekd_cli.verification import Camera, refit, verify
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +180,7 @@ def _best_turn(
     if verification is not None:
         at_turns = [verified(one, images, settings, verification) for one in at_turns]
     best = max(at_turns, key=lambda one: (len(one.indices()), one.scores0.sum()))
-    return best if best.model is None or verification is None else _aligned(best, images, settings, verification)
+    return best if verification is None else _aligned(best, images, settings, verification)
 
 
 def verified(
@@ -230,12 +230,12 @@ def _aligned(
     settings: MatchingSettings,
     verification: VerificationSettings,
 ) -> StoredMatches:
-    """Verified matches aligned by both images' pixels, if these are there, and verified once more, as aligned.
+    """Verified matches aligned by both images' pixels, if these are there, and the model fitted to them.
 
     What `Alignment.kept` doesn't keep is left out; what those that it does lead to and can be aligned is added.
     """
     pairs = matches.indices()
-    if images[0].pixels is None or images[1].pixels is None or not len(pairs):
+    if images[0].pixels is None or images[1].pixels is None or matches.model is None or not len(pairs):
         return matches
     pixels, (xy0, xy1) = (images[0].pixels, images[1].pixels), (image.keypoints for image in images)
     found = align_matches(pixels, xy0[pairs[:, 0]], xy1[pairs[:, 1]])
@@ -258,8 +258,8 @@ def _aligned(
     order = np.argsort(pairs[:, 0])
     pairs, scores, found = pairs[order], scores[order], found.joined(new.only(fits)).only(order)
     places = xy1[pairs[:, 1]] + found.offsets
-    inliers, model = verify(xy0[pairs[:, 0]], places, verification, _cameras(images), scores)
-    if model is None:
+    model, inliers = refit(matches.model, xy0[pairs[:, 0]], places, verification, _cameras(images))
+    if inliers.sum() < verification.min_inliers:
         return matches
     return replace(_only(matches, pairs[inliers], scores[inliers]), model=model, alignment=found.only(inliers))
 

@@ -12,15 +12,16 @@ import cv2
 import numpy as np
 
 RADIUS, SIGMA = 10, 5.0  # pixels, of a patch and of the weights in it
-STEPS, LONGEST_STEP = 8, 1.5  # moves, and pixels of each at most
-DAMPING = 0.7  # of each: what is finer than two pixels has smaller slopes than they tell, and would swing
-CONVERGED = 0.1  # pixels that the last move was at most where there is a place that fits
+STEPS, LONGEST_MOVE = 5, 1.5  # pixels of each at most
+FIRST_SHARE = 0.85  # of the first step that is gone: what is finer than two pixels has smaller slopes than they tell
+SHARES = (0.3, 1.2)  # of the others, at least and at most
+CONVERGED = 0.1  # pixels that the last step was at most where there is a place that fits
 FARTHEST = 3.0  # pixels from the keypoint: what lies beyond is another thing
 LEAST_ALIKE = 0.7  # correlation of two patches of the same thing
 NEIGHBOURS, REACH, REFITS = 16, 1.5, 3  # matches that tell how a patch looks; their sigma, in median distances
 SMALLEST_SIZE = 1 / 16  # of a patch in the second photograph, by its size in the first: less is no patch
 PATCHES_AT_ONCE = 64  # as fit into a core's cache
-EVEN = 1e-3  # grey levels: less contrast is none
+EVEN, MIDDLE = 1e-3, 128  # grey levels: less contrast is none; around the middle one squares are small
 
 
 class Alignment(NamedTuple):
@@ -62,7 +63,7 @@ def align(
     if not len(xy0):
         return Alignment(np.empty((0, 2), np.float32), np.empty((0, 2, 2), np.float32), np.empty(0, np.float32))
     affines = local_affines(xy0, xy1) if affines is None else affines.astype(np.float32)
-    first, second = pixels0.astype(np.float32), pixels1.astype(np.float32)
+    first, second = (np.subtract(pixels, MIDDLE, dtype=np.float32) for pixels in (pixels0, pixels1))
     parts = [slice(start, start + PATCHES_AT_ONCE) for start in range(0, len(xy0), PATCHES_AT_ONCE)]
     found = [_aligned(first, second, xy0[part], xy1[part], affines[part]) for part in parts]
     offsets, correlations = (np.concatenate(one) for one in zip(*found, strict=True))
@@ -105,55 +106,61 @@ def _nearest(places: np.ndarray, xy: np.ndarray, count: int) -> np.ndarray:
     return np.asarray(cv2.batchDistance(of, among, cv2.CV_32F, normType=cv2.NORM_L2SQR, K=count)[1])
 
 
-def _disc() -> tuple[np.ndarray, np.ndarray]:
-    """The samples of a patch, (2, P), and their weights (P,)."""
-    axis = np.arange(-RADIUS, RADIUS + 1)
-    grid = np.stack(np.meshgrid(axis, axis)).reshape(2, -1)
-    squares = (grid**2).sum(axis=0)
-    inside = squares <= (RADIUS + 0.5) ** 2
-    weights = np.exp(-0.5 * squares[inside] / SIGMA**2)
-    return grid[:, inside].astype(np.float32), (weights / weights.sum()).astype(np.float32)
-
-
-SAMPLES, WEIGHTS = _disc()
+SIDE = 2 * RADIUS + 3  # of a square of samples, one more around than a patch
+SQUARE = (np.mgrid[:SIDE, :SIDE][::-1].reshape(2, -1) - RADIUS - 1).astype(np.float32)  # x and y of them
+DISC = np.flatnonzero((SQUARE**2).sum(axis=0) <= (RADIUS + 0.5) ** 2)  # those of a patch
+SAMPLES = SQUARE[:, DISC]  # (2, P)
+WEIGHTS = np.exp(-0.5 * (SAMPLES**2).sum(axis=0) / SIGMA**2)
+WEIGHTS /= WEIGHTS.sum()  # (P,)
 
 
 def _aligned(
     first: np.ndarray, second: np.ndarray, xy0: np.ndarray, xy1: np.ndarray, affines: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Offsets (M, 2) and correlations (M,) of some matches, of photographs (H, W) float32."""
+    """Offsets (M, 2) and correlations (M,) of some matches, of photographs (H, W) float32 around 0."""
     sizes = np.abs(np.linalg.det(affines))
     stride = np.maximum(np.maximum(sizes, SMALLEST_SIZE) ** -0.5, 1)[:, None]  # one sample a pixel of the coarser
-    x, y = (xy0[:, axis, None].astype(np.float32) + stride * SAMPLES[axis] for axis in (0, 1))
-    patch, contrast = _in_even_light(_sampled(first, x, y))
+    square = _sampled(first, *_places(xy0, stride * SQUARE[0], stride * SQUARE[1]))
+    patch = square.take(DISC, axis=1)
+    contrast = _contrast(patch)
+    patch = (patch - (patch @ WEIGHTS)[:, None]) / contrast[:, None]
     slopes = np.empty((len(xy0), 2, len(WEIGHTS)), dtype=np.float32)
-    np.subtract(_sampled(first, x + stride, y), _sampled(first, x - stride, y), out=slopes[:, 0])
-    np.subtract(_sampled(first, x, y + stride), _sampled(first, x, y - stride), out=slopes[:, 1])
+    for axis, next_one in enumerate((1, SIDE)):
+        np.subtract(square.take(DISC + next_one, axis=1), square.take(DISC - next_one, axis=1), out=slopes[:, axis])
     slopes /= (2 * stride * contrast[:, None])[..., None]
     slopes -= (slopes @ WEIGHTS)[..., None]  # what more light, or more contrast, would explain is no move
     slopes -= np.einsum("mkp,mp->mk", slopes, patch * WEIGHTS)[..., None] * patch[:, None]
     weighted = slopes * WEIGHTS
-    curvature = weighted @ slopes.swapaxes(1, 2) + 1e-6 * np.eye(2, dtype=np.float32)
-    moves = affines @ np.linalg.inv(curvature) @ weighted  # (M, 2, P): pixels of the second a difference of a sample
-    at_rest = np.einsum("mkp,mp->mk", moves, patch)
-    around = affines @ SAMPLES * stride[..., None]  # (M, 2, P), of the second
+    curvature = np.einsum("mip,mjp->mij", weighted, slopes) + 1e-6 * np.eye(2, dtype=np.float32)
+    steps = affines @ np.linalg.inv(curvature) @ weighted  # (M, 2, P): pixels of the second a difference of a sample
+    x, y = _places(xy1, *(stride * (affines.reshape(-1, 2) @ SAMPLES).reshape(-1, 2, len(WEIGHTS)).swapaxes(0, 1)))
     offsets = np.zeros((len(xy0), 2), dtype=np.float32)
-    for _ in range(STEPS):
-        other, _ = _in_even_light(_sampled(second, *_around(xy1 + offsets, around)))
-        step = np.einsum("mkp,mp->mk", moves, other) - at_rest
-        length = np.linalg.norm(step, axis=1)
-        offsets = offsets - DAMPING * step * np.minimum(1, LONGEST_STEP / np.maximum(length, LONGEST_STEP))[:, None]
-    other, _ = _in_even_light(_sampled(second, *_around(xy1 + offsets, around)))
-    correlations = np.einsum("mp,mp->m", patch * WEIGHTS, other)
-    fits = (correlations >= LEAST_ALIKE) & (length <= CONVERGED) & (np.linalg.norm(offsets, axis=1) <= FARTHEST)
-    fits &= sizes > SMALLEST_SIZE
+    step = moved = offsets
+    for turn in range(STEPS):
+        other = _sampled(second, x, y)
+        contrast = _contrast(other)
+        before, step = step, np.einsum("mkp,mp->mk", steps, other) / contrast[:, None]
+        moved = -step * (_share(moved, step - before) if turn else FIRST_SHARE)
+        moved /= np.maximum(np.linalg.norm(moved, axis=1, keepdims=True) / LONGEST_MOVE, 1)
+        offsets = offsets + moved
+        x += moved[:, :1]
+        y += moved[:, 1:]
+    correlations = np.einsum("mp,mp->m", patch * WEIGHTS, other) / contrast
+    fits = (correlations >= LEAST_ALIKE) & (np.linalg.norm(offsets, axis=1) <= FARTHEST)
+    fits &= (np.linalg.norm(step, axis=1) <= CONVERGED) & (sizes > SMALLEST_SIZE)
     return np.where(fits[:, None], offsets, 0), np.where(fits, correlations, 0)
 
 
-def _around(xy: np.ndarray, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where samples (M, 2, P) lie that are around points (M, 2): x and y, (M, P) each."""
+def _share(moved: np.ndarray, change: np.ndarray) -> np.ndarray:
+    """How much of the next step to go, (M, 1), as the last move (M, 2) changed it (Barzilai and Borwein 1988)."""
+    squares = np.maximum((change * change).sum(axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    return np.asarray(np.clip((moved * change).sum(axis=1, keepdims=True) / squares, *SHARES))
+
+
+def _places(xy: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where samples x, y (M, P) around points (M, 2) lie, (M, P) each."""
     middle = xy.astype(np.float32)
-    return samples[:, 0] + middle[:, :1], samples[:, 1] + middle[:, 1:]
+    return x + middle[:, :1], y + middle[:, 1:]
 
 
 def _sampled(pixels: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -161,9 +168,7 @@ def _sampled(pixels: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.asarray(cv2.remap(pixels, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
 
 
-def _in_even_light(patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Patches (M, P) of mean 0 and deviation 1, weighted; and what the deviations were, (M,)."""
-    patches -= (patches @ WEIGHTS)[:, None]
-    contrast = np.maximum(np.sqrt((patches * patches) @ WEIGHTS), EVEN)
-    patches /= contrast[:, None]
-    return patches, contrast
+def _contrast(patches: np.ndarray) -> np.ndarray:
+    """The weighted deviations of patches (M, P), (M,)."""
+    variances = (patches * patches) @ WEIGHTS - (patches @ WEIGHTS) ** 2
+    return np.asarray(np.sqrt(np.maximum(variances, EVEN**2)))

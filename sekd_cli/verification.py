@@ -116,7 +116,7 @@ def _agreed(
     if model is None or mask is None or np.shape(model) != (3, 3) or not np.isfinite(model).all() or not model.any():
         return np.zeros(len(xy0), dtype=bool), None
     as_estimated = model, np.asarray(mask).ravel() > 0  # for where so few agree that one or two are too many to lose
-    for fitted, inliers in (_refit(model, xy0, xy1, settings, cameras), as_estimated):
+    for fitted, inliers in (refit(model, xy0, xy1, settings, cameras), as_estimated):
         agreeing = int(inliers.sum())
         lines = _line_matrix(fitted, settings, cameras)
         if agreeing < settings.min_inliers:
@@ -125,6 +125,24 @@ def _agreed(
             continue
         return inliers, np.asarray(fitted if lines is None else fitted / np.linalg.norm(fitted, 2), dtype=np.float64)
     return np.zeros(len(xy0), dtype=bool), None
+
+
+def refit(
+    model: np.ndarray,
+    xy0: np.ndarray,
+    xy1: np.ndarray,
+    settings: VerificationSettings,
+    cameras: tuple[Camera, Camera] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """A model (3, 3) fitted to all of the matches (M > 0, 2) that agree with it, and which do then, (M,) bool."""
+    if settings.model == "homography":
+        return refit_homography(model, xy0, xy1, settings.threshold)
+    if settings.model == "fundamental":
+        fitted, inliers = refit_fundamental(model, xy0, xy1, settings.threshold)
+    else:
+        directions, focal = _directions(xy0, xy1, cameras)
+        fitted, inliers = refit_essential(model, *directions, settings.threshold / focal)
+    return fitted / np.linalg.norm(fitted, 2), inliers
 
 
 def is_chance(
@@ -206,22 +224,6 @@ def _estimate(
     return fit_essential(
         *directions, focal, method=cv2.USAC_PROSAC, threshold=settings.threshold, confidence=CONFIDENCE
     )
-
-
-def _refit(
-    model: np.ndarray,
-    xy0: np.ndarray,
-    xy1: np.ndarray,
-    settings: VerificationSettings,
-    cameras: tuple[Camera, Camera] | None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """By all matches that agree: the model, and which agree with it then, (M,) bool."""
-    if settings.model == "homography":
-        return refit_homography(model, xy0, xy1, settings.threshold)
-    if settings.model == "fundamental":
-        return refit_fundamental(model, xy0, xy1, settings.threshold)
-    directions, focal = _directions(xy0, xy1, cameras)
-    return refit_essential(model, *directions, settings.threshold / focal)
 
 
 def _directions(

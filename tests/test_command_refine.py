@@ -235,7 +235,7 @@ def test_the_same_again_matches_nothing_anew(capfd: pytest.CaptureFixture[str]) 
     assert "0 pairs done, 3 done before" in capfd.readouterr().err
     without = [argument for argument in REFINE if argument not in {"--refine", "--images", "photos"}]
     assert cli.main(without) == BAD_OUTPUT
-    assert "refine 131 there, None now" in capfd.readouterr().err
+    assert "refine 132 there, None now" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["missing", "another size", "damaged"])

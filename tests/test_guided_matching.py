@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from sekd_cli import guided_matching
 from sekd_cli.config import MatchingSettings, VerificationSettings
 from sekd_cli.guided_matching import match_guided
 from sekd_cli.pair_matching import MatchableImage, comparable, match_images, match_together
@@ -158,6 +159,22 @@ def test_the_filters_hold_for_what_is_matched_again(settings: MatchingSettings) 
     found = match_guided(keypoints, descriptors, pairs, inliers, there, threshold=60, settings=settings)
     assert len(found.pairs) < 5
     assert len(found.pairs) == len(found.scores) == len(found.supported)
+
+
+@pytest.mark.parametrize("at_once", [1, 50, 1 << 16])
+def test_all_that_is_near_is_looked_at_however_much_at_once(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    monkeypatch.setattr(guided_matching, "CANDIDATES_AT_ONCE", at_once)
+    random = np.random.default_rng(0)
+    xy0, xy1 = (random.uniform(0, 100, (count, 2)).astype(np.float32) for count in (90, 70))
+    xy0[:5], xy0[5] = xy1[:5], np.nan
+    own0, own1 = (comparable(torch.from_numpy(random.normal(size=(len(xy), 8)))) for xy in (xy0, xy1))
+    last, agrees = np.array([[89, 69]]), np.array([True])  # and so they aren't matched again
+    found = match_guided((xy0, xy1), (own0, own1), last, agrees, xy0, threshold=9, settings=PLAIN)
+    similarity = (own0 @ own1.T).numpy()
+    similarity[~(np.linalg.norm(xy0[:, None] - xy1, axis=2) < 9)] = -np.inf
+    similarity[89] = similarity[:, 69] = -np.inf
+    largest = np.equal(similarity, similarity.max(axis=0)) & np.equal(similarity, similarity.max(axis=1)[:, None])
+    np.testing.assert_array_equal(found.pairs, np.argwhere(largest & np.isfinite(similarity)))
 
 
 def test_where_every_keypoint_is_matched_nothing_is_left() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sekd_cli.config import MatchingSettings
 from sekd_cli.errors import UsageError
-from sekd_cli.matching import _scan, _scan_on_cpu, match_batch, match_descriptors
+from sekd_cli.matching import _scan, _scan_on_cpu, match_among, match_batch, match_descriptors
 
 PLAIN = MatchingSettings()
 
@@ -66,32 +66,48 @@ def test_the_smallest_similarity_is_a_cosine() -> None:
     assert match_descriptors(one, other, MatchingSettings(min_similarity=0.51))[0].tolist() == [-1]
 
 
-@pytest.mark.parametrize("some", [False, True])
 @pytest.mark.parametrize("chosen", [PLAIN, MatchingSettings(ratio=0.9), MatchingSettings(temperature=0.1)])
-def test_a_cpu_scans_as_other_devices_do(chosen: MatchingSettings, some: bool) -> None:
+def test_a_cpu_scans_as_other_devices_do(chosen: MatchingSettings) -> None:
     one, other = random_units(70, 0), random_units(50, 1)
-    may = torch.rand(70, 50, generator=torch.Generator().manual_seed(2)) < 0.3
-    allowed = (lambda rows: may[rows]) if some else None
-    on_cpu, elsewhere = _scan_on_cpu(one, other, 16, chosen, allowed), _scan(one, other, 32, chosen, allowed)
-    for found, expected in zip(on_cpu, elsewhere, strict=True):
+    for found, expected in zip(_scan_on_cpu(one, other, 16, chosen), _scan(one, other, 32, chosen), strict=True):
         torch.testing.assert_close(found, expected)
 
 
-def test_what_may_not_match_is_as_if_it_were_not_there() -> None:
+def in_parts(may: Tensor, rows: int) -> list[tuple[Tensor, Tensor]]:
+    """The candidates (N0, N1) bool, of so many rows at a time, in no order."""
+    parts = [(may & (torch.arange(len(may)) // rows == part)[:, None]).nonzero() for part in range(len(may))]
+    return [tuple(part[torch.randperm(len(part))].T) for part in parts]
+
+
+@pytest.mark.parametrize("rows", [1, 7, 40])
+@pytest.mark.parametrize("settings", [MatchingSettings(ratio=0.98), MatchingSettings(temperature=0.1)])
+def test_what_may_not_match_is_as_if_it_were_not_there(rows: int, settings: MatchingSettings) -> None:
     one, other = random_units(40, 0), random_units(30, 1)
     groups0, groups1 = torch.arange(40) % 3, torch.arange(30) % 3
-    settings = MatchingSettings(ratio=0.98, temperature=0.1)
-    matches, scores = match_descriptors(
-        one, other, settings, block_rows=7, allowed=lambda rows: groups0[rows, None] == groups1
-    )
+    matches, scores = match_among(one, other, in_parts(groups0[:, None] == groups1, rows), settings)
     for group in range(3):
-        rows, columns = (groups0 == group).nonzero()[:, 0], (groups1 == group).nonzero()[:, 0]
-        alone, alone_scores = match_descriptors(one[rows], other[columns], settings)
-        assert torch.equal(matches[rows], torch.where(alone < 0, alone, columns[alone]))
-        torch.testing.assert_close(scores[rows], alone_scores)
+        own, columns = (groups0 == group).nonzero()[:, 0], (groups1 == group).nonzero()[:, 0]
+        alone, alone_scores = match_descriptors(one[own], other[columns], settings)
+        assert torch.equal(matches[own], torch.where(alone < 0, alone, columns[alone]))
+        torch.testing.assert_close(scores[own], alone_scores)
         assert (alone >= 0).any()
-    nothing, _ = match_descriptors(one, other, PLAIN, allowed=lambda rows: torch.zeros(len(groups0[rows]), 30) > 0)
-    assert nothing.max() == -1
+
+
+def test_where_nothing_may_match_there_is_nothing() -> None:
+    one, other = random_units(4, 0), random_units(3, 1)
+    for chosen in (PLAIN, MatchingSettings(ratio=0.9, temperature=0.1)):
+        for rows in (1, 4):
+            matches, scores = match_among(one, other, in_parts(torch.zeros(4, 3) > 0, rows), chosen)
+            assert matches.tolist() == [-1] * 4
+            assert scores.tolist() == [0.0] * 4
+
+
+def test_of_equal_candidates_the_first_matches() -> None:
+    one, other = angles(0, 0, 90), angles(90, 0, 0)
+    everything = torch.ones(3, 3) > 0
+    for rows in (1, 2, 3):
+        assert match_among(one, other, in_parts(everything, rows), PLAIN)[0].tolist() == [1, -1, 0]
+    assert match_among(one, other, in_parts(everything, 3), MatchingSettings(ratio=0.9))[0].tolist() == [-1, -1, 0]
 
 
 def test_dual_softmax_scores_are_the_product_of_both_softmaxes() -> None:

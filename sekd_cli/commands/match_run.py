@@ -98,7 +98,7 @@ def run(options: MatchOptions) -> int:
     if verification is not None:
         decisive["verification"] = 129  # the experiment that last changed what is kept, in docs/EXPERIMENTS.md
     if options.refine:
-        decisive["refine"] = 131  # likewise
+        decisive["refine"] = 132  # likewise
     decisive["shard"] = str(shard)  # so that merging notices one that is missing or double
     device = resolve_device(options.device)
     cores = min(MOST_PROCESSES, available_cores())
