@@ -57,8 +57,8 @@ TEXT
     cat <<'TEXT'
 
 Refined: matches that agree on a homography, in poses and models on a fundamental matrix, are aligned by the pixels
-around them. Structure from motion has keypoints as `sekd refine` moves them, and of the matches those that
-`sekd match --verify fundamental --refine` keeps, without what they lead to.
+around them; all matches count. Structure from motion has the matches of `sekd match --verify fundamental --refine`, and
+keypoints as `sekd refine` moves them.
 TEXT
     picture pose "Relative pose, 2048 keypoints" pose "$data/pose" "${features[@]}"
     cat <<'TEXT'

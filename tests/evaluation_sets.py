@@ -34,13 +34,13 @@ class Exact(Method):
     label = "exact"
 
     def __init__(self, points: dict[Path, np.ndarray], *, noise: float = 0.0) -> None:
-        self._points = {path.resolve(): xy for path, xy in points.items()}
-        self._noise = noise
+        self.points = {path.resolve(): xy for path, xy in points.items()}
+        self.noise = noise
 
     def features(self, image: EvaluationImage) -> LocalFeatures:
-        exact = warp(self._points[image.path.resolve()], image.evaluated_from_original)
+        exact = warp(self.points[image.path.resolve()], image.evaluated_from_original)
         random = np.random.default_rng(list(image.path.name.encode()))  # other noise in every image
-        noisy = exact + self._noise * random.normal(size=exact.shape)
+        noisy = exact + self.noise * random.normal(size=exact.shape)
         return LocalFeatures(
             keypoints=noisy.astype(np.float32),
             scores=np.ones(len(exact), dtype=np.float32),

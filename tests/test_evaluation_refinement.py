@@ -1,5 +1,6 @@
 """`sekd evaluate --refine`: a drawn room seen from known places, and a plane, by features that are off."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -11,7 +12,11 @@ from evaluation_sets import Exact, nothing
 from sekd_cli.cli import main
 from sekd_cli.evaluation import homography_benchmark, pose_benchmark, sfm
 from sekd_cli.evaluation.homography import warp
+from sekd_cli.evaluation.images import EvaluationImage, read_evaluation_image
+from sekd_cli.evaluation.methods import LocalFeatures
+from sekd_cli.evaluation.refinement import refine_scene
 from sekd_cli.evaluation.scenes import PairSelection, find_scenes
+from sekd_cli.seen_pixels import SeenPixels
 
 SLANTED = np.array([[0.95, 0.06, 8.0], [-0.08, 1.04, 12.0], [1e-4, -5e-5, 1.0]])
 
@@ -66,6 +71,52 @@ def test_models_are_more_exact(room: Path, off: Exact) -> None:
     )
     assert refined.reprojection_error < 0.5 * plain.reprojection_error
     assert np.median(list(refined.errors.values())) < 0.7 * np.median(list(plain.errors.values()))
+
+
+class Bits(Exact):
+    """Those of another method, with descriptors of bits of which two in three are set alike in all images."""
+
+    def features(self, image: EvaluationImage) -> LocalFeatures:
+        found = super().features(image)
+        own = np.random.default_rng(0).integers(0, 256, (len(found), 32), dtype=np.uint8)
+        other = np.random.default_rng(list(image.path.name.encode())).integers(0, 256, (2, *own.shape), dtype=np.uint8)
+        return replace(found, descriptors=own ^ (other[0] & other[1]))
+
+
+def test_bits_match_and_are_refined_as_vectors_are(room: Path, off: Exact) -> None:
+    folder = room / "images"
+    images = {path.name: read_evaluation_image(path, 0) for path in sorted(folder.iterdir())}
+    pixels = {name: image.seen for name, image in images.items()}
+    found = {}
+    for method in (off, Bits(off.points, noise=off.noise)):
+        features = {name: method.features(image) for name, image in images.items()}
+        found[type(method)] = refine_scene(features, pixels)
+    for name in images:
+        assert np.median(np.abs(found[Bits][0][name] - found[Exact][0][name])) < 0.05  # other samples come first
+    for pair, matches in found[Exact][1].items():
+        of_bits = found[Bits][1][pair]
+        assert (of_bits[:, 0] == of_bits[:, 1]).all()
+        assert len(of_bits) > 0.95 * len(matches) > 100
+
+
+def test_where_nothing_can_be_aligned_keypoints_and_matches_are_as_found(room: Path, off: Exact) -> None:
+    images = [read_evaluation_image(path, 0) for path in sorted((room / "images").iterdir())[:2]]
+    features = {str(number): off.features(image) for number, image in enumerate(images)}
+    grey = SeenPixels(np.full((HEIGHT, WIDTH), 128, dtype=np.uint8), np.ones(2))
+    places, matches = refine_scene(features, dict.fromkeys(features, grey))
+    for name, found in features.items():
+        np.testing.assert_array_equal(places[name], found.keypoints)
+    assert len(matches["0", "1"]) > 50
+
+
+def test_a_pair_without_a_model_has_no_matches(room: Path, off: Exact) -> None:
+    image = read_evaluation_image(next((room / "images").iterdir()), 0)
+    found = off.features(image)
+    elsewhere = np.random.default_rng(0).uniform(0, 200, found.keypoints.shape).astype(np.float32)
+    features = {"here": found, "elsewhere": replace(found, keypoints=elsewhere)}
+    places, matches = refine_scene(features, dict.fromkeys(features, image.seen))
+    assert {pair: len(rows) for pair, rows in matches.items()} == {("here", "elsewhere"): 0}
+    np.testing.assert_array_equal(places["elsewhere"], elsewhere)
 
 
 @pytest.mark.parametrize("size", [640, 224])

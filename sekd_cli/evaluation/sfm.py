@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sekd_cli.errors import InputFileError
+from sekd_cli.errors import ImageError, InputFileError
 from sekd_cli.evaluation.cameras import Camera, Pose
 from sekd_cli.evaluation.methods import LocalFeatures, Method
 from sekd_cli.evaluation.plots import Panel
@@ -70,14 +70,17 @@ def evaluate_scenes(
         for method in methods:
             features = scene_features(scene, method, protocol.max_size)
             keypoints = float(np.mean([len(found) for found in features.values()]))
-            matches = {
-                (name0, name1): method.match(features[name0], features[name1])
-                for name0, name1 in combinations(features, 2)
-            }
             if protocol.refine:
-                places = {name: found.keypoints for name, found in features.items()}
-                places, matches = refine_scene(places, scene_pixels(scene, protocol.max_size), matches)
+                try:
+                    places, matches = refine_scene(features, scene_pixels(scene, protocol.max_size))
+                except ImageError as error:
+                    raise InputFileError(f"{method.label}: {error}") from error
                 features = {name: replace(found, keypoints=places[name]) for name, found in features.items()}
+            else:
+                matches = {
+                    (one, other): method.match(features[one], features[other])
+                    for one, other in combinations(features, 2)
+                }
             results[method.label][scene.name] = []
             for seed in range(protocol.seeds):
                 with tempfile.TemporaryDirectory() as folder:
