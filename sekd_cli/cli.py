@@ -3,7 +3,7 @@
 import contextlib
 import difflib
 import gc
-import importlib
+import importlib.util
 import logging
 import os
 import signal
@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from sekd_cli import __version__
-from sekd_cli.errors import SHORT_OF_THREADS, DeviceError, OutputError, SekdError, short_of_memory
+from sekd_cli.errors import SHORT_OF_THREADS, DeviceError, OutputError, SekdError, UsageError, short_of_memory
 
 # Subcommands by name, with the help that `sekd --help` shows, so that it need not load them (and torch).
 COMMANDS = {
@@ -140,6 +140,11 @@ def _let_idle_threads_sleep() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 
+def _check_system() -> None:
+    if importlib.util.find_spec("fcntl") is None:
+        raise UsageError("sekd needs Linux or macOS; on Windows run it in WSL")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (see `errors.py` and README)."""
     _let_idle_threads_sleep()
@@ -148,6 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs would come without the file's name
     _set_up_logging()
     try:
+        _check_system()
         result: Any = cli.main(arguments, prog_name="sekd", standalone_mode=False)
         if sys.stdout is not None:  # it may be closed
             sys.stdout.flush()

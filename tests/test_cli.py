@@ -333,3 +333,11 @@ def test_the_libraries_keep_their_warnings_to_themselves(monkeypatch: pytest.Mon
         cli.main(["--version"])
         assert any(kept[0] == "ignore" and kept[3] and kept[3].pattern == r"PIL\." for kept in warnings.filters)
     assert os.environ["OPENCV_LOG_LEVEL"] == "SILENT"
+
+
+def test_a_system_without_posix_locks_is_told_where_it_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # as Windows has none
+    assert cli.main(["--help"]) == 2
+    assert capsys.readouterr().err == "error: sekd needs Linux or macOS; on Windows run it in WSL\n"
