@@ -247,7 +247,7 @@ def test_a_log_on_a_full_disk_is_told_once(
         "train --data photos -o run --workers 2147483648",
         "train --data photos -o run --threads 2147483648",
         "extract photos --threads 2147483648",
-        "extract photos --shard 1/" + 5000 * "9",
+        pytest.param("extract photos --shard 1/" + 5000 * "9", id="shard"),
         "match pairs.txt --cache nan",
         "match pairs.txt --threads 2147483648",
         "average a.safetensors -o b.safetensors --share nan",
