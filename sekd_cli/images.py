@@ -27,6 +27,7 @@ JPEGS = {"JPEG", "MPO"}  # formats
 ORIENTATION_TAG, BITS_TAG = 0x0112, 0x0102  # of EXIF and TIFF: how it lies, bits of each channel
 PLANES_TAG, EXTRA_TAG, NUMBERS_TAG = 0x011C, 0x0152, 0x0153  # of TIFF: how channels lie, what the fourth is, their kind
 IN_PLANES, ALPHA, UNSIGNED = 2, {1, 2}, 1  # values of these
+JPEG2000_HEAD, JPEG2000_START, JPEG2000_BITS_AT = 2**16, b"\xff\x4f\xff\x51", 38  # bytes; of its code, and after them
 # EXIF orientation: how upright pixels come from stored ones: (transpose first?, then mirror x?, then mirror y?)
 ORIENTATIONS = {
     1: (False, False, False),
@@ -251,16 +252,33 @@ def _finish(pixels: np.ndarray, *, colour: bool) -> np.ndarray:
 
 
 def _has_deep_colour(image: Image.Image) -> bool:
-    """16-bit colour, of which Pillow keeps the upper byte: black for a camera's 12 bits."""
+    """16-bit colour, of which Pillow keeps the upper byte: black for a camera's 12 bits.
+
+    Of a JPEG 2000 more than 8 bits, which it rounds up to 256 and so to black where they are white.
+    """
     if image.mode not in {"RGB", "RGBA", "LA"}:
         return False
+    tiles: Any = getattr(image, "tile", ())
     if image.format == "PNG":
-        return any("16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+        return any("16" in str(tile[3]) for tile in tiles)
+    if image.format == "PPM":
+        return any(tile[0] == "ppm" and "65535" in str(tile[3]) for tile in tiles)  # not of text
+    if image.format == "JPEG2000":
+        bits = _jpeg2000_bits(image)
+        return (image.mode == "RGB" and bits > 8) or (image.mode == "RGBA" and bits == 16)
     return 16 in tuple(_tags(image).get(BITS_TAG, ()))
 
 
+def _jpeg2000_bits(image: Image.Image) -> int:
+    """Of the first channel, as the beginning of the code tells, which is near that of the file; 0 if it isn't."""
+    stream: Any = getattr(image, "fp")  # noqa: B009 - until it is decoded
+    stream.seek(0)
+    _, start, code = stream.read(JPEG2000_HEAD).partition(JPEG2000_START)
+    return (code[JPEG2000_BITS_AT] & 127) + 1 if start and len(code) > JPEG2000_BITS_AT else 0
+
+
 def _read_deep_colour(path: Path, image: Image.Image) -> np.ndarray:
-    """(H, W, 3 or 4) uint8 of a PNG or TIFF with 16 bits a channel; called when Pillow found it sound.
+    """(H, W, 3 or 4) uint8 of an image with 16 bits a channel; called when Pillow found it sound.
 
     A fourth channel that isn't said to be alpha, such as infrared, is left out.
     """

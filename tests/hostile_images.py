@@ -59,9 +59,10 @@ def encoded_with(pixels: np.ndarray, kind: str, **options: Any) -> bytes:
 
 
 def deep(pixels: np.ndarray, suffix: str) -> bytes:
-    """A uint16 or float picture, RGB(A) or grey, as a .png or .tiff."""
+    """A uint16 or float picture, RGB(A) or grey, as a .png, .tiff, .ppm or .jp2."""
     order = {3: [2, 1, 0], 4: [2, 1, 0, 3]}
-    done, content = cv2.imencode(suffix, pixels if pixels.ndim == 2 else pixels[..., order[pixels.shape[2]]])
+    bgr = pixels if pixels.ndim == 2 else pixels[..., order[pixels.shape[2]]]
+    done, content = cv2.imencode(suffix, bgr, [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000])  # without losses
     assert done
     return content.tobytes()
 

@@ -86,6 +86,39 @@ def test_more_than_eight_bits_are_scaled_not_blacked_out(path: Path, suffix: str
         assert np.abs(read(path, deep(pixels, suffix)).astype(int) - GREY).max() <= 1
 
 
+@pytest.mark.parametrize(("suffix", "channels"), [(".ppm", 3), (".jp2", 3), (".jp2", 4), (".j2k", 3)])
+@pytest.mark.parametrize("factor", [16, 64, 257], ids=["12 bits", "14 bits", "16 bits"])
+def test_deep_colour_is_scaled_in_the_formats_of_scanners_and_satellites_too(
+    path: Path, suffix: str, channels: int, factor: int
+) -> None:
+    opaque = np.full((*GREY.shape, 1), 65535, dtype=np.uint16)
+    colour = np.concatenate((PICTURE.astype(np.uint16) * factor, opaque), axis=2)[..., :channels]
+    content = deep(colour, ".jp2" if suffix == ".j2k" else suffix)
+    if suffix == ".j2k":
+        content = content[content.index(b"\xff\x4f\xff\x51") :]  # the code alone
+    assert np.abs(read(path, content).astype(int) - GREY).max() <= 1
+
+
+def test_white_in_a_jpeg_2000_of_twelve_bits_stays_white(path: Path) -> None:
+    """Pillow makes it black. No encoder here writes one: a file of 16 bits is said to be of 12, its middle moved."""
+    values = np.rint(PICTURE * (4095 / 255)).astype(np.uint16)
+    content = bytearray(deep(values + 2**15 - 2**11, ".jp2"))
+    first, header = content.index(b"\xff\x4f\xff\x51") + 42, content.index(b"ihdr")
+    for place in (first, first + 3, first + 6, header + 14):
+        assert content[place] == 16 - 1
+        content[place] = 12 - 1
+    assert np.abs(read(path, bytes(content)).astype(int) - GREY).max() <= 1
+
+
+@pytest.mark.parametrize("largest", [4095, 65535])
+def test_ppm_of_numbers_in_text_or_of_fewer_bits_is_read(path: Path, largest: int) -> None:
+    values = np.rint(PICTURE.astype(float) * (largest / 255)).astype(">u2")
+    size = f"{GREY.shape[1]} {GREY.shape[0]} {largest}\n"
+    text = " ".join(map(str, values.ravel()))
+    for content in (f"P6 {size}".encode() + values.tobytes(), f"P3 {size}{text}\n".encode()):
+        assert np.abs(read(path, content).astype(int) - GREY).max() <= 1
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
