@@ -272,6 +272,14 @@ def test_names_are_found_among_the_photographs() -> None:
         convert([SCENE], "hloc", Path("two.h5"), images=photographs)
 
 
+def test_two_keys_of_the_same_photograph_are_told_instead_of_one_left_out() -> None:
+    write_views(FEATURES, ["c", "c.jpg"])
+    convert([FEATURES], "kaggle", SCENE)
+    with pytest.raises(UsageError, match=r"c and c\.jpg would both be c\.jpg; take one of them out"):
+        convert([SCENE], "hloc", Path("one.h5"), images=write_photographs("c.jpg"))
+    assert convert([SCENE], "hloc", Path("one.h5")) == Converted(2, None)
+
+
 def test_keys_without_a_photograph_stay_and_are_counted(caplog: pytest.LogCaptureFixture) -> None:
     convert([FEATURES], "imc", SCENE)
     convert([SCENE], "hloc", Path("one.h5"), images=write_photographs("b 1.jpg"))

@@ -25,7 +25,7 @@ class FlatFolder:
         are the names.
 
         Raises InputFileError if there are no keypoints, or neither descriptors nor matches, or a file is damaged;
-        UsageError if two images could have the same key.
+        UsageError if two images could have the same key, or two keys mean the same image.
         """  # noqa: D205 - one sentence
         self.folder = folder
         self._images = images
@@ -158,10 +158,11 @@ def _names_of(keys: list[str], images: Path | None) -> dict[str, str]:
     for entry in find_images([images]) if images is not None else ():
         for layout, owners in by_layout.items():
             owners.setdefault(key_of(entry.name, layout), []).append(entry.name)
-    names = {}
+    names: dict[str, str] = {}
     for key in keys:
         found = by_layout["kaggle"].get(key) or by_layout["imc"].get(key) or [key]
         if len(found) > 1:
             raise UsageError(f"{key} could be {found[0]} or {found[1]}; give --images with only one of them")
-        names[found[0]] = key
+        if (other := names.setdefault(found[0], key)) != key:
+            raise UsageError(f"{other} and {key} would both be {found[0]}; take one of them out, or leave out --images")
     return names
