@@ -89,6 +89,11 @@ class FeatureWriter(KeptWriter):
 
     called = "feature file"
 
+    def names(self) -> list[str]:
+        """Names of all images whose features are there."""
+        with self._reading():
+            return list(_images(self._writer.file, own=True))
+
     def is_complete(self, name: str, source: Source | None = None) -> bool:
         """Whether the features of an image are there. Raises ChangedImageError if `source` differs from theirs."""
         if not _is_plain(name):

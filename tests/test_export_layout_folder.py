@@ -129,6 +129,22 @@ def test_keys_that_collide_stop_matching_at_once_though_no_pair_has_them(
     assert not Path("matches.h5").exists()
 
 
+def test_a_key_that_an_image_in_the_file_has_stops_extraction_at_once(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("extract", "photos", "--layout", "imc") == 0
+    before, done = contents("imc"), datasets(Path("feats.h5"))
+    write_files(Path("others/sub"), {"a.jpg": encoded(drawn(), "JPEG")})
+    capsys.readouterr()
+    assert run("extract", "others", "--layout", "imc") == USAGE
+    assert capsys.readouterr().err == (
+        "error: a.png and sub/a.jpg would both be a in the imc layout; convert them separately\n"
+    )
+    np.testing.assert_equal([contents("imc"), datasets(Path("feats.h5"))], [before, done])
+    assert run("extract", "others", "--layout", "imc", "--overwrite") == 0
+    assert set(contents("imc")["scores"]) == {"a"}
+
+
 def test_what_would_stop_it_in_the_end_stops_it_at_once(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     write_files(Path("photos/sub"), {"a.jpg": encoded(drawn(), "JPEG")})
     Path("imc").mkdir()

@@ -94,6 +94,8 @@ def run(options: ExtractOptions) -> int:
     ):
         if not others:
             set_threads(threads)
+        if folder is not None:
+            folder.check([*writer.names(), *(job.entry.name for job in jobs)], overwrite=options.overwrite)
         remaining = _remaining(jobs, writer, update=options.update)
         with _Report(len(jobs) - len(remaining), options.failures) as report, progress_bar("extract", len(jobs)) as bar:
             bar.advance(report.skipped)
