@@ -2,5 +2,6 @@
 
 
 def counted(count: int, thing: str) -> str:
-    """`1 image`, `2 images`: of a word whose plural ends in s alone."""
-    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+    """`1 image`, `2 images`, `1,000 matches`: of a word whose plural is regular."""
+    plural = thing + ("es" if thing.endswith("ch") else "s")
+    return f"{count:,} {thing if count == 1 else plural}"

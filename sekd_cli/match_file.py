@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 
 from sekd_cli import __version__
+from sekd_cli.counting import counted
 from sekd_cli.errors import InputFileError, OutputError, UsageError
 from sekd_cli.feature_file import FeatureReader
 from sekd_cli.hdf5_file import add_attribute, attribute, check_name, member, names_in, plain_attributes
@@ -167,7 +168,8 @@ class MatchReader(KeptReader):
             if count0 is not None and (group := self._find((pair[1], pair[0]))) is not None:
                 matches = read_group(group)
                 if matches.matches0.max(initial=-1) >= count0:
-                    raise InputFileError(f"{self.path}: {pair[0]} has only {count0} keypoints; give its own features")
+                    keypoints = counted(count0, "keypoint")
+                    raise InputFileError(f"{self.path}: {pair[0]} has only {keypoints}; give its own features")
                 return matches.reversed(count0)
         raise InputFileError(f"{self.path}: no matches of {pair[0]} and {pair[1]}; run sekd match on them")
 

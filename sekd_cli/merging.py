@@ -151,7 +151,7 @@ def _join(parts: list[_Part], target: h5py.File, advance: Callable[[], None]) ->
                         "file and make it anew; if these are two of one name, extract both with --root"
                     )
     if incomplete and not owners:
-        raise NothingToDoError(f"none of the {incomplete} {parts[0].kind} is complete; run their shard again")
+        raise NothingToDoError(f"no complete {parts[0].kind} in any file; run their shard again")
     return Merged(parts[0].kind, len(owners), doubles, incomplete, turned)
 
 

@@ -62,7 +62,7 @@ def deep(pixels: np.ndarray, suffix: str) -> bytes:
     """A uint16 or float picture, RGB(A) or grey, as a .png, .tiff, .ppm or .jp2."""
     order = {3: [2, 1, 0], 4: [2, 1, 0, 3]}
     bgr = pixels if pixels.ndim == 2 else pixels[..., order[pixels.shape[2]]]
-    done, content = cv2.imencode(suffix, bgr, [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000])  # without losses
+    done, content = cv2.imencode(suffix, bgr)
     assert done
     return content.tobytes()
 

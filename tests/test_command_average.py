@@ -55,7 +55,7 @@ def test_what_has_no_mean_is_refused(two: list[Path], capfd: pytest.CaptureFixtu
     first = str(two[0])
     for arguments, code, words in (
         ([first, str(published)], USAGE, "different networks (compact, published)"),
-        ([first, str(two[1]), "--share", "1"], USAGE, "2 weights and 1 --share"),
+        ([first, str(two[1]), "--share", "1"], USAGE, "2 files and 1 --share"),
         ([first, "--share", "0"], USAGE, "not all of them 0"),
         ([first, "--share", "nan"], USAGE, "all of them finite"),
         ([first, "--share", "inf"], USAGE, "all of them finite"),

@@ -24,7 +24,7 @@ def test_there_and_back(capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["convert", "feats.h5", "matches.h5", "--to", "imc", "-o", "scene"]) == 0
     assert capfd.readouterr() == ("scene\n", "features of 2 images\nmatches of 1 pair\n")
     assert cli.main(["convert", "scene", "--to", "hloc", "-o", "back"]) == 0
-    guessed = "warning: scene: the sizes of 2 images are guessed; give --images\n"
+    guessed = "warning: scene: guessed the size of 2 images; give --images\n"
     assert capfd.readouterr() == ("back\n", guessed + "features of 2 images\nmatches of 1 pair\n")
     with h5py.File("back/matches.h5") as file:
         assert list(file) == ["c"]
@@ -39,7 +39,7 @@ def test_what_is_left_out_of_a_flat_folder_is_told(capfd: pytest.CaptureFixture[
     capfd.readouterr()
     assert cli.main(["convert", "scene", "--to", "hloc", "-o", "back"]) == 0
     assert capfd.readouterr().err.splitlines() == [
-        "warning: scene/keypoints.h5: 1 groups left out, such as sub; keys are flat",
+        "warning: scene/keypoints.h5: 1 group left out, such as sub; keys are flat",
         "warning: scene: no descriptors.h5 in it, so features are left out",
         "matches of 1 pair",
     ]
@@ -106,5 +106,5 @@ def test_images_without_descriptors_are_counted_and_no_files_made_of_none(capfd:
     with h5py.File("hloc.h5", "r+") as file:
         file["d.jpg/keypoints"], file["d.jpg/descriptors"] = np.ones((3, 2)), np.ones((8, 3))
     assert cli.main(["convert", "hloc.h5", "--to", "imc", "-o", "out"]) == 0
-    told = "warning: hloc.h5: 2 images are incomplete, left out, such as a.jpg\nfeatures of 1 image\n"
+    told = "warning: hloc.h5: 2 images left out as incomplete, such as a.jpg\nfeatures of 1 image\n"
     assert capfd.readouterr() == ("out\n", told)

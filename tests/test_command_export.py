@@ -70,10 +70,10 @@ def test_errors_are_one_line_with_their_exit_code(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("no image")
     cases = [
-        (["export", "colmap", "--images", "text"], NOTHING, "text: COLMAP can use none of the 2 images"),
+        (["export", "colmap", "--images", "text"], NOTHING, "text: COLMAP can use none of 2 images"),
         ([*COLMAP, "--matches", "feats.h5"], BAD_INPUT, "feats.h5: holds features, not matches"),
         ([*COLMAP, "--features", "matches.h5"], BAD_INPUT, "matches.h5: holds matches, not features"),
-        (["export", "colmap", "--images", "empty"], NOTHING, "empty has none of the 2 images"),
+        (["export", "colmap", "--images", "empty"], NOTHING, "empty has no image of feats.h5"),
         ([*COLMAP, "--features", "gone.h5"], BAD_INPUT, "gone.h5: no such file"),
         ([*COLMAP, "--matches", "gone.h5"], BAD_INPUT, "gone.h5: no such file"),
         ([*COLMAP, "--camera-model", "BROWNIE"], USAGE, "BROWNIE"),

@@ -119,7 +119,7 @@ def test_an_image_in_two_files_must_be_the_same_in_both(caplog: pytest.LogCaptur
     two = write_views(Path("two.h5"), NAMES[:3])
     assert merge([one, two], WHOLE) == Merged("features", 3, 2, 0)
     cli.main(["merge", str(one), str(two), "-o", "again.h5"])
-    assert "2 images are in several files, the same" in caplog.text
+    assert "2 images in several files, the same" in caplog.text
     with h5py.File(two, "r+") as file:
         file[NAMES[1]]["scores"][3] = 0.123
     with pytest.raises(InputFileError, match=r"b/b 1\.jpg differs in one\.h5 and two\.h5"):
@@ -131,7 +131,7 @@ def test_incomplete_groups_stay_out_and_are_counted(caplog: pytest.LogCaptureFix
     shards = [write_shard(1, 2), write_shard(2, 2)]
     leave_incomplete(shards[0], NAMES[2])
     assert cli.main(["merge", *map(str, shards), "-o", "all.h5"]) == 0
-    assert "1 images are incomplete, left out" in caplog.text
+    assert "1 image left out as incomplete" in caplog.text
     with FeatureReader(WHOLE) as reader:
         assert reader.names() == [name for name in NAMES if name != NAMES[2]]
     with h5py.File(WHOLE) as file:
@@ -305,7 +305,7 @@ def test_what_holds_nothing_complete_is_not_merged(capfd: pytest.CaptureFixture[
     one = write_views(Path("one.h5"), NAMES[:1])
     leave_incomplete(one, NAMES[0])
     assert cli.main(["merge", "one.h5", "-o", "all.h5"]) == NOTHING
-    assert "none of the 1 features is complete" in capfd.readouterr().err
+    assert "no complete features in any file" in capfd.readouterr().err
     with h5py.File("kaggle.h5", "w") as file:
         file["a.jpg/b.jpg"] = np.zeros((3, 2), np.int32)
     assert cli.main(["merge", "kaggle.h5", "-o", "all.h5"]) == USAGE

@@ -215,7 +215,7 @@ def test_what_the_benchmark_would_refuse_is_told(caplog: pytest.LogCaptureFixtur
         convert([FEATURES, MATCHES], "imc", SCENE)
     told = "\n".join(caplog.messages)
     assert "sub/c.jpg: 8010 keypoints, the IMC benchmark takes 8000" in told
-    assert "1 pairs of 3 images" in told
+    assert "1 pair of 3 images" in told
     caplog.clear()
     convert([FEATURES, MATCHES], "kaggle", SCENE, overwrite=True)
     assert not caplog.messages
@@ -243,7 +243,7 @@ def test_several_matches_of_a_keypoint_become_one_for_hloc(caplog: pytest.LogCap
     convert([SCENE], "hloc", Path("back"))
     with MatchReader(Path("back/matches.h5")) as reader:
         assert reader.read(("b 1.jpg", "c.jpg")).indices().tolist() == [[5, 1], [7, 2]]
-    assert "1 matches left out" in caplog.text
+    assert "1 match left out" in caplog.text
 
 
 def test_hlocs_matches_are_one_a_keypoint_of_the_first_image(caplog: pytest.LogCaptureFixture) -> None:

@@ -171,7 +171,7 @@ def test_matches_of_other_tools_are_read(tmp_path: Path) -> None:
         assert list(reader.pairs()) == [("a.jpg", "b.jpg")]
         assert reader.read(("a.jpg", "b.jpg")).matches0.tolist() == [1, -1]
         assert reader.read(("b.jpg", "a.jpg"), count0=2).matches0.tolist() == [-1, 0]
-        with pytest.raises(InputFileError, match="only 1 keypoints"):
+        with pytest.raises(InputFileError, match="only 1 keypoint;"):
             reader.read(("b.jpg", "a.jpg"), count0=1)
 
 

@@ -368,7 +368,7 @@ def test_too_few_photographs_to_hold_one_out_are_told_and_none_of_the_weights_is
     photos, run = draw_photographs(tmp_path / "photos", 4), tmp_path / "run"
     few = command(photos, run, "--set=validation_share=0.03", "--workers=2")
     assert CliRunner().invoke(train, few, catch_exceptions=False).exit_code == 0
-    assert caplog.text.count("4 photographs are too few to hold one out") == 1
+    assert caplog.text.count("too few photographs to hold one out (4)") == 1
     assert (run / "model.safetensors").is_file()
     assert not (run / "best.safetensors").exists()
 

@@ -43,7 +43,7 @@ def test_the_report_tells_speed_waiting_validation_and_what_was_changed(run: Run
     assert "| photographs | 1,200 (480 MB decoded) |" in report
     assert "| time in steps | 0.1 minutes, 10.0 % of it waiting for data |" in report
     assert "| speed | 16.0 image pairs a second |" in report  # 8 in half a second
-    assert "| skipped | 1 steps, whose gradient wasn't finite |" in report
+    assert "| skipped | 1 step, whose gradient wasn't finite |" in report
     assert "| round 0, both | 50.0 | 1.25 | 25.0 / 50.0 / 62.5 | 75.0 |" in report
     assert "- `minutes = 2.0`" in report
     assert "![Curves of losses, validation, learning rate and speed](curves.png)" in report

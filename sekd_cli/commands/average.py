@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from sekd_cli.commands.options import FILE
+from sekd_cli.counting import counted
 from sekd_cli.errors import UsageError
 
 
@@ -32,7 +33,7 @@ def average(weights: tuple[Path, ...], output: Path, shares: tuple[float, ...], 
 
     shares = shares or (1.0,) * len(weights)
     if len(shares) != len(weights) or not 0 < sum(shares) < math.inf:
-        count = f"{len(weights)} weights and {len(shares)} --share"
+        count = f"{counted(len(weights), 'file')} and {len(shares)} --share"
         raise UsageError(f"{count}; give one for each, all of them finite, not all of them 0")
     parts = [share / sum(shares) for share in shares]
     mean = average_networks([load_network(path) for path in weights], parts)

@@ -86,12 +86,12 @@ def colmap(
     if report.skipped_pairs:
         left_out = counted(report.skipped_pairs, "pair")
         logger.warning("%s left out with images that are missing or can't be used", left_out)
-    chance = f"; {report.pairs_of_chance} more agree no better than chance" if report.pairs_of_chance else ""
+    chance = f"; {report.pairs_of_chance} more no better than chance" if report.pairs_of_chance else ""
     logger.info(
-        "%s, %s with %s matches, %s verified%s",
+        "%s, %s with %s, %s verified%s",
         counted(report.images, "image"),
         counted(report.pairs, "pair"),
-        f"{report.matches:,}",
+        counted(report.matches, "match"),
         counted(report.verified_pairs, "pair"),
         chance,
     )

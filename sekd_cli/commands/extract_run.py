@@ -202,8 +202,8 @@ def _remaining(jobs: list[Job], writer: FeatureWriter, *, update: bool) -> list[
     if changed and not update:
         names = ", ".join(job.entry.name for job in changed[:3]) + (", ..." if len(changed) > 3 else "")
         raise OutputError(
-            f"{writer.path}: {len(changed)} images (or their masks) have another size or modification time than when "
-            f"they were extracted: {names}; give --update to extract these again, --overwrite for all"
+            f"{writer.path}: {counted(len(changed), 'image')} with another size, modification time or mask than when "
+            f"extracted: {names}; give --update to extract again what changed, --overwrite for all"
         )
     return remaining + changed
 
@@ -224,7 +224,7 @@ class _Report:
         if outcome.failure is None:
             self.done += 1
             self.keypoints += outcome.keypoints
-            logger.debug("%s: %d keypoints", outcome.entry.name, outcome.keypoints)
+            logger.debug("%s: %s", outcome.entry.name, counted(outcome.keypoints, "keypoint"))
             if outcome.keypoints == 0:
                 logger.warning(
                     "%s: no keypoints; it is even, tiny or masked, or --threshold is too high", outcome.entry.path
@@ -243,7 +243,7 @@ class _Report:
         for failure in self.failures:
             logger.error("%s", failure)
         skipped = f", {self.skipped} done before" if self.skipped else ""
-        rate = f"; {self.keypoints:,} keypoints, {self.done / seconds:.1f} images/s" if self.done else ""
+        rate = f"; {counted(self.keypoints, 'keypoint')}, {self.done / seconds:.1f} images/s" if self.done else ""
         logger.info("%s done%s, %d failed%s", counted(self.done, "image"), skipped, len(self.failures), rate)
 
     def exit_code(self) -> int:

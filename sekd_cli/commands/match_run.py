@@ -215,7 +215,7 @@ class _Report:
         else:
             self.done += 1
             self.matches += outcome.matches
-            logger.debug("%s and %s: %d matches", *outcome.pair, outcome.matches)
+            logger.debug("%s and %s: %s", *outcome.pair, counted(outcome.matches, "match"))
 
     def __enter__(self) -> Self:
         return self
@@ -224,7 +224,7 @@ class _Report:
         self._list.close()
         seconds = max(time.monotonic() - self._start, 1e-9)
         skipped = f", {self.skipped} done before" if self.skipped else ""
-        mean = f"; {self.matches:,} matches, {self.matches / self.done:.0f} a pair" if self.done else ""
+        mean = f"; {counted(self.matches, 'match')}, {self.matches / self.done:.0f} a pair" if self.done else ""
         rate = f", {self.done / seconds:.1f} pairs/s" if self.done else ""
         logger.info("%s done%s, %d failed%s%s", counted(self.done, "pair"), skipped, self.failed, mean, rate)
 

@@ -31,12 +31,12 @@ def merge(shards: tuple[Path, ...], output: Path, partial: bool, overwrite: bool
 
     with progress_bar("merge", None, unit="groups") as bar:
         merged = merging.merge(list(shards), output, partial=partial, overwrite=overwrite, advance=bar.advance)
-    what = "images" if merged.kind == "features" else "pairs"
+    what = "image" if merged.kind == "features" else "pair"
     if merged.doubles:
-        logger.warning("%d %s are in several files, the same; taken once", merged.doubles, what)
+        logger.warning("%s in several files, the same; taken once", counted(merged.doubles, what))
     if merged.turned:
-        logger.warning("%d pairs came before the other way round, left out", merged.turned)
+        logger.warning("%s came before the other way round, left out", counted(merged.turned, "pair"))
     if merged.incomplete:
-        logger.warning("%d %s are incomplete, left out; run their shard again to have them", merged.incomplete, what)
-    logger.info("%s of %s", counted(merged.items, what.removesuffix("s")), counted(len(shards), "file"))
+        logger.warning("%s left out as incomplete; run the shard again", counted(merged.incomplete, what))
+    logger.info("%s of %s", counted(merged.items, what), counted(len(shards), "file"))
     click.echo(os.fsencode(output))

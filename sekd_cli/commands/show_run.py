@@ -12,6 +12,7 @@ import torch
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from sekd_cli.config import DetectionSettings, MatchingSettings
+from sekd_cli.counting import counted
 from sekd_cli.device import set_threads
 from sekd_cli.drawing import (
     INLIER,
@@ -63,7 +64,7 @@ class ShowOptions:
         if self.size < 0:
             raise UsageError(f"--size {self.size}: give 0 (the photograph's own) or more pixels")
         if not self.of_pair and (self.matches or self.verify):
-            raise UsageError(f"--matches and --verify are for two images, here are {len(self.images)} to draw alone")
+            raise UsageError("--matches and --verify are for two images drawn together; give two, without --keypoints")
         if self.matches and not self.features:
             raise UsageError("--matches: give --features too, the ones that were matched")
         for name, given in (("--weights", self.weights), ("--max-keypoints", self.max_keypoints)):
@@ -169,8 +170,8 @@ def _draw_pair(first: _Loaded, second: _Loaded, options: ShowOptions) -> np.ndar
         others, inliers = pairs[agreeing.matches0[pairs[:, 0]] != pairs[:, 1]], agreeing.indices()
         pairs, outliers = np.concatenate((others, inliers)), len(others)  # inliers on top
         colours: list[Colour] = [OUTLIER] * outliers + [INLIER] * len(inliers)
-        told = f"{len(inliers):,} inliers of {_model_words(options.verify)}"
-        marks = ((INLIER, told), (OUTLIER, f"{outliers:,} outliers"))
+        told = f"{counted(len(inliers), 'inlier')} of {_model_words(options.verify)}"
+        marks = ((INLIER, told), (OUTLIER, counted(outliers, "outlier")))
     elif matches.model_name is not None:
         colours, marks = [INLIER] * len(pairs), ((INLIER, f"inliers of {_model_words(matches.model_name)}"),)
     else:
@@ -179,7 +180,7 @@ def _draw_pair(first: _Loaded, second: _Loaded, options: ShowOptions) -> np.ndar
         pairs = pairs[order]
         colours, low, high = colours_of(scores[order])
         bounds = (low, high) if len(pairs) else None
-    note = f"{len(pairs):,} match{'' if len(pairs) == 1 else 'es'}"
+    note = counted(len(pairs), "match")
     legend = Legend(f"{first.name} | {second.name}", note, bounds, marks=marks)
     view0, view1 = (fitted(one.view(pairs[:, side]), options.size) for side, one in enumerate((first, second)))
     return draw_matches(view0, view1, colours, legend, faint=outliers)

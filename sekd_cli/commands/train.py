@@ -119,7 +119,7 @@ def train(data: tuple[str, ...], output: Path | None, resume: Path | None, repor
     if first:
         done = "finished" if finished else f"paused; sekd train --resume {run.path} goes on"
         steps = counted(evolution.learner.step, "step")
-        logger.info("%s: %s in %.0f minutes", done, steps, evolution.seconds / 60)
+        logger.info("%s: %s in %.0f min", done, steps, evolution.seconds / 60)
         click.echo(os.fsencode(run.path / "model.safetensors"))
 
 

@@ -82,7 +82,7 @@ class RunReport(Reporter):
         logger.info("%s, decoded in %s (%.0f MB)", many, folder, photographs.megabytes)
         if self.settings.validation_share and not len(held_out_photographs(photographs, self.settings)):
             logger.warning(
-                "%d photographs are too few to hold one out: nothing will tell how good the network is; "
+                "too few photographs to hold one out (%d): nothing will tell how good the network is; "
                 "give more, or --set validation_share=0.2",
                 len(photographs),
             )
@@ -105,19 +105,19 @@ class RunReport(Reporter):
         self.run.log(entry | {"labels": labels})
         if done < total:
             logger.warning(
-                "round %d: its time was enough to label %d of %d photographs, and it learns from these; "
+                "round %d: its time was enough to label %d of %s, and it learns from these; "
                 "give more --minutes for more",
                 phase.round,
                 done,
-                total,
+                counted(total, "photograph"),
             )
         if labels < FEW_LABELS * done:
             logger.warning(
-                "round %d: %d labels on %d photographs, from which a network learns to find next to nothing; "
+                "round %d: %s on %s, from which a network learns to find next to nothing; "
                 "look at the photographs, give the updates more steps, or set a lower adaptation_threshold",
                 phase.round,
-                labels,
-                done,
+                counted(labels, "label"),
+                counted(done, "photograph"),
             )
 
     def stepped(self, step: int, figures: dict[str, float]) -> None:
@@ -132,7 +132,8 @@ class RunReport(Reporter):
 
     def planned(self, rounds: int, step_seconds: float) -> None:
         """So many rounds will be done, since time is short."""
-        logger.info("%.2f seconds a step: %d rounds in %g minutes", step_seconds, rounds, self.settings.minutes)
+        many = counted(rounds, "round")
+        logger.info("%.2f seconds a step: %s in %g min", step_seconds, many, self.settings.minutes)
         self.run.log({"action": "plan", "rounds": rounds, "step_seconds": round(step_seconds, 4)})
 
     def validated(self, phase: Phase, figures: dict[str, float], evolution: SelfEvolution) -> None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sekd_cli.config import VerificationSettings
+from sekd_cli.counting import counted
 from sekd_cli.errors import InputFileError, NothingToDoError, OutputError, UsageError
 from sekd_cli.export.colmap_watch import Watch
 from sekd_cli.export.layouts import named_pairs
@@ -116,7 +117,7 @@ def export_colmap(
         report.images = len(described)
         if not described:
             raise NothingToDoError(
-                f"{images}: COLMAP can use none of the {len(present)} images; "
+                f"{images}: COLMAP can use none of {counted(len(present), 'image')}; "
                 f"it takes {READABLE} files, as large as when they were extracted"
             )
         with pycolmap.Database.open(path) as opened:
@@ -158,9 +159,7 @@ def _present(images: Path, features: FeatureReader) -> list[str]:
     names = features.some_names()
     present = [name for name in names if (images / name).is_file()]
     if not present:
-        raise NothingToDoError(
-            f"{images} has none of the {len(names)} images of {features.path}; give their own folder"
-        )
+        raise NothingToDoError(f"{images} has no image of {features.path}; give their own folder")
     return present
 
 

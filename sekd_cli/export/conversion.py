@@ -10,6 +10,7 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
+from sekd_cli.counting import counted
 from sekd_cli.errors import InputFileError, UsageError
 from sekd_cli.export.flat_folder import FlatFolder
 from sekd_cli.export.layouts import FEATURE_FILES, FlatOutput, PairMatches, named_pairs
@@ -60,10 +61,11 @@ def convert(
     if FLAT in by_kind:
         with FlatFolder(by_kind[FLAT], images) as folder:
             if unknown := folder.unknown:
-                logger.warning("%s: no photograph of %d keys, such as %s", images, len(unknown), unknown[0])
+                logger.warning("%s: no photograph of %s, such as %s", images, counted(len(unknown), "key"), unknown[0])
             if nested := folder.nested:
                 where = f"{folder.folder}/keypoints.h5"
-                logger.warning("%s: %d groups left out, such as %s; keys are flat", where, len(nested), nested[0])
+                groups = counted(len(nested), "group")
+                logger.warning("%s: %s left out, such as %s; keys are flat", where, groups, nested[0])
             if not folder.has_features:
                 logger.warning("%s: no descriptors.h5 in it, so features are left out", folder.folder)
             written = _written(layout, output, features=folder.has_features, matches=folder.has_matches)
@@ -108,8 +110,8 @@ def _tell_incomplete(features: FeatureReader) -> None:
     with open_for_reading(features.path, "feature") as file, reading(features.path):
         incomplete = [item.name for item in items(file, FEATURES) if not item.complete]
     if incomplete:
-        count, first = len(incomplete), incomplete[0]
-        logger.warning("%s: %d images are incomplete, left out, such as %s", features.path, count, first)
+        images = counted(len(incomplete), "image")
+        logger.warning("%s: %s left out as incomplete, such as %s", features.path, images, incomplete[0])
 
 
 def _warn_of_flat_names(matches: MatchReader) -> None:
@@ -153,7 +155,7 @@ def _flat_to_hloc(folder: FlatFolder, output: Path, outputs: ExitStack, *, overw
                 writer.write(name, features)
         images = len(folder.names())
         if guessed:
-            logger.warning("%s: the sizes of %d images are guessed; give --images", folder.folder, guessed)
+            logger.warning("%s: guessed the size of %s; give --images", folder.folder, counted(guessed, "image"))
     if folder.has_matches:
         check_flat_names(folder.names())
         path = outputs.enter_context(new_file(output if as_file else output / "matches.h5", overwrite=overwrite))
@@ -181,5 +183,5 @@ def _write_hloc_matches(file: h5py.File, matches: Iterable[PairMatches], folder:
         count += 1
         lost += len(indices) - int((matches0 >= 0).sum())
     if lost:
-        logger.warning("%s: %d matches left out, as hloc keeps only one a keypoint", folder.folder, lost)
+        logger.warning("%s: %s left out, as hloc keeps only one a keypoint", folder.folder, counted(lost, "match"))
     return count

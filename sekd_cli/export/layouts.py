@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from sekd_cli.counting import counted
 from sekd_cli.errors import UsageError
 from sekd_cli.hdf5_file import create_hdf5
 from sekd_cli.image_search import SUFFIXES
@@ -121,7 +122,8 @@ class FlatOutput:
                 file[place] = (ordered.T if self.layout == "imc" else ordered).astype(np.int32)
         count = len(owners)
         if self.layout == "imc" and count < len(keys) * (len(keys) - 1) // 2:
-            logger.warning("%d pairs of %d images: the IMC benchmark's validator asks for all pairs", count, len(keys))
+            here = f"{counted(count, 'pair')} of {counted(len(keys), 'image')}"
+            logger.warning("%s: the IMC benchmark's validator asks for all pairs", here)
         return count
 
     def write_stored_matches(self, matches: MatchReader, names: Sequence[str]) -> int:

@@ -7,6 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from sekd_cli.counting import counted
 from sekd_cli.training.curves import Curve, Panel, draw_panels
 from sekd_cli.training.pictures import save_picture
 from sekd_cli.training.run_folder import RunFolder, write_whole
@@ -34,7 +35,7 @@ def write_report(run: RunFolder) -> Path:
     entries = [entry for entry in logged if _is_whole(entry)]
     if len(entries) < len(logged):
         lost = len(logged) - len(entries)
-        logger.warning("%s: %d damaged lines, left out of the report", run.path / "log.jsonl", lost)
+        logger.warning("%s: %s left out of the report", run.path / "log.jsonl", counted(lost, "damaged line"))
     steps = sorted((entry for entry in entries if entry["action"] == "update"), key=_run_step)
     validations = [entry for entry in entries if entry["action"] == "validation" and "score" in entry]
     parts = [f"# Training run `{run.path.resolve().name}`", _summary(steps, entries, settings)]
@@ -123,10 +124,10 @@ def _summary(steps: Entries, entries: Entries, settings: TrainingSettings) -> st
         rows.append(("speed", f"{len(steps) * settings.batch_size / seconds:.1f} image pairs a second"))
     skipped = sum(entry.get("skipped", 0) for entry in steps)
     if skipped:
-        rows.append(("skipped", f"{skipped:.0f} steps, whose gradient wasn't finite"))
+        rows.append(("skipped", f"{counted(round(skipped), 'step')}, whose gradient wasn't finite"))
     planned = [entry for entry in entries if entry["action"] == "plan"]
     if planned:
-        rows.append(("planned", f"{planned[-1]['rounds']} rounds in {settings.minutes:g} minutes"))
+        rows.append(("planned", f"{counted(planned[-1]['rounds'], 'round')} in {settings.minutes:g} min"))
     return "| | |\n| --- | --- |\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
 
 
