@@ -56,7 +56,13 @@ def _protocol_options(max_size: int, seeds: int) -> Callable[[Command], Command]
 
 
 _scene_options = together(
-    click.option("--neighbours", type=POSITIVE, default=8, show_default=True, help="Most places apart by name."),
+    click.option(
+        "--neighbours",
+        type=POSITIVE,
+        default=8,
+        show_default=True,
+        help="Most places apart by name, in scenes without 3D points.",
+    ),
     click.option(
         "--max-angle", type=ANGLE, default=60.0, show_default=True, help="Between viewing directions, degrees."
     ),

@@ -20,7 +20,14 @@ def method_options(max_keypoints: int) -> Callable[[Command], Command]:
     """What is computed here, with so many keypoints an image by default."""
     names = click.Choice(("sekd", "sift", "rootsift", "orb"))
     return together(
-        click.option("-m", "--method", "methods", multiple=True, type=names, help="Features to compute here; repeat."),
+        click.option(
+            "-m",
+            "--method",
+            "methods",
+            multiple=True,
+            type=names,
+            help="Features to compute here; repeat.  [default: sekd, unless features are given]",
+        ),
         click.option("-w", "--weights", multiple=True, type=FILE, help="Weights of sekd; a row for each file."),
         click.option("--max-keypoints", type=COUNT, default=max_keypoints, show_default=True, help="0 for all."),
         click.option(

@@ -50,7 +50,7 @@ from sekd_cli.commands import options
 @options.device
 @click.option("--precision", default="auto", show_default=True, help="float32, bfloat16, int8, or auto: the fastest.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images at a time; default: 4 small ones, 8 on a GPU.")
-@click.option("--threads", type=options.THREADS, help="CPU cores to use; default: all.")
+@click.option("--threads", type=options.THREADS, help="CPU cores to use, at most 16; default: all.")
 @options.max_pixels
 @click.option(
     "--tile", type=int, help="Edge of tiles for larger images, 1024 or more; 0: never; default: 4096, published 2048."

@@ -41,7 +41,7 @@ from sekd_cli.config import MODELS
 @click.option(
     "--refine",
     is_flag=True,
-    help="Align verified matches by the pixels around them, and the model with them; needs --images.",
+    help="Align verified matches, and the model, by the pixels around them, and find more; needs --images.",
 )
 @click.option("--camera", metavar="F|FX,FY,CX,CY", help="In pixels, for essential; F alone if image sizes differ.")
 @click.option(
@@ -55,7 +55,11 @@ from sekd_cli.config import MODELS
 @options.shard
 @click.option("--failures", type=options.FILE, help="List failed pairs here, as JSONL.")
 @options.device
-@click.option("--threads", type=options.THREADS, help="Pairs matched at once; default: all cores.")
+@click.option(
+    "--threads",
+    type=options.THREADS,
+    help="Pairs matched at once; default: a core each, up to 16; on a GPU 4, unless --verify.",
+)
 @click.option(
     "--cache",
     type=click.FloatRange(min=0),

@@ -15,9 +15,15 @@ from sekd_cli.commands import options
 @click.option("--verify", type=click.Choice(("homography", "fundamental")), help="Show which matches fit this model.")
 @click.option("--keypoints", is_flag=True, help="Draw keypoints even if there are two images.")
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="A .png, or a folder; default: the current one.")
-@click.option("--open", "open_", is_flag=True, help="Open the picture in a viewer.")
+@click.option(
+    "--open", "open_", is_flag=True, help="Open the pictures in a viewer; without -o they are in a temporary folder."
+)
 @click.option("--size", default=1200, show_default=True, help="Longer edge of each photograph drawn; 0 for its own.")
-@click.option("--max-keypoints", type=int, help="If they are extracted now: best by score of each image; 0 for all.")
+@click.option(
+    "--max-keypoints",
+    type=int,
+    help="If they are extracted now: best by score of each image; 0 for all; default: 2048.",
+)
 @click.option("--weights", type=options.FILE, help="To extract with; default: the shipped weights.")
 @options.max_pixels
 def show(**given: Any) -> int:
