@@ -220,7 +220,7 @@ def test_how_pairs_are_verified_is_kept_and_another_way_needs_overwrite(capfd: p
         "threshold": 2,
         "min_inliers": 20,
         "camera": None,
-        "verification": 129,
+        "verification": 133,
     }
     assert kept.items() <= settings.items()
     for other in (["match", "pairs.txt"], verified, [*verified, "--threshold", "2"]):
@@ -230,7 +230,7 @@ def test_how_pairs_are_verified_is_kept_and_another_way_needs_overwrite(capfd: p
         settings["verification"] = 128  # as a version of sekd made it that kept others
         file.attrs["settings"] = np.bytes_(json.dumps(settings, sort_keys=True).encode())
     assert cli.main([*verified, "--threshold", "2", "--min-inliers", "20"]) == BAD_OUTPUT
-    assert "verification 128 there, 129 now" in capfd.readouterr().err
+    assert "verification 128 there, 133 now" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("linked", [True, False])

@@ -100,6 +100,32 @@ def test_where_the_fit_loses_too_many_the_estimate_stays(
     assert inliers.sum() >= 50
 
 
+@pytest.mark.parametrize("least", [15, 0])
+def test_what_is_hopeless_is_not_fitted(least: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    fits = []
+    whole = verification.refit_fundamental
+    monkeypatch.setattr(verification, "refit_fundamental", lambda *given: fits.append(given) or whole(*given))
+    random = np.random.default_rng(0)
+    settings = VerificationSettings(model="fundamental", threshold=1, min_inliers=least)
+    _, found = verify(*random.uniform(0, 600, (2, 100, 2)), settings)
+    assert (found is None, len(fits)) == ((True, 0) if least else (False, 1))
+
+
+def test_a_fit_to_all_that_agree_is_waited_for_where_it_may_be_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    xy0, xy1, _ = scene(40, 60)
+    whole = verification._estimate
+
+    def worse(*given: object) -> tuple[np.ndarray | None, np.ndarray | None]:
+        model, mask = whole(*given)  # type: ignore[arg-type]
+        assert mask is not None
+        return model, mask * (np.arange(len(mask))[:, None] < 22)
+
+    monkeypatch.setattr(verification, "_estimate", worse)
+    few, many = (VerificationSettings(model="fundamental", threshold=1, min_inliers=least) for least in (28, 29))
+    assert verify(xy0, xy1, few)[1] is not None
+    assert verify(xy0, xy1, many)[1] is None
+
+
 def test_a_fundamental_matrix_has_the_second_image_on_its_left() -> None:
     xy0, xy1, essential = scene()
     inliers, model = verify(xy0, xy1, VerificationSettings(model="fundamental", threshold=1))

@@ -96,7 +96,7 @@ def run(options: MatchOptions) -> int:
     shard = Shard() if options.shard is None else parse_shard(options.shard)
     decisive = asdict(matching) | ({"model": None} if verification is None else asdict(verification))
     if verification is not None:
-        decisive["verification"] = 129  # the experiment that last changed what is kept, in docs/EXPERIMENTS.md
+        decisive["verification"] = 133  # the experiment that last changed what is kept, in docs/EXPERIMENTS.md
     if options.refine:
         decisive["refine"] = 132  # likewise
     decisive["shard"] = str(shard)  # so that merging notices one that is missing or double
