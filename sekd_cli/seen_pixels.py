@@ -16,6 +16,8 @@ from sekd_cli.images import Photograph, read_image, turn_back
 from sekd_cli.patch_alignment import Alignment, align
 from sekd_cli.pyramid import largest_size, prepare
 
+LONGEST = 2**15 - 2  # pixels of an edge: OpenCV samples no more
+
 
 class SeenPixels(NamedTuple):
     """Grey pixels of a photograph at one size."""
@@ -56,14 +58,17 @@ def seen_pixels(photograph: Photograph, image_size: tuple[int, int] | None, scal
 
 def pixel_size(size: tuple[int, int], scales: np.ndarray | None) -> float:
     """How many pixels of a file of a size (width, height) the finest has that the network saw, along an edge."""
+    if min(size) < 1:  # a guess, from no keypoints
+        return 1.0
     return max(size) / max(largest_size(*size, _views(size, scales)))
 
 
 def _views(size: tuple[int, int], scales: np.ndarray | None) -> ViewSettings:
     """How a photograph of a size (width, height) is resized to the finest at which it was seen."""
-    if scales is None or not len(scales):
+    known = np.empty(0) if scales is None else scales[(scales > 0) & (scales <= max(size))]
+    if not len(known):  # other tools' may be 0, or no numbers
         return ViewSettings(scales=(1.0,))
-    return ViewSettings(max_size=round(max(size) / float(scales.min())), scales=(1.0,))
+    return ViewSettings(max_size=min(round(max(size) / float(known.min())), LONGEST), scales=(1.0,))
 
 
 def align_matches(

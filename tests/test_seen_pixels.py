@@ -34,6 +34,7 @@ def test_they_lie_as_the_file_does(tmp_path: Path, orientation: int) -> None:
         (np.array([3.2]), (2000, 625)),
         (np.array([0.5, 1.0]), (6400, 2000)),  # what was enlarged has no more in it
         (np.empty(0), (3200, 1000)),
+        (np.array([0.0, 2.0, np.nan, -1.0]), (3200, 1000)),  # other tools' may be anything
     ],
 )
 def test_they_are_the_finest_that_the_network_saw(scales: np.ndarray | None, size: tuple[int, int]) -> None:
@@ -44,6 +45,32 @@ def test_they_are_the_finest_that_the_network_saw(scales: np.ndarray | None, siz
     assert seen.grey.shape == size[::-1]
     np.testing.assert_allclose(seen.scale, size[0] / 6400)
     assert pixel_size((6400, 2000), scales) == pytest.approx(6400 / size[0])
+
+
+@pytest.mark.parametrize("scale", [0, np.nan, np.inf, -1, 1e30])
+def test_scales_of_other_tools_that_are_none_tell_nothing(scale: float) -> None:
+    photograph = Photograph(pixels=np.zeros((20, 3200), np.uint8), orientation=1, stored_size=(3200, 20))
+    scales = np.full(3, scale, np.float32)
+    assert seen_pixels(photograph, None, scales).grey.shape == (10, 1600)
+    assert pixel_size((3200, 20), scales) == 2
+
+
+@pytest.mark.parametrize("size", [(0, 0), (3, 0), (-3, 5)])
+def test_an_image_of_no_size_has_pixels_as_seen(size: tuple[int, int]) -> None:
+    """As of no keypoints from another tool, of which nothing tells the size."""
+    assert pixel_size(size, None) == 1
+
+
+def test_a_photograph_wider_than_opencv_samples_is_aligned_at_less() -> None:
+    rng = np.random.default_rng(0)
+    blurred = cv2.GaussianBlur(rng.integers(0, 256, (50, 40_000), np.uint8), None, 2)
+    seen = seen_pixels(Photograph(pixels=blurred, orientation=1, stored_size=(40_000, 50)), None, np.ones(3))
+    assert seen.grey.shape[1] < 2**15 - 1
+    xy = np.column_stack((rng.uniform(100, 39_900, 30), np.full(30, 25))).astype(np.float32)
+    found = align_matches((seen, seen), xy, xy + np.float32([1, 0.5]), np.tile(np.eye(2), (30, 1, 1)))
+    assert (found.correlations > 0).mean() > 0.8
+    np.testing.assert_allclose(np.median(found.offsets, axis=0), [-1, -0.5], atol=0.05)
+    assert pixel_size((40_000, 50), np.ones(3)) == pytest.approx(1 / seen.scale[0])
 
 
 def test_a_jpeg_is_decoded_no_larger_than_needed(tmp_path: Path) -> None:
