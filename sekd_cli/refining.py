@@ -14,14 +14,12 @@ import numpy as np
 
 from sekd_cli.adjustment import Links, adjust, joined, links_of
 from sekd_cli.errors import InputFileError, NothingToDoError
-from sekd_cli.feature_file import FeatureReader, FeatureWriter
-from sekd_cli.hdf5_file import settings_in
+from sekd_cli.feature_file import FeatureReader
+from sekd_cli.hdf5_file import create_hdf5, settings_in
 from sekd_cli.match_file import MatchReader, fingerprint
 from sekd_cli.new_file import new_file, spare_inputs
 from sekd_cli.seen_pixels import pixel_size
-from sekd_cli.stored_features import StoredFeatures
-
-COMMIT_IMAGES = 64  # features in memory before they go to the disk
+from sekd_cli.stored_features import StoredFeatures, write_group
 
 Tell = Callable[[str, int, int], None]
 """Told of what is done now ("read pairs"), how many are done, and of how many."""
@@ -113,13 +111,11 @@ def _write(features: FeatureReader, images: dict[str, _Image], moves: np.ndarray
     settings = settings_in(features.attributes)
     attributes = {**features.attributes, "settings": json.dumps({**settings, "refined": True}, sort_keys=True)}
     dtype = str(settings.get("descriptor_dtype", "float32"))
-    with FeatureWriter(path, attributes) as writer:
+    with create_hdf5(path, attributes) as file:
         for done, (name, image) in enumerate(images.items(), start=1):
             found = features.read(name, turned=True)
             moved = _moved(found, moves[image.start : image.start + image.keypoints] * np.float32(image.pixel))
-            writer.write(name, moved, descriptor_dtype=dtype)
-            if done % COMMIT_IMAGES == 0:
-                writer.commit()
+            write_group(file.create_group(name), moved, None, dtype)
             tell("write images", done, len(images))
 
 

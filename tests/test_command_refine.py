@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 from drawn_features import ATTRIBUTES, homography, write_views
+from full_disk import files_of_at_most
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -309,6 +310,15 @@ def test_matches_of_other_features_are_told(capfd: pytest.CaptureFixture[str]) -
     write_views(Path("others.h5"), NAMES)
     assert cli.main(["refine", "matches.h5", "-f", "others.h5", "-o", "x.h5"]) == BAD_INPUT
     assert "matched with other features" in capfd.readouterr().err
+
+
+def test_a_full_disk_is_told_of_the_output_and_leaves_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    before = sorted(Path().iterdir())
+    with files_of_at_most(Path("refined.h5").stat().st_size // 2):
+        assert cli.main(["refine", "matches.h5", "-o", "x.h5", "--quiet"]) == BAD_OUTPUT
+    reason = "larger than this file system or process may write; give another output with -o"
+    assert capfd.readouterr().err == f"error: x.h5: {reason}\n"
+    assert sorted(Path().iterdir()) == before
 
 
 def test_what_looks_more_like_something_far_away_is_matched_where_its_neighbours_lead() -> None:
