@@ -110,7 +110,7 @@ def _read_links(matches: MatchReader, images: dict[str, _Image], tell: Tell) -> 
 def _write(features: FeatureReader, images: dict[str, _Image], moves: np.ndarray, path: Path, tell: Tell) -> None:
     settings = settings_in(features.attributes)
     attributes = {**features.attributes, "settings": json.dumps({**settings, "refined": True}, sort_keys=True)}
-    dtype = str(settings.get("descriptor_dtype", "float32"))
+    dtype = "float16" if settings.get("descriptor_dtype") == "float16" else "float32"
     with create_hdf5(path, attributes) as file:
         for done, (name, image) in enumerate(images.items(), start=1):
             found = features.read(name, turned=True)

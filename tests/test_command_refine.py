@@ -206,6 +206,15 @@ def test_descriptors_of_half_the_size_and_at_turns_stay() -> None:
         np.testing.assert_array_equal(reader.read("a.png", turned=True).turned, turned)
 
 
+@pytest.mark.parametrize("dtype", ["halves", "object", None, "uint8"])
+def test_descriptors_that_a_strange_file_says_are_no_fractions_are_kept_in_32_bits(dtype: str | None) -> None:
+    with h5py.File("feats.h5", "a") as file:
+        file.attrs["settings"] = json.dumps({"descriptor_dtype": dtype})
+    assert cli.main(["refine", "matches.h5", "-o", "x.h5", "--quiet"]) == 0
+    with FeatureReader(Path("x.h5")) as reader:
+        np.testing.assert_array_equal(reader.read("a.png").descriptors, found(0).descriptors)
+
+
 def test_features_of_another_tool_are_refined_too() -> None:
     with h5py.File("other.h5", "w") as file:
         for view, name in enumerate(NAMES[:2]):  # their scale is not known, so all of their pixels are seen
