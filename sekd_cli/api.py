@@ -174,6 +174,8 @@ class Sekd:
         verification = _verification(verify, verify_threshold, min_inliers, cameras)
         if refine is not None and verification is None:
             raise UsageError("refine: only with verify")
+        if refine is not None and not _are_two_images(refine):
+            raise UsageError("refine: give both images, as (image0, image1)")
         both = zip((features0, features1), cameras or (None, None), refine or (None, None), strict=True)
         image0, image1 = (self._matchable(*one) for one in both)
         found = match_images(image0, image1, settings, verification)
@@ -203,7 +205,7 @@ class Sekd:
         )
 
     def _pixels(self, features: Features, image: str | Path | np.ndarray) -> SeenPixels:
-        scales = None if features.scales is None else features.scales.numpy()
+        scales = None if features.scales is None else features.scales.detach().cpu().float().numpy()
         if isinstance(image, str | Path):
             return read_seen_pixels(Path(image), features.image_size, scales, self._max_pixels)
         return seen_pixels(_photograph(image), features.image_size, scales)
@@ -233,6 +235,13 @@ def _are_two(cameras: object) -> bool:
     if cameras is None:
         return True
     return isinstance(cameras, Sequence) and len(cameras) == 2 and all(isinstance(one, Camera) for one in cameras)
+
+
+def _are_two_images(images: object) -> bool:
+    """Whether these are a pair of what may be images; a path is no pair of letters."""
+    if not isinstance(images, Sequence) or isinstance(images, str) or len(images) != 2:
+        return False
+    return all(image is not None for image in images)
 
 
 def _mask_of(photograph: Photograph, mask: np.ndarray) -> np.ndarray:

@@ -260,6 +260,21 @@ def test_files_align_matches_too(sekd: Sekd, examples: Path) -> None:
         sekd.match(features[0], features[0], verify="homography", refine=(both[0], Path("missing.jpg")))
 
 
+@pytest.mark.parametrize("images", [(), ("a.jpg",), ("a.jpg", None), "ab", Path("a.jpg"), True, np.zeros((2, 48, 64))])
+def test_images_that_are_no_two_are_told(sekd: Sekd, images: Any) -> None:
+    features = features_from(np.eye(16).tolist())
+    with pytest.raises(UsageError, match=r"refine: give both images, as \(image0, image1\)"):
+        sekd.match(features, features, verify="homography", refine=images)
+
+
+def test_scales_that_are_being_learned_do_too(sekd: Sekd, examples: Path) -> None:
+    image = examples / "motorcycle_left.jpg"
+    features = sekd.extract(image)
+    learned = replace(features, scales=torch.ones(len(features), requires_grad=True))
+    one, other = (sekd.match(each, each, verify="homography", refine=(image, image)) for each in (features, learned))
+    assert torch.equal(one.keypoints1, other.keypoints1)
+
+
 def test_the_threshold_of_verification_is_the_callers(sekd: Sekd) -> None:
     random = np.random.default_rng(0)
     descriptors = random.normal(size=(60, 16)).tolist()
