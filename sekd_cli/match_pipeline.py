@@ -77,7 +77,7 @@ class PairMatcher:
         for pair in pairs:
             image0, image1 = map(self._images.get, pair)
             if isinstance(image0, str) or isinstance(image1, str):
-                matched.append(Matched(pair, None, failure=_reasons(image0, image1)))
+                matched.append(Matched(pair, None, failure=_reasons(pair, image0, image1)))
             else:
                 matched += self.batch([(image0, image1)])
         return matched
@@ -180,7 +180,7 @@ def _told_before(writer: MatchWriter, pair: Pair, fingerprint_of: "_Fingerprints
     """What can be said of a pair without matching it: it's there, or its features aren't."""
     first, second = fingerprint_of(pair[0]), fingerprint_of(pair[1])
     if isinstance(first, str) or isinstance(second, str):
-        return Outcome(pair, failure=_reasons(first, second))
+        return Outcome(pair, failure=_reasons(pair, first, second))
     return Outcome(pair, skipped=True) if is_done(writer, pair, (first, second), update) else None
 
 
@@ -216,7 +216,7 @@ def _match_by_threads(
         for pair, image0, image1 in cache.walk(work):
             take_interrupt()
             if isinstance(image0, str) or isinstance(image1, str):
-                written.add(Outcome(pair, failure=_reasons(image0, image1)))
+                written.add(Outcome(pair, failure=_reasons(pair, image0, image1)))
             elif is_done(writer, pair, (image0.fingerprint, image1.fingerprint), settings.update):
                 written.add(Outcome(pair, skipped=True))
             elif full := gathering.add(image0, image1):
@@ -228,11 +228,12 @@ def _match_by_threads(
         yield from written.reported(now=True)
 
 
-def _reasons(*found: object) -> str:
+def _reasons(pair: Pair, *found: object) -> str:
     """Why the images of a pair can't be matched; what `NAME: REASON` says of both is said once, without names."""
-    told = [one for one in found if isinstance(one, str)]
-    reasons = {one.partition(": ")[2] or one for one in told}
-    return reasons.pop() if len(set(told)) > len(reasons) else "; ".join(dict.fromkeys(told))
+    told = {name: one for name, one in zip(pair, found, strict=True) if isinstance(one, str)}
+    reasons = {one.removeprefix(f"{name}: ") for name, one in told.items()}
+    different = dict.fromkeys(told.values())
+    return reasons.pop() if len(different) > len(reasons) else "; ".join(different)
 
 
 class _Gathering:

@@ -102,8 +102,10 @@ def _read_links(matches: MatchReader, images: dict[str, _Image], tell: Tell) -> 
             parts.append(links_of(found.alignment, indices, starts, sizes))
         tell("read pairs", done, len(pairs))
     if not any(len(part.first) for part in parts):
-        remedy = "run sekd match --verify MODEL --refine --images FOLDER"
-        raise NothingToDoError(f"{matches.path}: no aligned matches of these images; {remedy}")
+        reason = "no aligned matches of these images; run sekd match --verify MODEL --refine --images FOLDER"
+        if parts:
+            reason = "no match could be aligned; give --images of sekd match the photographs of these features"
+        raise NothingToDoError(f"{matches.path}: {reason}")
     return joined(parts)
 
 

@@ -267,6 +267,14 @@ def test_a_photograph_that_does_not_do_costs_its_own_pairs_alone(kind: str, capf
         assert list(reader.pairs()) == [("a.png", "b/b 1.jpg")]
 
 
+def test_photographs_that_are_not_there_are_told_by_their_paths(capfd: pytest.CaptureFixture[str]) -> None:
+    Path("two.txt").write_text("a.png c.png\n")
+    Path("empty").mkdir()
+    assert cli.main(["match", "two.txt", *REFINE[2:-1], "empty", "-o", "x.h5", "--quiet"]) == NOTHING
+    reasons = "; ".join(f"empty/{name}: no such file; check the path" for name in ("a.png", "c.png"))
+    assert capfd.readouterr().err.splitlines()[0] == f"error: a.png and c.png: {reasons}"
+
+
 def test_where_most_looks_different_matches_stay_as_they_were(capfd: pytest.CaptureFixture[str]) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH), np.uint8)
     cv2.imwrite("photos/a.png", noise)
@@ -313,6 +321,15 @@ def test_matches_that_are_not_aligned_are_told(capfd: pytest.CaptureFixture[str]
     assert cli.main(["refine", "plain.h5", "-o", "x.h5"]) == NOTHING
     assert "plain.h5: no aligned matches of these images; run sekd match --verify" in capfd.readouterr().err
     assert not Path("x.h5").exists()
+
+
+def test_matches_that_no_photograph_aligned_are_told(capfd: pytest.CaptureFixture[str]) -> None:
+    Image.new("L", (WIDTH, HEIGHT)).save("photos/a.png")
+    Path("two.txt").write_text("a.png\tb/b 1.jpg\n")
+    assert cli.main(["match", "two.txt", *REFINE[2:], "-o", "dark.h5", "--quiet"]) == 0
+    assert cli.main(["refine", "dark.h5", "-o", "x.h5"]) == NOTHING
+    told = "dark.h5: no match could be aligned; give --images of sekd match the photographs of these features"
+    assert told in capfd.readouterr().err
 
 
 def test_matches_of_other_features_are_told(capfd: pytest.CaptureFixture[str]) -> None:
