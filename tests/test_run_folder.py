@@ -1,5 +1,7 @@
 """A run's folder: what may go on in it, and what may not; and what its log survives."""
 
+import errno
+import fcntl
 import json
 import subprocess
 import sys
@@ -63,10 +65,23 @@ def test_weights_whose_checkpoint_was_deleted_are_not_replaced(tmp_path: Path) -
         run.check_what_is_left()
 
 
-def test_weights_of_no_run_are_in_nobodys_way(tmp_path: Path) -> None:
+def test_weights_of_no_run_are_in_nobodys_way_unless_they_have_the_name_of_a_runs(tmp_path: Path) -> None:
     (tmp_path / "sekd.safetensors").touch()
+    RunFolder(tmp_path).check_what_is_left()
     RunFolder(tmp_path).begin(SETTINGS, ["a"], tmp_path)
     assert RunFolder(tmp_path).settings() == SETTINGS
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "model.safetensors").touch()
+    with pytest.raises(OutputError, match="another folder"):
+        RunFolder(tmp_path / "other").check_what_is_left()
+
+
+@pytest.mark.parametrize(("name", "text"), [("config.toml", "title = 'mine'"), ("data.json", '{"mine": 1}')])
+def test_files_of_somebody_else_are_not_replaced(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(OutputError, match=f"{name}: not of a run"):
+        RunFolder(tmp_path).begin(SETTINGS, ["a"], tmp_path)
+    assert [path.read_text() for path in tmp_path.iterdir()] == [text]
 
 
 def test_a_run_is_the_same_from_any_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +124,7 @@ def test_a_run_of_before_digests_goes_on_and_has_one_from_then_on(tmp_path: Path
 
 
 def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path / "run")
+    run = RunFolder(tmp_path / "runs" / "run")
     command = [sys.executable, "-c", HOLDING, str(run.path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
@@ -120,6 +135,17 @@ def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path: Path) -
         other.wait()
         with run.locked():
             pass
+
+
+def test_a_file_system_without_locks_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", no_locks)
+    done = []
+    with RunFolder(tmp_path).locked():
+        done.append(True)
+    assert done
 
 
 def test_a_folder_that_can_not_be_made_is_told(tmp_path: Path) -> None:
@@ -133,10 +159,13 @@ def test_steps_that_a_kill_lost_and_the_clock_kept_from_being_redone_are_not_cou
     run.log({"action": "begin", "run_step": 0})
     for step in (1, 2, 3):
         run.log({"action": "update", "round": 0, "step": step, "run_step": step})
+    for round_, score in ((0, 0.1), (1, 0.2), (0, 0.3)):  # the first is done again
+        run.log({"action": "validation", "round": round_, "score": score})
     run.log({"action": "begin", "run_step": 1})
     run.log({"action": "update", "round": 1, "step": 1, "run_step": 2})
-    steps = [(entry["round"], entry["step"]) for entry in run.entries() if entry["action"] == "update"]
-    assert steps == [(0, 1), (1, 1)]
+    entries = run.entries()
+    assert [(entry["round"], entry["step"]) for entry in entries if entry["action"] == "update"] == [(0, 1), (1, 1)]
+    assert [entry["score"] for entry in entries if entry["action"] == "validation"] == [0.2, 0.3]
 
 
 def test_a_line_of_the_log_that_a_kill_tore_costs_no_other(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sekd_cli.errors import InputFileError, OutputError
+from sekd_cli.errors import InputFileError, OutputError, SekdError
 from sekd_cli.file_errors import write_reason
 from sekd_cli.new_file import new_file
 from sekd_cli.training.settings import TrainingSettings, read_settings
@@ -58,7 +58,7 @@ class RunFolder:
         """Note what the run is made of, for any working directory to go on from.
 
         A run that made nothing yet is replaced. Raises OutputError if the folder holds a run of other settings or
-        photographs, or can't be written.
+        photographs, or files that have these names and are no run's, or can't be written.
         """
         if self.has_results:
             if self.settings().rooted() != settings.rooted() or self.data()["data"] != data:
@@ -67,17 +67,23 @@ class RunFolder:
                     f"or go on with it: sekd train --resume {self.path}"
                 )
             return
+        for name, read in (("config.toml", self.settings), ("data.json", self.data)):
+            try:
+                if (self.path / name).exists():
+                    read()
+            except SekdError as error:
+                message = f"{self.path / name}: not of a run, which would replace it; give another folder to -o"
+                raise OutputError(message) from error
         facts = {"data": data, "cache": str(cache.resolve())}
         write_whole(self.path / "data.json", json.dumps(facts, indent=1))
         write_whole(self.path / "config.toml", settings.rooted().as_toml())  # last: the run has begun
 
     def check_what_is_left(self) -> None:
         """Raise OutputError if there are weights, which a new run would replace, but no checkpoint to go on from."""
-        if self.has_results and not self.has_checkpoint and (self.path / "model.safetensors").is_file():
-            raise OutputError(
-                f"{self.path}: its weights are there, but the checkpoint to go on from was deleted; "
-                "start a new run in another folder"
-            )
+        weights = self.path / "model.safetensors"
+        if weights.is_file() and not self.has_checkpoint:
+            message = f"{weights}: a new run would replace it, and there is no checkpoint to go on from"
+            raise OutputError(f"{message}; start the run in another folder")
 
     def check_photographs(self, digest: str) -> None:
         """Note the digest of the photographs; OutputError if there are labels of others, which would go astray.
