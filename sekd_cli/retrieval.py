@@ -53,14 +53,12 @@ def nearest(
             described[name] = directions(found, codebook)
         done(1)
     readable = list(described)
-    for first, second in nearest_pairs(similarities(list(described.values()), len(codebook)), count, done):
+    for first, second in nearest_pairs(similarities(list(described.values())), count, done):
         yield readable[first], readable[second]
 
 
 def learn_codebook(descriptors: Tensor, words: int = WORDS) -> Tensor:
     """Cluster centres of descriptors (M, D) by k-means, (at most `words`, D), from a fixed start."""
-    if len(descriptors) == 0:
-        return descriptors
     words = min(words, max(1, len(descriptors) // DESCRIPTORS_A_WORD))
     start = torch.randperm(len(descriptors), generator=torch.Generator().manual_seed(0))[:words]
     centres = descriptors[start]
@@ -68,7 +66,7 @@ def learn_codebook(descriptors: Tensor, words: int = WORDS) -> Tensor:
         own = _word_of(descriptors, centres)
         sums = torch.zeros_like(centres).index_add_(0, own, descriptors)
         sizes = torch.bincount(own, minlength=words)[:, None]
-        centres = torch.where(sizes > 0, sums / sizes.clamp(min=1), centres)
+        centres = torch.where(sizes > 0, sums / sizes, centres)
     return centres
 
 
@@ -94,17 +92,17 @@ def directions(descriptors: Tensor, codebook: Tensor) -> Directions:
     return Directions(words, (STEPS * F.normalize(sums, dim=1)).round().to(torch.int8).numpy())
 
 
-def similarities(images: Sequence[Directions], words: int) -> Iterator[np.ndarray]:
+def similarities(images: Sequence[Directions]) -> Iterator[np.ndarray]:
     """How alike images are to each other: some rows (B, I) after others, each value up to 1.
 
-    To an image without words all are less alike (-1) than to any other. words: how many are in the codebook.
+    To an image without words all are less alike (-1) than to any other.
     """
     count, sizes = len(images), [len(image.words) for image in images]
     every_word = np.concatenate([np.zeros(0, np.int64), *(image.words for image in images)])
     order = np.argsort(every_word, kind="stable")
     image_of = np.repeat(np.arange(count), sizes)[order]  # by words, and of each the images that have it, ascending
     there = np.concatenate([image.there for image in images])[order] if count else np.zeros((0, 0), np.int8)
-    having = np.bincount(every_word, minlength=words)
+    having = np.bincount(every_word)
     ends = np.cumsum(having)
     rarity = np.log1p(count / np.maximum(having, 1)).astype(np.float32)
     norms = np.sqrt(np.bincount(image_of, np.repeat(rarity, having), minlength=count)).astype(np.float32)
@@ -162,7 +160,7 @@ def _word_of(descriptors: Tensor, centres: Tensor) -> Tensor:
 
 def _sample(features: FeatureReader, names: Sequence[str], unreadable: dict[str, str]) -> Tensor:
     chosen = names[:: max(1, len(names) // SAMPLED_IMAGES)]
-    most = min(KEYPOINTS, max(1, SAMPLED_DESCRIPTORS // max(1, len(chosen))))
+    most = min(KEYPOINTS, SAMPLED_DESCRIPTORS // max(1, len(chosen)))
     found = (_descriptors(features, name, most, unreadable) for name in chosen)
     sampled = [part for part in found if part is not None] or [torch.zeros(0, 0)]
     width = max(part.shape[1] for part in sampled)

@@ -13,8 +13,8 @@ from sekd_cli.feature_file import FeatureReader, FeatureWriter
 from sekd_cli.retrieval import KEYPOINTS, Directions, directions, learn_codebook, nearest, nearest_pairs, similarities
 
 
-def alike(images: list[Directions], words: int) -> np.ndarray:
-    return np.concatenate(list(similarities(images, words)))
+def alike(images: list[Directions]) -> np.ndarray:
+    return np.concatenate(list(similarities(images)))
 
 
 def test_a_word_holds_the_direction_of_its_descriptors() -> None:
@@ -30,7 +30,7 @@ def test_an_image_without_descriptors_or_with_others_is_like_none() -> None:
     assert [len(image.words) for image in none] == [0, 0]
     whole = directions(torch.rand(9, 3, generator=torch.Generator().manual_seed(0)), codebook)
     expected = [[-1, 0, -1], [-1, 1, -1], [-1, 0, -1]]
-    np.testing.assert_allclose(alike([none[0], whole, none[1]], 3), expected, atol=0.01)
+    np.testing.assert_allclose(alike([none[0], whole, none[1]]), expected, atol=0.01)
 
 
 def test_images_are_alike_by_directions_in_common_words_rare_ones_more() -> None:
@@ -42,10 +42,10 @@ def test_images_are_alike_by_directions_in_common_words_rare_ones_more() -> None
     second = image(w0=(0.6, 0.8), w1=(0.3, -0.954), w3=(0.1, 0.995))  # 0.6 in word 0; far apart, and at right angles
     third = image(w2=(1, 0))
     expected = 0.6**3 / 3
-    found = alike([first, second, third], 4)
+    found = alike([first, second, third])
     np.testing.assert_allclose(found, [[1, expected, 0], [expected, 1, 0], [0, 0, 1]], atol=0.02)
     fourth = image(w2=(1, 0), w3=(1, 0))  # has the first's word 3 and the third's word 2
-    found = alike([first, second, third, fourth], 4)
+    found = alike([first, second, third, fourth])
     of_two, of_three = np.log1p(4 / 2), np.log1p(4 / 3)  # images that have the word; the rarer is worth more
     np.testing.assert_allclose(found[3, 2], np.sqrt(of_two / (of_two + of_three)), atol=1e-3)
     of_both = np.sqrt((of_two + of_three) * (2 * of_two + of_three))
@@ -57,9 +57,9 @@ def test_how_many_are_compared_at_once_changes_nothing(at_once: int, monkeypatch
     generator = torch.Generator().manual_seed(0)
     codebook = torch.randn(6, 4, generator=generator)
     images = [directions(torch.randn(count, 4, generator=generator), codebook) for count in (9, 0, 3, 20, 1, 7, 12)]
-    expected = alike(images, 6)
+    expected = alike(images)
     monkeypatch.setattr("sekd_cli.retrieval.COMPARED_AT_ONCE", at_once)
-    found = list(similarities(images, 6))
+    found = list(similarities(images))
     assert len(found[0]) == min(at_once, len(images))
     np.testing.assert_allclose(np.concatenate(found), expected, atol=1e-6)
 
@@ -108,16 +108,19 @@ def test_views_of_a_plane_find_each_other(tmp_path: Path) -> None:
     assert pairs == [(one, other) for one in names for other in names if one < other and one[:6] == other[:6]]
 
 
-def test_the_codebook_is_of_the_best_of_images_spread_over_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("most", "chosen"), [(3, "adg"), (5, "abcdefghi"), (99, "abcdefghi")])
+def test_the_codebook_is_of_the_best_of_images_spread_over_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, chosen: str
+) -> None:
     names = list("abcdefghi")
     write_views(tmp_path / "feats.h5", names)
-    monkeypatch.setattr("sekd_cli.retrieval.SAMPLED_IMAGES", 3)
-    monkeypatch.setattr("sekd_cli.retrieval.SAMPLED_DESCRIPTORS", 6)  # two of each
+    monkeypatch.setattr("sekd_cli.retrieval.SAMPLED_IMAGES", most)
+    monkeypatch.setattr("sekd_cli.retrieval.SAMPLED_DESCRIPTORS", 2 * len(chosen))  # two of each
     learned_from: list[torch.Tensor] = []
     monkeypatch.setattr("sekd_cli.retrieval.learn_codebook", lambda all_: learned_from.append(all_) or all_[:1])
     with FeatureReader(tmp_path / "feats.h5") as reader:
         list(nearest(reader, names, 1, {}))
-        best = [torch.from_numpy(reader.read(name).descriptors[:2]) for name in ("a", "d", "g")]
+        best = [torch.from_numpy(reader.read(name).descriptors[:2]) for name in chosen]
     torch.testing.assert_close(learned_from, [torch.cat(best)])
 
 
