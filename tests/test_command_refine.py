@@ -275,6 +275,11 @@ def test_photographs_that_are_not_there_are_told_by_their_paths(capfd: pytest.Ca
     assert capfd.readouterr().err.splitlines()[0] == f"error: a.png and c.png: {reasons}"
 
 
+def test_photographs_beyond_the_usual_limit_are_read_since_they_were_extracted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sekd_cli.feature_cache.DEFAULT_MAX_PIXELS", 100)
+    assert cli.main([*REFINE, "-o", "large.h5"]) == 0
+
+
 def test_where_most_looks_different_matches_stay_as_they_were(capfd: pytest.CaptureFixture[str]) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH), np.uint8)
     cv2.imwrite("photos/a.png", noise)

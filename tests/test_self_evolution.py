@@ -258,7 +258,7 @@ def test_time_is_shared_by_steps_and_little_time_means_fewer_rounds() -> None:
         assert ends[1:] == pytest.approx(expected)
     assert affordable(settings, 5000.0, 1.0).rounds == 3  # all 4,000 steps, and labelling
     assert affordable(settings, 2250.0, 1.0).rounds == 3  # 1,800 steps: three rounds of 600
-    assert affordable(settings, 2240.0, 1.0).rounds == 2
+    assert affordable(settings, 2240.0, 1.0).rounds == affordable(settings, 1120.0, 0.5).rounds == 2
     assert affordable(settings, 10.0, 1.0).rounds == 1
     assert affordable(replace(settings, steps_per_update=10, last_steps=20), 50.0, 1.0).rounds == 3  # all 40 steps
 
