@@ -23,8 +23,9 @@ from PIL import Image
 
 from sekd_cli import cli
 from sekd_cli.commands import show_run
-from sekd_cli.drawing import INLIER, OUTLIER, draw_keypoints
+from sekd_cli.drawing import INLIER, OUTLIER, Colour, Legend, View, colours_of, draw_keypoints, draw_matches
 from sekd_cli.feature_file import FeatureReader, FeatureWriter
+from sekd_cli.match_file import MatchReader
 from sekd_cli.stored_features import StoredFeatures
 
 NAMES = ["a.jpg", "b/c 1.jpg"]
@@ -157,6 +158,32 @@ def test_matches_that_were_verified_are_inliers_all() -> None:
     assert count(now, INLIER) == pytest.approx(count(picture[: 2 * SIZE], INLIER), rel=0.01)
 
 
+def test_the_legend_tells_what_the_colours_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[list[Colour], Legend, int]] = []
+
+    def draw(first: View, second: View, colours: list[Colour], legend: Legend, *, faint: int) -> np.ndarray:
+        drawn.append((colours, legend, faint))
+        return draw_matches(first, second, colours, legend, faint=faint)
+
+    monkeypatch.setattr(show_run, "draw_matches", draw)
+    assert cli.main(["match", "pairs.txt", "-o", "verified.h5", "--verify", "fundamental", "--device", "cpu"]) == 0
+    plain = ["show", *PHOTOS, "-f", "feats.h5", "-o", "x.png"]
+    for more in (["-m", "matches.h5"], ["-m", "matches.h5", "--verify", "homography"], ["-m", "verified.h5"]):
+        assert cli.main([*plain, *more]) == 0
+    with MatchReader(Path("matches.h5")) as reader:
+        stored = reader.read((NAMES[0], NAMES[1]))
+    scores = stored.scores0[stored.matches0 >= 0]
+    (by_score, legend, faint), (verified, told, outliers), (before, kept, none) = drawn
+    assert legend == ("a.jpg | b/c 1.jpg", f"{len(scores)} matches", tuple(np.quantile(scores, (0.02, 0.98))), ())
+    assert by_score == colours_of(np.sort(scores))[0]  # the best on top
+    assert (faint, none) == (0, 0)
+    inliers = len(scores) - outliers
+    assert verified == [OUTLIER] * outliers + [INLIER] * inliers
+    marks = ((INLIER, f"{inliers} inliers of a homography"), (OUTLIER, f"{outliers} outliers"))
+    assert told == ("a.jpg | b/c 1.jpg", f"{len(scores)} matches", None, marks)
+    assert (set(before), kept.marks) == ({INLIER}, ((INLIER, "inliers of a fundamental matrix"),))
+
+
 def test_matches_of_a_photograph_that_lies_turned_are_verified_by_its_descriptors_at_that_turn() -> None:
     with FeatureWriter(Path("turned.h5"), TURNED_ATTRIBUTES) as writer:
         for view, name in enumerate(NAMES):
@@ -184,8 +211,10 @@ def test_a_line_ends_where_the_homography_says() -> None:
 
 
 def test_two_images_are_drawn_alone_if_asked_for(capfd: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["show", *PHOTOS, "-f", "feats.h5", "--keypoints", "-o", "out"]) == 0
-    assert capfd.readouterr().out.splitlines() == ["out/a.keypoints.png", "out/c 1.keypoints.png"]
+    Path("out.1").mkdir()
+    for folder in ("out", "out.1"):  # one that has a dot in its name must be there
+        assert cli.main(["show", *PHOTOS, "-f", "feats.h5", "--keypoints", "-o", folder]) == 0
+        assert capfd.readouterr().out.splitlines() == [f"{folder}/a.keypoints.png", f"{folder}/c 1.keypoints.png"]
 
 
 def test_images_with_one_stem_get_pictures_of_their_own(capfd: pytest.CaptureFixture[str]) -> None:
@@ -224,10 +253,12 @@ def test_one_bad_image_stops_none_of_the_others(capfd: pytest.CaptureFixture[str
 
 def test_no_photograph_is_overwritten(capfd: pytest.CaptureFixture[str]) -> None:
     cv2.imwrite("mine.png", drawn_photograph(1))
-    before = Path("mine.png").read_bytes()
-    assert cli.main(["show", PHOTOS[0], "-f", "feats.h5", "-o", "mine.png"]) == BAD_OUTPUT
-    assert "no picture of sekd show" in capfd.readouterr().err
-    assert Path("mine.png").read_bytes() == before
+    Path("text.png").write_text("no picture at all")
+    for name in ("mine.png", "text.png"):
+        before = Path(name).read_bytes()
+        assert cli.main(["show", PHOTOS[0], "-f", "feats.h5", "-o", name]) == BAD_OUTPUT
+        assert "no picture of sekd show" in capfd.readouterr().err
+        assert Path(name).read_bytes() == before
     for _ in range(2):  # its own it writes again
         assert cli.main(["show", PHOTOS[0], "-f", "feats.h5", "-o", "k.png"]) == 0
 

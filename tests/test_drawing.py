@@ -1,5 +1,7 @@
 """Pictures: marks lie where the keypoints are, in the colours that the legend tells."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -111,6 +113,34 @@ def test_any_title_fits_below_any_picture(title: str, width: int) -> None:
         np.testing.assert_array_equal(whole[:20], picture)
         if width == 900:
             assert whole[20:].std() > 0  # something is written
+
+
+def columns(footer: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    """Where in a footer this colour is, in pixels from its left."""
+    return np.flatnonzero((footer == colour).all(axis=2).any(axis=0))
+
+
+def test_the_footer_has_the_title_the_note_and_from_the_right_what_the_colours_mean() -> None:
+    def footer(note: str = "", **more: Any) -> np.ndarray:
+        return with_footer(np.zeros((20, 900, 3), np.uint8), Legend("a.jpg", note, **more))[20:]
+
+    def written(footer: np.ndarray) -> np.ndarray:
+        return np.flatnonzero((footer != PAPER).any(axis=(0, 2)))
+
+    title, noted = footer(), footer("12 matches")
+    end = written(title).max() + 1
+    np.testing.assert_array_equal(noted[:, :end], title[:, :end])
+    assert end < written(noted).max() < 200  # beside the title
+    marked = footer("12 matches", marks=((INLIER, "12 inliers"), (OUTLIER, "3 outliers")))
+    assert 500 < columns(marked, INLIER).max() < columns(marked, OUTLIER).min()
+    assert columns(marked, OUTLIER).max() < written(marked).max() - 40  # what it means is to its right
+    np.testing.assert_array_equal(marked[:, :200], noted[:, :200])
+    scaled = footer("12 matches", scale=(0.1, 0.9))
+    red, blue = (scaled[..., channel].astype(int) for channel in (0, 2))
+    low, high = (np.flatnonzero((difference > 100).any(axis=0)) for difference in (blue - red, red - blue))
+    assert written(scaled[:, 200:]).min() + 200 < low.min() - 10  # a number before the lowest
+    assert low.max() < high.min()
+    assert high.max() < written(scaled).max() - 10  # and one behind the highest
 
 
 def test_of_a_long_title_the_end_is_kept() -> None:
