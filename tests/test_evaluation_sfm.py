@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluation_sets import Exact, Orbit, nothing
+from evaluation_sets import Exact, Orbit, change_line, nothing
 
 from sekd_cli.errors import InputFileError
 from sekd_cli.evaluation import sfm
@@ -16,7 +16,9 @@ def test_exact_features_are_mapped_exactly(tmp_path: Path) -> None:
     pytest.importorskip("pycolmap")
     method = Exact(Orbit().write_strecha(tmp_path))
     scenes = find_scenes(tmp_path, PairSelection())
-    results = sfm.evaluate_scenes(scenes, [method], sfm.SfmProtocol(max_size=500, seeds=1), nothing)
+    told: list[str] = []
+    results = sfm.evaluate_scenes(scenes, [method], sfm.SfmProtocol(max_size=500, seeds=1), told.append)
+    assert told == [f"exact {tmp_path.name}"]
     [result] = results["exact"][tmp_path.name]
     assert (result.images, result.registered) == (5, 5)
     assert result.points == 300
@@ -38,6 +40,40 @@ def test_features_without_matches_register_nothing(tmp_path: Path) -> None:
     [row] = sfm.summary_table(results).rows
     assert row["maa@10"] == 0
     assert all(pair["failed"] for pair in sfm.pair_table(results).rows)
+
+
+def test_two_images_are_a_scene(tmp_path: Path) -> None:
+    pytest.importorskip("pycolmap")
+    method = Exact(Orbit().write_strecha(tmp_path))
+    for camera in sorted((tmp_path / "cameras").iterdir())[2:]:
+        camera.unlink()
+    results = sfm.evaluate_scenes(find_scenes(tmp_path, PairSelection()), [method], sfm.SfmProtocol(seeds=1), nothing)
+    [result] = results["exact"][tmp_path.name]
+    assert (result.images, result.registered, result.points) == (2, 2, 300)
+    assert max(result.errors.values()) < 0.01
+
+
+def test_pairs_of_an_image_that_is_not_registered_are_infinitely_far_off(tmp_path: Path) -> None:
+    pytest.importorskip("pycolmap")
+    points = Orbit().write_strecha(tmp_path)
+    method = Exact(points | {tmp_path / "images" / "02.png": np.zeros((0, 2))})
+    results = sfm.evaluate_scenes(find_scenes(tmp_path, PairSelection()), [method], sfm.SfmProtocol(seeds=1), nothing)
+    [result] = results["exact"][tmp_path.name]
+    assert result.registered == 4
+    for pair, error in result.errors.items():
+        assert error == np.inf if "02.png" in pair else error < 0.01
+
+
+def test_the_calibration_is_kept_as_it_is_given(tmp_path: Path) -> None:
+    pytest.importorskip("pycolmap")
+    method = Exact(Orbit().write_strecha(tmp_path))
+    for index in range(5):
+        camera = tmp_path / "cameras" / f"{index:02d}.png.camera"
+        change_line(camera, 0, "650 0 319.5")  # in truth 600
+    results = sfm.evaluate_scenes(find_scenes(tmp_path, PairSelection()), [method], sfm.SfmProtocol(seeds=1), nothing)
+    [result] = results["exact"][tmp_path.name]
+    assert result.registered == 5
+    assert result.reprojection_error > 0.1
 
 
 def test_a_pairs_file_can_not_be_mapped(tmp_path: Path) -> None:
@@ -86,5 +122,6 @@ def test_figures_are_medians_over_seeds_summed_or_averaged_over_scenes() -> None
 
 
 def test_pairs_farther_off_than_ten_degrees_failed() -> None:
-    rows = sfm.pair_table({"m": {"x": [result(4, 10, 5.0, 11.0)]}}).rows
+    runs = [result(4, 10, *errors) for errors in ((5.0, 11.0), (50.0, 11.0), (5.0, 0.1))]
+    rows = sfm.pair_table({"m": {"x": runs}}).rows
     assert [row["failed"] for row in rows] == [False, True]

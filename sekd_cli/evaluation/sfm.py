@@ -1,7 +1,8 @@
 """`sekd evaluate sfm`: structure from motion through pycolmap, from any features (paper Sec. 4.3, multi-view task).
 
 All images of a scene are matched with each other; the cameras' calibration is given and kept, the poses are found and
-compared with the truth. COLMAP's settings are its own but for the smallest model, which here may have two images.
+compared with the truth. COLMAP's settings are its own but for the smallest model, which here may have two images: of a
+scene of two, points that only two see count, too.
 """
 
 import tempfile
@@ -86,13 +87,13 @@ def evaluate_scenes(
                 with tempfile.TemporaryDirectory() as folder:
                     database = Path(folder) / "database.db"
                     _write_database(pycolmap, database, scene, features, matches)
-                    model = _map(pycolmap, database, scene.image_root, seed, protocol.threads)
+                    model = _map(pycolmap, database, scene, seed, protocol.threads)
                 results[method.label][scene.name].append(_measure(scene, model, keypoints))
                 advance(f"{method.label} {scene.name}")
     return results
 
 
-def _map(pycolmap: Any, database: Path, image_root: Path, seed: int, threads: int) -> Any:
+def _map(pycolmap: Any, database: Path, scene: Scene, seed: int, threads: int) -> Any:
     """The largest model of a scene (a pycolmap.Reconstruction), None where there is none."""
     geometry, verifier = pycolmap.TwoViewGeometryOptions(), pycolmap.GeometricVerifierOptions()
     geometry.ransac.random_seed, verifier.num_threads = seed, threads
@@ -100,10 +101,11 @@ def _map(pycolmap: Any, database: Path, image_root: Path, seed: int, threads: in
 
     pipeline = pycolmap.IncrementalPipelineOptions()
     pipeline.random_seed, pipeline.num_threads, pipeline.min_model_size = seed, threads, 2
+    pipeline.triangulation.ignore_two_view_tracks = len(scene.views) > 2
     pipeline.extract_colors = False
     pipeline.ba_refine_focal_length = pipeline.ba_refine_extra_params = False
     pipeline.mapper.abs_pose_refine_focal_length = pipeline.mapper.abs_pose_refine_extra_params = False
-    models = pycolmap.incremental_mapping(database, image_root, database.parent, pipeline)
+    models = pycolmap.incremental_mapping(database, scene.image_root, database.parent, pipeline)
     return max(models.values(), key=lambda model: model.num_reg_images(), default=None)
 
 
