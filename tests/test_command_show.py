@@ -124,7 +124,7 @@ def test_matches_come_from_the_file_coloured_by_score(capfd: pytest.CaptureFixtu
     assert cli.main(["show", *PHOTOS, *FILES]) == 0
     assert capfd.readouterr() == ("a-c 1.matches.png\n", "")
     picture = pixels("a-c 1.matches.png")
-    assert picture.shape[1] > 2 * SIZE
+    assert 4 * SIZE < picture.shape[1] < 4.1 * SIZE  # small ones are enlarged
     assert count(picture, OUTLIER) == 0
     assert cli.main(["show", *reversed(PHOTOS), *FILES, "-o", "reversed.png"]) == 0  # stored the other way round
 
@@ -265,9 +265,13 @@ def test_no_photograph_is_overwritten(capfd: pytest.CaptureFixture[str]) -> None
 
 def test_errors_are_one_line_with_their_exit_code(capfd: pytest.CaptureFixture[str]) -> None:
     write_views(Path("other.h5"), NAMES, own=30)
+    with FeatureWriter(Path("fewer.h5"), ATTRIBUTES) as writer:
+        for view, name in enumerate(NAMES):
+            writer.write(name, drawn_features(view, own=20 - 15 * view))  # as many as were matched, and fewer
     Path("elsewhere.jpg").write_bytes(Path(PHOTOS[0]).read_bytes())
     cases = [
         ([PHOTOS[0], "--verify", "homography"], USAGE, "for two images"),
+        ([PHOTOS[0], *FILES], USAGE, "for two images"),
         ([*PHOTOS, "--matches", "matches.h5"], USAGE, "give --features too"),
         ([PHOTOS[0], "-f", "feats.h5", "-o", "k.jpg"], USAGE, ".png"),
         ([*PHOTOS, "-f", "feats.h5", "--keypoints", "-o", "k.png"], USAGE, "give a folder"),
@@ -277,6 +281,7 @@ def test_errors_are_one_line_with_their_exit_code(capfd: pytest.CaptureFixture[s
         ([PHOTOS[0], "-f", "gone.h5"], BAD_INPUT, "gone.h5: no such file"),
         (["elsewhere.jpg", "-f", "feats.h5"], BAD_INPUT, "no features of elsewhere.jpg"),
         ([*PHOTOS, "-f", "other.h5", "-m", "matches.h5"], BAD_INPUT, "not of these features"),
+        ([*PHOTOS, "-f", "fewer.h5", "-m", "matches.h5"], BAD_INPUT, "not of these features"),
         ([PHOTOS[0], PHOTOS[0], *FILES], BAD_INPUT, "no matches of a.jpg and a.jpg"),
     ]
     for arguments, code, message in cases:

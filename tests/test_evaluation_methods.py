@@ -224,7 +224,15 @@ def test_only_a_size_that_is_guessed_may_be_too_small(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "other.h5", "w") as file:  # another tool's, without sizes
         file["a.png/keypoints"] = np.array([(10, 20), (30, 40)], dtype=np.float32)
         file["a.png/descriptors"] = unit_rows(2).T
-    assert len(Stored(tmp_path / "other.h5", 0).features(image)) == 2
+        file["edge.png/keypoints"] = np.array([(10, 20), (199, 40)], dtype=np.float32)
+        file["edge.png/descriptors"] = unit_rows(2).T
+        file["wide.png/keypoints"] = np.array([(10, 20), (250, 40)], dtype=np.float32)
+        file["wide.png/descriptors"] = unit_rows(2).T
+    other = Stored(tmp_path / "other.h5", 0)
+    edge, wide = (read_evaluation_image(write_grey(tmp_path / f"{name}.png", 200, 100), 0) for name in ("edge", "wide"))
+    assert len(other.features(image)) == len(other.features(edge)) == 2
+    with pytest.raises(InputFileError, match="251x41 there, 200x100 here"):
+        other.features(wide)
 
 
 def test_features_moved_by_a_homography_keep_all_else() -> None:

@@ -79,4 +79,4 @@ def percent(keys: str | tuple[str, ...], header: str) -> Column:
 def _rounded(value: float | None, factor: float, digits: int) -> str:
     if value is None or math.isnan(value):
         return "-"
-    return "inf" if math.isinf(value) else f"{value * factor:.{digits}f}"
+    return f"{value * factor:.{digits}f}"
