@@ -46,13 +46,13 @@ class Pair(NamedTuple):
 
 def matchable(features: Features, view: torch.Tensor) -> MatchableImage:
     """The features of a view (H, W) in [0, 1], with its pixels."""
-    grey = (view * 255).round().byte().numpy()
+    pixels = SeenPixels((view * 255).round().byte().numpy(), np.ones(2))
     return MatchableImage(
         name="",
         keypoints=features.keypoints.numpy(),
         descriptors=features.descriptors,
         fingerprint=0,
-        pixels=SeenPixels(grey, np.ones(2)),
+        pixels=lambda: pixels,
     )
 
 

@@ -26,7 +26,7 @@ from sekd_cli.features import Features
 from sekd_cli.images import Photograph, read_image, to_eight_bits, turn_upright
 from sekd_cli.networks.weights_file import load_network, packaged_weights
 from sekd_cli.pair_matching import MatchableImage, comparable, match_images
-from sekd_cli.seen_pixels import SeenPixels, read_seen_pixels, seen_pixels
+from sekd_cli.seen_pixels import SeenPhotograph, SeenPixels, finest, seen_pixels
 from sekd_cli.stored_matches import StoredMatches
 from sekd_cli.verification import Camera, verification_settings
 
@@ -194,6 +194,7 @@ class Sekd:
         self, features: Features, camera: Camera | None, image: str | Path | np.ndarray | None
     ) -> MatchableImage:
         device = self._extractor.device
+        pixels = None if image is None else self._pixels(features, image)
         return MatchableImage(
             name="",
             keypoints=features.keypoints.detach().cpu().float().numpy(),
@@ -201,14 +202,14 @@ class Sekd:
             fingerprint=0,
             turned=None if features.turned is None else comparable(features.turned.detach().to(device)),
             camera=camera,
-            pixels=None if image is None else self._pixels(features, image),
+            pixels=None if pixels is None else lambda: pixels,
         )
 
     def _pixels(self, features: Features, image: str | Path | np.ndarray) -> SeenPixels:
-        scales = None if features.scales is None else features.scales.detach().cpu().float().numpy()
+        least = finest(None if features.scales is None else features.scales.detach().cpu().float().numpy())
         if isinstance(image, str | Path):
-            return read_seen_pixels(Path(image), features.image_size, scales, self._max_pixels)
-        return seen_pixels(_photograph(image), features.image_size, scales)
+            return SeenPhotograph(Path(image), features.image_size, least, self._max_pixels).read()
+        return seen_pixels(_photograph(image), features.image_size, least)
 
 
 def _offsets(matches: StoredMatches) -> Tensor:

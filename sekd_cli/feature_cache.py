@@ -6,10 +6,11 @@ and once where all fit. No result depends on the order.
 """
 
 import math
+import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from sekd_cli.errors import ImageError, InputFileError
 from sekd_cli.feature_file import FeatureReader
 from sekd_cli.pair_matching import MatchableImage, matchable_image
 from sekd_cli.pairs import Pair
-from sekd_cli.seen_pixels import SeenPixels, read_seen_pixels
+from sekd_cli.seen_pixels import SeenPhotograph, SeenPixels, finest
 from sekd_cli.stored_features import StoredFeatures
 from sekd_cli.verification import Camera
 
@@ -54,6 +55,50 @@ def order_in_blocks(work: Plan, rows: int) -> np.ndarray:
     return np.lexsort((row, column, rank // rows))
 
 
+Key = TypeVar("Key", bound=Hashable)
+Kept = TypeVar("Kept", bound=MatchableImage | SeenPixels | str)
+
+
+class Recent(Generic[Key, Kept]):
+    """What was used last, in bounded memory."""
+
+    def __init__(self, load: Callable[[Key], Kept], room: int) -> None:
+        """room: bytes; one is kept in any case."""
+        self._load = load
+        self._room = room
+        self._kept: OrderedDict[Key, Kept] = OrderedDict()
+        self._size = 0
+        self.reads = 0  # so far
+
+    def get(self, key: Key) -> Kept:
+        """One of them; it is kept until others need its room."""
+        found = self._kept.get(key)
+        if found is None:
+            found = self._kept[key] = self._read(key)
+            self._size += size_of(found)
+        self._kept.move_to_end(key)
+        while self._size > self._room and len(self._kept) > 1:
+            self._size -= size_of(self._kept.popitem(last=False)[1])
+        return found
+
+    def take(self, key: Key) -> Kept:
+        """One of them; the caller keeps it from now on, and it isn't kept here."""
+        found = self._kept.pop(key, None)
+        if found is None:
+            return self._read(key)
+        self._size -= size_of(found)
+        return found
+
+    def _read(self, key: Key) -> Kept:
+        self.reads += 1
+        return self._load(key)
+
+
+def size_of(kept: MatchableImage | SeenPixels | str) -> int:
+    """Bytes in memory; none for a reason why there is no image."""
+    return 0 if isinstance(kept, str) else kept.size
+
+
 Load = Callable[[str], MatchableImage | str]
 """An image by its name, or why there is none."""
 
@@ -69,74 +114,49 @@ class Loader:
         *,
         turned: bool = False,
         folder: Path | None = None,
+        room: int = 0,
     ) -> None:
-        """turned: read descriptors at other turns too. folder: of the photographs, whose pixels are to be read."""
+        """turned: read descriptors at other turns too. folder: of the photographs, whose pixels are read when they are
+        asked for, and kept in `room` bytes.
+        """  # noqa: D205 - one sentence
         self._features = features
         self._device = device
         self._camera_of = camera_of
         self._turned = turned
         self._folder = folder
+        self._photographs = Recent(SeenPhotograph.read, room)
+        self._reading = threading.Lock()
 
     def __call__(self, name: str) -> MatchableImage | str:
         """An image, or why there is none."""
         try:
             stored = self._features.read(name, turned=self._turned)
             camera = self._camera_of(name, stored.image_size)
-            pixels = None if self._folder is None else _pixels(self._folder / name, stored)
         except (ImageError, InputFileError) as error:
             return str(error)
+        pixels = None if self._folder is None else self._pixels(self._folder / name, stored)
         return matchable_image(name, stored, self._device, camera, pixels)
 
+    def _pixels(self, path: Path, features: StoredFeatures) -> Callable[[], SeenPixels]:
+        size = features.image_size if features.size_stated else None
+        most = max(DEFAULT_MAX_PIXELS, math.prod(size or ()))  # it was extracted
+        photograph = SeenPhotograph(path, size, finest(features.scales), most)
 
-def _pixels(path: Path, features: StoredFeatures) -> SeenPixels:
-    size = features.image_size if features.size_stated else None
-    most = max(DEFAULT_MAX_PIXELS, math.prod(size or ()))  # it was extracted
-    return read_seen_pixels(path, size, features.scales, most)
+        def read() -> SeenPixels:
+            with self._reading:
+                return self._photographs.get(photograph)
 
-
-class ImageCache:
-    """The images that were used last, in bounded memory."""
-
-    def __init__(self, load: Load, room: int) -> None:
-        """room: bytes; one image is kept in any case."""
-        self._load = load
-        self._room = room
-        self._kept: OrderedDict[str, MatchableImage | str] = OrderedDict()
-        self._size = 0
-        self.reads = 0  # of images, so far
-
-    def get(self, name: str) -> MatchableImage | str:
-        """An image, or why there is none; it is kept until others need its room."""
-        image = self._kept.get(name)
-        if image is None:
-            image = self._kept[name] = self._read(name)
-            self._size += size_of(image)
-        self._kept.move_to_end(name)
-        while self._size > self._room and len(self._kept) > 1:
-            self._size -= size_of(self._kept.popitem(last=False)[1])
-        return image
-
-    def take(self, name: str) -> MatchableImage | str:
-        """An image, or why there is none; the caller keeps it from now on, and it isn't kept here."""
-        image = self._kept.pop(name, None)
-        if image is None:
-            return self._read(name)
-        self._size -= size_of(image)
-        return image
-
-    def _read(self, name: str) -> MatchableImage | str:
-        self.reads += 1
-        return self._load(name)
+        return read
 
 
 class FeatureCache:
     """Features in bounded memory: most of it for the rows of the block at hand, the rest for what was used last."""
 
     def __init__(self, load: Load, room: int) -> None:
-        """See `ImageCache`."""
+        """See `Recent`."""
         passing = room // 8  # for images that pass; each is needed once a block
         self._row_room = room - passing
-        self._passing = ImageCache(load, passing)
+        self._passing = Recent(load, passing)
 
     @property
     def reads(self) -> int:
@@ -163,8 +183,3 @@ class FeatureCache:
                 images = [held.get(number) or self._passing.get(work.names[number]) for number in (first, second)]
                 yield (work.names[first], work.names[second]), images[0], images[1]
             start = end
-
-
-def size_of(image: MatchableImage | str) -> int:
-    """Bytes in memory; none for a reason why there is no image."""
-    return 0 if isinstance(image, str) else image.size

@@ -13,7 +13,7 @@ import torch
 from sekd_cli.config import MatchingSettings, VerificationSettings
 from sekd_cli.device import give_back_memory
 from sekd_cli.errors import ImageError
-from sekd_cli.feature_cache import CameraOf, FeatureCache, ImageCache, Loader, Plan, order_in_blocks, size_of
+from sekd_cli.feature_cache import CameraOf, FeatureCache, Loader, Plan, Recent, order_in_blocks, size_of
 from sekd_cli.feature_file import FeatureReader
 from sekd_cli.match_file import MatchWriter
 from sekd_cli.match_writing import COMMIT_PAIRS, Matched, Outcome, Written, is_done
@@ -59,17 +59,17 @@ class PairMatcher:
     ) -> None:
         """path: of the feature file, opened by each process for itself. cache_bytes: of features in its memory.
 
-        folder: of the photographs, to align verified matches by their pixels.
+        folder: of the photographs, to align verified matches by their pixels, which take half of these bytes.
         """
-        self.cache_bytes, self.matching = cache_bytes, matching
+        self.cache_bytes, self.matching = cache_bytes if folder is None else cache_bytes // 2, matching
         self._path, self._verification, self._camera_of, self._folder = path, verification, camera_of, folder
-        self._images: ImageCache | None = None
+        self._images: Recent[str, MatchableImage | str] | None = None
         self._tasks = 0
 
     def __call__(self, pairs: Sequence[Pair]) -> list[Matched]:
         """The matches of each."""
         if self._images is None:
-            self._images = ImageCache(self.loader(FeatureReader(self._path)), self.cache_bytes)
+            self._images = Recent(self.loader(FeatureReader(self._path)), self.cache_bytes)
         self._tasks += 1
         if self._tasks % GIVE_BACK_EVERY == 0:
             give_back_memory()
@@ -84,7 +84,8 @@ class PairMatcher:
 
     def loader(self, features: FeatureReader, device: torch.device = CPU) -> Loader:
         """What reads the images that are matched."""
-        return Loader(features, device, self._camera_of, turned=self.matching.rotations, folder=self._folder)
+        turned, folder, room = self.matching.rotations, self._folder, self.cache_bytes
+        return Loader(features, device, self._camera_of, turned=turned, folder=folder, room=room)
 
     def batch(self, images: Batch) -> list[Matched]:
         """The matches of each pair, found together where there are several."""
@@ -202,7 +203,7 @@ def _match_by_threads(
     work: Plan, features: FeatureReader, writer: MatchWriter, settings: PipelineSettings, matcher: PairMatcher
 ) -> Iterator[Outcome]:
     turned = matcher.matching.rotations
-    cache = FeatureCache(matcher.loader(features, settings.device), settings.cache_bytes)
+    cache = FeatureCache(matcher.loader(features, settings.device), matcher.cache_bytes)
     gathering = _Gathering(settings.batch_values // (4 if turned else 1))
     written = Written(writer)
     at_once = max(1, min(settings.threads, len(work.pairs)))

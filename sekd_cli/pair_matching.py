@@ -1,6 +1,6 @@
 """Matching pairs of images: descriptors made comparable, mutual nearest neighbours, geometric verification."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -33,14 +33,13 @@ class MatchableImage:
     fingerprint: int
     turned: Tensor | None = None  # (3, N, D) likewise, of the image turned by 1, 2 and 3 quarters
     camera: Camera | None = None
-    pixels: SeenPixels | None = None  # by which verified matches are aligned
+    pixels: Callable[[], SeenPixels] | None = None  # by which verified matches are aligned; may raise ImageError
 
     @property
     def size(self) -> int:
-        """Bytes in memory."""
+        """Bytes in memory, but for pixels."""
         turned = 0 if self.turned is None else self.turned.nbytes
-        pixels = 0 if self.pixels is None else self.pixels.grey.nbytes
-        return self.keypoints.nbytes + self.descriptors.nbytes + turned + pixels
+        return self.keypoints.nbytes + self.descriptors.nbytes + turned
 
     def at_turn(self, turn: int) -> Tensor:
         """The descriptors (N, D) of the image turned by so many quarters. Raises ImageError if there are none."""
@@ -56,7 +55,7 @@ def matchable_image(
     features: StoredFeatures,
     device: torch.device | str = "cpu",
     camera: Camera | None = None,
-    pixels: SeenPixels | None = None,
+    pixels: Callable[[], SeenPixels] | None = None,
 ) -> MatchableImage:
     """Features as stored, made ready."""
 
@@ -98,7 +97,7 @@ def match_images(
     """The matches of one pair, verified if asked for; with `settings.rotations` those of the best turn.
 
     Verified ones are aligned where the images' pixels are there. Raises ImageError if the descriptors can't be
-    compared, DeviceError if the device has not enough memory.
+    compared, or pixels not be read, DeviceError if the device has not enough memory.
     """
     found = [match_descriptors(*one, settings) for one in _candidates(image0, image1, settings)]
     return _best_turn(found, (image0, image1), settings, verification)
@@ -123,12 +122,14 @@ def match_together(
             candidates.append([])
             failures[index] = error
     found = iter(_match_by_width([one for several in candidates for one in several], settings))
-    return [
-        failures[index]
-        if index in failures
-        else _best_turn([next(found) for _ in several], pairs[index], settings, verification)
-        for index, several in enumerate(candidates)
-    ]
+    matches: list[StoredMatches | ImageError] = []
+    for index, several in enumerate(candidates):
+        at_turns = [next(found) for _ in several]
+        try:
+            matches.append(failures.get(index) or _best_turn(at_turns, pairs[index], settings, verification))
+        except ImageError as error:
+            matches.append(error)
+    return matches
 
 
 def _match_by_width(
@@ -237,7 +238,7 @@ def _aligned(
     pairs = matches.indices()
     if images[0].pixels is None or images[1].pixels is None or matches.model is None or not len(pairs):
         return matches
-    pixels, (xy0, xy1) = (images[0].pixels, images[1].pixels), (image.keypoints for image in images)
+    pixels, (xy0, xy1) = (images[0].pixels(), images[1].pixels()), (image.keypoints for image in images)
     found = align_matches(pixels, xy0[pairs[:, 0]], xy1[pairs[:, 1]])
     kept = found.kept()
     pairs, found = pairs[kept], found.only(kept)

@@ -25,50 +25,68 @@ class SeenPixels(NamedTuple):
     grey: np.ndarray  # (h, w) uint8
     scale: np.ndarray  # (2,): pixels of it a pixel of the file, along x and y
 
-
-def read_seen_pixels(
-    path: Path, image_size: tuple[int, int] | None, scales: np.ndarray | None, max_pixels: int = DEFAULT_MAX_PIXELS
-) -> SeenPixels:
-    """`seen_pixels` of a file. Raises ImageError if it can't be read, or has another size."""
-
-    def enough(width: int, height: int) -> tuple[int, int]:
-        return largest_size(width, height, _views((width, height), scales))
-
-    photograph = read_image(path, max_pixels=max_pixels, enough=enough)
-    try:
-        return seen_pixels(photograph, image_size, scales)
-    except ImageError as error:
-        raise ImageError(f"{path}: {error}") from error
+    @property
+    def size(self) -> int:
+        """Bytes in memory."""
+        return self.grey.nbytes
 
 
-def seen_pixels(photograph: Photograph, image_size: tuple[int, int] | None, scales: np.ndarray | None) -> SeenPixels:
+class SeenPhotograph(NamedTuple):
+    """Which photograph was seen, and how."""
+
+    path: Path
+    image_size: tuple[int, int] | None  # width, height, as its features tell, if they do
+    finest: float | None  # see `finest`
+    max_pixels: int = DEFAULT_MAX_PIXELS
+
+    def read(self) -> SeenPixels:
+        """`seen_pixels` of the file. Raises ImageError if it can't be read, or has another size."""
+
+        def enough(width: int, height: int) -> tuple[int, int]:
+            return largest_size(width, height, _views((width, height), self.finest))
+
+        photograph = read_image(self.path, max_pixels=self.max_pixels, enough=enough)
+        try:
+            return seen_pixels(photograph, self.image_size, self.finest)
+        except ImageError as error:
+            raise ImageError(f"{self.path}: {error}") from error
+
+
+def seen_pixels(photograph: Photograph, image_size: tuple[int, int] | None, finest: float | None) -> SeenPixels:
     """The pixels in which the keypoints of a photograph were found.
 
-    image_size: width, height, as its features tell, if they do. scales: of its keypoints, (N,), pixels of the file per
-    pixel that the network saw, if something tells. Raises ImageError if it has another size.
+    image_size: width, height, as its features tell, if they do. Raises ImageError if it has another size.
     """
     size = photograph.stored_size
     if image_size not in {None, size}:
         here, there = ("x".join(map(str, one)) for one in (size, image_size or ()))
         raise ImageError(f"{here} pixels, but its features are of {there}; give the photograph that they are of")
-    level = prepare(photograph, _views(size, scales)).levels[0]
+    level = prepare(photograph, _views(size, finest)).levels[0]
     grey = np.ascontiguousarray(turn_back(level.grey, photograph.orientation))
     return SeenPixels(grey, np.divide(grey.shape[::-1], size))
 
 
-def pixel_size(size: tuple[int, int], scales: np.ndarray | None) -> float:
+def finest(scales: np.ndarray | None) -> float | None:
+    """The least of the scales (N,) of keypoints, pixels of the file per pixel that the network saw; None without any.
+
+    Other tools' may be 0, or no numbers.
+    """
+    known = np.empty(0) if scales is None else scales[scales > 0]
+    return float(known.min()) if len(known) else None
+
+
+def pixel_size(size: tuple[int, int], finest: float | None) -> float:
     """How many pixels of a file of a size (width, height) the finest has that the network saw, along an edge."""
     if min(size) < 1:  # a guess, from no keypoints
         return 1.0
-    return max(size) / max(largest_size(*size, _views(size, scales)))
+    return max(size) / max(largest_size(*size, _views(size, finest)))
 
 
-def _views(size: tuple[int, int], scales: np.ndarray | None) -> ViewSettings:
+def _views(size: tuple[int, int], finest: float | None) -> ViewSettings:
     """How a photograph of a size (width, height) is resized to the finest at which it was seen."""
-    known = np.empty(0) if scales is None else scales[(scales > 0) & (scales <= max(size))]
-    if not len(known):  # other tools' may be 0, or no numbers
+    if finest is None or finest > max(size):
         return ViewSettings(scales=(1.0,))
-    return ViewSettings(max_size=min(round(max(size) / float(known.min())), LONGEST), scales=(1.0,))
+    return ViewSettings(max_size=min(round(max(size) / finest), LONGEST), scales=(1.0,))
 
 
 def align_matches(

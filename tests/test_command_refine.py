@@ -1,6 +1,7 @@
 """`sekd match --refine` and `sekd refine`: photographs of one plane, keypoints found beside where its points are."""
 
 import dataclasses
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -14,13 +15,15 @@ from full_disk import files_of_at_most
 from numpy.typing import NDArray
 from PIL import Image
 
-from sekd_cli import cli, refining
+from sekd_cli import cli, refining, seen_pixels
 from sekd_cli.config import MatchingSettings
+from sekd_cli.errors import ImageError
 from sekd_cli.feature_file import FeatureReader, FeatureWriter
 from sekd_cli.match_file import MatchReader, fingerprint
-from sekd_cli.pair_matching import match_images, matchable_image
-from sekd_cli.seen_pixels import read_seen_pixels
+from sekd_cli.match_pipeline import PairMatcher
+from sekd_cli.pair_matching import MatchableImage, match_images, match_together, matchable_image
 from sekd_cli.stored_features import StoredFeatures
+from sekd_cli.stored_matches import StoredMatches
 from sekd_cli.verification import verification_settings
 
 NAMES = ["a.png", "b/b 1.jpg", "c.png"]
@@ -267,12 +270,51 @@ def test_a_photograph_that_does_not_do_costs_its_own_pairs_alone(kind: str, capf
         assert list(reader.pairs()) == [("a.png", "b/b 1.jpg")]
 
 
-def test_photographs_that_are_not_there_are_told_by_their_paths(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_photograph_that_is_not_there_is_told_by_its_path(capfd: pytest.CaptureFixture[str]) -> None:
     Path("two.txt").write_text("a.png c.png\n")
     Path("empty").mkdir()
     assert cli.main(["match", "two.txt", *REFINE[2:-1], "empty", "-o", "x.h5", "--quiet"]) == NOTHING
-    reasons = "; ".join(f"empty/{name}: no such file; check the path" for name in ("a.png", "c.png"))
-    assert capfd.readouterr().err.splitlines()[0] == f"error: a.png and c.png: {reasons}"
+    reason = "empty/a.png: no such file; check the path"
+    assert capfd.readouterr().err.splitlines()[0] == f"error: a.png and c.png: {reason}"
+
+
+def test_photographs_of_pairs_without_a_model_are_not_opened() -> None:
+    rng = np.random.default_rng(0)
+    with FeatureWriter(Path("two.h5"), ATTRIBUTES) as writer:
+        writer.write("a.png", found(0))
+        elsewhere = rng.uniform(0, 300, (POINTS, 2)).astype(np.float32)
+        writer.write("nowhere.png", dataclasses.replace(found(0), keypoints=elsewhere))
+    Path("two.txt").write_text("a.png nowhere.png\n")
+    assert cli.main(["match", "two.txt", *REFINE[2:], "--features", "two.h5", "-o", "x.h5"]) == 0
+
+
+@pytest.mark.parametrize(("cache", "reads"), [(10**9, 3), (2 * 3 * WIDTH * HEIGHT, 3), (0, 6)])
+def test_photographs_stay_in_half_of_the_memory(cache: int, reads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    whole = seen_pixels.read_image
+    monkeypatch.setattr(seen_pixels, "read_image", lambda path, **how: opened.append(path) or whole(path, **how))
+    settings = MatchingSettings(), verification_settings("homography")
+    matcher = PairMatcher(Path("feats.h5"), cache, *settings, folder=Path("photos"))
+    matched = matcher(list(itertools.combinations(NAMES, 2)))
+    assert [one.failure for one in matched] == [""] * 3
+    assert len(opened) == reads
+
+
+def test_of_pairs_together_one_with_a_bad_photograph_fails_alone() -> None:
+    def unreadable() -> seen_pixels.SeenPixels:
+        raise ImageError("c.png: gone")
+
+    def image(view: int) -> MatchableImage:
+        features = found(view)
+        photograph = seen_pixels.SeenPhotograph(Path("photos") / NAMES[view], None, seen_pixels.finest(features.scales))
+        return matchable_image(NAMES[view], features, pixels=photograph.read if view < 2 else unreadable)
+
+    pairs = [(image(one), image(other)) for one, other in ((0, 2), (0, 1), (1, 2))]
+    alone, aligned, other = match_together(pairs, MatchingSettings(), verification_settings("homography"))
+    assert isinstance(alone, ImageError)
+    assert isinstance(other, ImageError)
+    assert isinstance(aligned, StoredMatches)
+    assert aligned.alignment is not None
 
 
 def test_photographs_beyond_the_usual_limit_are_read_since_they_were_extracted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,7 +407,11 @@ def test_what_looks_more_like_something_far_away_is_matched_where_its_neighbours
     for aligned in (False, True):
         images = [
             matchable_image(
-                name, view, pixels=read_seen_pixels(Path("photos") / name, None, view.scales) if aligned else None
+                name,
+                view,
+                pixels=seen_pixels.SeenPhotograph(Path("photos") / name, None, seen_pixels.finest(view.scales)).read
+                if aligned
+                else None,
             )
             for name, view in zip(NAMES, views, strict=False)
         ]

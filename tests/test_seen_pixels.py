@@ -10,7 +10,7 @@ from PIL import Image
 
 from sekd_cli.errors import ImageError
 from sekd_cli.images import Photograph
-from sekd_cli.seen_pixels import align_matches, pixel_size, read_seen_pixels, seen_pixels
+from sekd_cli.seen_pixels import SeenPhotograph, align_matches, finest, pixel_size, seen_pixels
 
 WIDTH, HEIGHT = 192, 160
 
@@ -21,7 +21,7 @@ def test_they_lie_as_the_file_does(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(stored).save(tmp_path / "turned.png", exif=exif)
-    seen = read_seen_pixels(tmp_path / "turned.png", (WIDTH, HEIGHT), None)
+    seen = SeenPhotograph(tmp_path / "turned.png", (WIDTH, HEIGHT), None).read()
     np.testing.assert_array_equal(seen.grey, stored)
     assert seen.scale.tolist() == [1, 1]
 
@@ -41,18 +41,18 @@ def test_they_are_the_finest_that_the_network_saw(scales: np.ndarray | None, siz
     photograph = Photograph(pixels=np.zeros((2000, 6400), np.uint8), orientation=1, stored_size=(6400, 2000))
     if scales is None or not len(scales):
         size = (1600, 500)
-    seen = seen_pixels(photograph, (6400, 2000), scales)
+    seen = seen_pixels(photograph, (6400, 2000), finest(scales))
     assert seen.grey.shape == size[::-1]
     np.testing.assert_allclose(seen.scale, size[0] / 6400)
-    assert pixel_size((6400, 2000), scales) == pytest.approx(6400 / size[0])
+    assert pixel_size((6400, 2000), finest(scales)) == pytest.approx(6400 / size[0])
 
 
 @pytest.mark.parametrize("scale", [0, np.nan, np.inf, -1, 1e30])
 def test_scales_of_other_tools_that_are_none_tell_nothing(scale: float) -> None:
     photograph = Photograph(pixels=np.zeros((20, 3200), np.uint8), orientation=1, stored_size=(3200, 20))
     scales = np.full(3, scale, np.float32)
-    assert seen_pixels(photograph, None, scales).grey.shape == (10, 1600)
-    assert pixel_size((3200, 20), scales) == 2
+    assert seen_pixels(photograph, None, finest(scales)).grey.shape == (10, 1600)
+    assert pixel_size((3200, 20), finest(scales)) == 2
 
 
 @pytest.mark.parametrize("size", [(0, 0), (3, 0), (-3, 5)])
@@ -64,19 +64,19 @@ def test_an_image_of_no_size_has_pixels_as_seen(size: tuple[int, int]) -> None:
 def test_a_photograph_wider_than_opencv_samples_is_aligned_at_less() -> None:
     rng = np.random.default_rng(0)
     blurred = cv2.GaussianBlur(rng.integers(0, 256, (50, 40_000), np.uint8), None, 2)
-    seen = seen_pixels(Photograph(pixels=blurred, orientation=1, stored_size=(40_000, 50)), None, np.ones(3))
+    seen = seen_pixels(Photograph(pixels=blurred, orientation=1, stored_size=(40_000, 50)), None, 1.0)
     assert seen.grey.shape[1] < 2**15 - 1
     xy = np.column_stack((rng.uniform(100, 39_900, 30), np.full(30, 25))).astype(np.float32)
     found = align_matches((seen, seen), xy, xy + np.float32([1, 0.5]), np.tile(np.eye(2), (30, 1, 1)))
     assert (found.correlations > 0).mean() > 0.8
     np.testing.assert_allclose(np.median(found.offsets, axis=0), [-1, -0.5], atol=0.05)
-    assert pixel_size((40_000, 50), np.ones(3)) == pytest.approx(1 / seen.scale[0])
+    assert pixel_size((40_000, 50), 1.0) == pytest.approx(1 / seen.scale[0])
 
 
 def test_a_jpeg_is_decoded_no_larger_than_needed(tmp_path: Path) -> None:
     pixels = cv2.resize(drawn_photograph(0), (1600, 1280))
     Image.fromarray(pixels).save(tmp_path / "large.jpg", quality=95)
-    seen = read_seen_pixels(tmp_path / "large.jpg", (1600, 1280), np.array([4.0]))
+    seen = SeenPhotograph(tmp_path / "large.jpg", (1600, 1280), 4.0).read()
     assert seen.grey.shape == (320, 400)
     assert seen.scale.tolist() == [0.25, 0.25]
 
@@ -85,8 +85,8 @@ def test_another_photograph_is_told_with_its_name(tmp_path: Path) -> None:
     path = tmp_path / "other.png"
     Image.fromarray(drawn_photograph(0)).save(path)
     with pytest.raises(ImageError, match=f"{path}: 192x160 pixels, but its features are of 160x192"):
-        read_seen_pixels(path, (HEIGHT, WIDTH), None)
-    assert read_seen_pixels(path, None, None).grey.shape == (HEIGHT, WIDTH)  # where nothing tells the size
+        SeenPhotograph(path, (HEIGHT, WIDTH), None).read()
+    assert SeenPhotograph(path, None, None).read().grey.shape == (HEIGHT, WIDTH)  # where nothing tells the size
 
 
 def test_alignments_are_in_pixels_of_the_files() -> None:

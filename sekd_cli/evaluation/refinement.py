@@ -60,7 +60,7 @@ def _matchable(features: LocalFeatures, pixels: SeenPixels) -> MatchableImage:
         keypoints=features.keypoints,
         descriptors=comparable(torch.from_numpy(_as_vectors(features.descriptors))),
         fingerprint=0,
-        pixels=pixels,
+        pixels=lambda: pixels,
     )
 
 
