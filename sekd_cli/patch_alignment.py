@@ -21,7 +21,7 @@ LEAST_ALIKE = 0.7  # correlation of two patches of the same thing
 NEIGHBOURS, REACH, REFITS = 16, 1.5, 3  # matches that tell how a patch looks; their sigma, in median distances
 SMALLEST_SIZE = 1 / 16  # of a patch in the second photograph, by its size in the first: less is no patch
 PATCHES_AT_ONCE = 64  # as fit into a core's cache
-EVEN, MIDDLE = 1e-3, 128  # grey levels: less contrast is none; around the middle one squares are small
+EVEN, MIDDLE = 0.3, 128  # grey levels: less contrast is none, nor exact; around the middle one squares are small
 
 
 class Alignment(NamedTuple):

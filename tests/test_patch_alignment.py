@@ -120,12 +120,21 @@ def test_what_has_not_come_to_rest_has_no_place(first: NDArray[np.uint8]) -> Non
     assert ((errors > 0.1) & (errors < 1.5)).mean() < 0.01  # another thing that looks alike is farther away
 
 
-def test_where_nothing_is_to_be_seen_nothing_moves() -> None:
-    even = np.full((60, 60), 100, np.uint8)
+@pytest.mark.parametrize("grey", [0, 1, 64, 100, 128, 255])
+def test_where_nothing_is_to_be_seen_nothing_moves(grey: int) -> None:
+    even = np.full((60, 60), grey, np.uint8)
     xy = np.random.default_rng(0).uniform(0, 60, (30, 2)).astype(np.float32)
     found = align(even, even, xy, xy)
     assert not found.offsets.any()
     assert not found.correlations.any()
+
+
+@pytest.mark.parametrize("share", [0.001, 0.005, 0.5])
+def test_specks_in_the_dark_are_not_alike(share: float) -> None:
+    rng = np.random.default_rng(0)
+    one, other = ((rng.random((300, 300)) < share).astype(np.uint8) for _ in range(2))
+    xy = rng.uniform(20, 280, (200, 2)).astype(np.float32)
+    assert not align(one, other, xy, xy, np.tile(np.eye(2), (200, 1, 1))).correlations.any()
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3])
