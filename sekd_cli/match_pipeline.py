@@ -205,7 +205,7 @@ def _match_by_threads(
     turned = matcher.matching.rotations
     cache = FeatureCache(matcher.loader(features, settings.device), matcher.cache_bytes)
     gathering = _Gathering(settings.batch_values // (4 if turned else 1))
-    written = Written(writer)
+    written, fingerprint_of = Written(writer), _Fingerprints(features, turned=turned)
     at_once = max(1, min(settings.threads, len(work.pairs)))
     share = max(1, settings.threads // at_once)  # threads for one pair: more than one where pairs are few
 
@@ -217,7 +217,8 @@ def _match_by_threads(
         for pair, image0, image1 in cache.walk(work):
             take_interrupt()
             if isinstance(image0, str) or isinstance(image1, str):
-                written.add(Outcome(pair, failure=_reasons(pair, image0, image1)))
+                told = _told_before(writer, pair, fingerprint_of, update=settings.update)  # its camera may be gone
+                written.add(told or Outcome(pair, failure=_reasons(pair, image0, image1)))
             elif is_done(writer, pair, (image0.fingerprint, image1.fingerprint), settings.update):
                 written.add(Outcome(pair, skipped=True))
             elif full := gathering.add(image0, image1):

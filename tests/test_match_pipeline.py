@@ -388,6 +388,21 @@ def test_a_pair_that_nothing_explains_keeps_no_match_and_no_model(tmp_path: Path
 
 
 @both_ways
+def test_a_camera_that_is_gone_costs_no_pair_that_is_done(features: Path, tmp_path: Path, processes: int) -> None:
+    def camera_of(name: str, size: tuple[int, int]) -> Camera:
+        raise ImageError(f"{name}: no such file")
+
+    first, second = list(exhaustive(NAMES[:3]))[:2]
+    run(features, tmp_path / "m.h5", [first])
+    told = {
+        outcome.pair: outcome
+        for outcome in run(features, tmp_path / "m.h5", [first, second], camera_of=camera_of, processes=processes)
+    }
+    assert told[first].skipped
+    assert told[second].failure == "no such file"
+
+
+@both_ways
 def test_an_image_without_a_camera_fails_in_its_pairs_only(features: Path, tmp_path: Path, processes: int) -> None:
     def camera_of(name: str, size: tuple[int, int]) -> Camera:
         if name == "view1.jpg":
