@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import h5py
 import numpy as np
@@ -112,22 +112,35 @@ def _image_facts(group: h5py.Group) -> tuple[int, tuple[int, str]]:
 
 def _matches_info(file: h5py.File) -> dict[str, Any]:
     complete, incomplete = _told(file, MATCHES, _pair_facts)
-    counts = [count for _, (count, _) in complete]
-    models = Counter(model for _, (_, of_pair) in complete for model in of_pair)
+    counts = [facts.matches for _, facts in complete]
+    models = Counter(model for _, facts in complete for model in facts.models)
+    aligned = [facts.aligned for _, facts in complete if facts.aligned is not None]
     return {
         "images": len({image for name, _ in complete for image in name.split("/")}),
         "pairs": len(complete),
         "incomplete": incomplete,
         "matches": sum(counts),
+        **({"matches_aligned": sum(aligned)} if aligned else {}),
         "matches_per_pair": distribution(counts),
         "pairs_without_matches": counts.count(0),
         "pairs_verified": dict(models),
     }
 
 
-def _pair_facts(group: h5py.Group) -> tuple[int, tuple[str, ...]]:
-    """Number of matches; models that they were verified by."""
-    return int((read_numbers(group, "matches0") >= 0).sum()), tuple(model for model in MODELS if model in group)
+class _PairFacts(NamedTuple):
+    """What is told of a pair's matches."""
+
+    matches: int
+    models: tuple[str, ...]  # that they were verified by
+    aligned: int | None  # of the matches; None if it wasn't tried
+
+
+def _pair_facts(group: h5py.Group) -> _PairFacts:
+    return _PairFacts(
+        matches=int((read_numbers(group, "matches0") >= 0).sum()),
+        models=tuple(model for model in MODELS if model in group),
+        aligned=int((read_numbers(group, "correlations") > 0).sum()) if "correlations" in group else None,
+    )
 
 
 def _flat_info(file: h5py.File) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from sekd_cli.stored_matches import StoredMatches
 from sekd_cli.workers import Crew, Worker, WorkerDiedError, take_interrupt
 
 BATCHES_IN_FLIGHT = 4  # for each thread or process: enough that none waits while features are read or matches written
-TASK_PAIRS = 32  # that a process takes at a time, fewer where there are few: 0.2 s
+TASK_PAIRS, REFINED_PAIRS = 32, 8  # that a process takes at a time, fewer where there are few: 0.2 s
 GIVE_BACK_EVERY = 16  # tasks: images that others took the place of lie about as free memory
 CPU = torch.device("cpu")
 ROWS_OF_CACHE = 0.5  # of a process's memory for features: those of the rows of a block
@@ -62,7 +62,7 @@ class PairMatcher:
         folder: of the photographs, to align verified matches by their pixels, which take half of these bytes.
         """
         self.cache_bytes, self.matching = cache_bytes if folder is None else cache_bytes // 2, matching
-        self._path, self._verification, self._camera_of, self._folder = path, verification, camera_of, folder
+        self._path, self._verification, self._camera_of, self.folder = path, verification, camera_of, folder
         self._images: Recent[str, MatchableImage | str] | None = None
         self._tasks = 0
 
@@ -84,7 +84,7 @@ class PairMatcher:
 
     def loader(self, features: FeatureReader, device: torch.device = CPU) -> Loader:
         """What reads the images that are matched."""
-        turned, folder, room = self.matching.rotations, self._folder, self.cache_bytes
+        turned, folder, room = self.matching.rotations, self.folder, self.cache_bytes
         return Loader(features, device, self._camera_of, turned=turned, folder=folder, room=room)
 
     def batch(self, images: Batch) -> list[Matched]:
@@ -143,7 +143,8 @@ def _match_by_workers(
     largest = max(map(size_of, map(matcher.loader(features), work.names[:10])), default=0)
     rows = ROWS_OF_CACHE * matcher.cache_bytes // max(1, largest)
     order = order_in_blocks(work, max(1, int(rows)))
-    task_pairs = max(1, min(TASK_PAIRS, len(order) // (4 * len(workers))))
+    most = REFINED_PAIRS if matcher.folder is not None else TASK_PAIRS
+    task_pairs = max(1, min(most, len(order) // (4 * len(workers))))
     task: list[Pair] = []
     with Crew(workers, matcher, matcher, threads=0) as crew:
         for index in order:

@@ -16,6 +16,7 @@ class Outcome(NamedTuple):
 
     pair: Pair
     matches: int = 0
+    aligned: int = 0  # of the matches
     skipped: bool = False  # was there before
     failure: str | None = None
 
@@ -57,7 +58,9 @@ class Written:
             self.add(Outcome(one.pair, failure=one.failure))
             return
         self._writer.write(one.pair, one.matches, one.fingerprints)
-        self.add(Outcome(one.pair, int((one.matches.matches0 >= 0).sum())))
+        alignment = one.matches.alignment
+        aligned = 0 if alignment is None else int((alignment.correlations > 0).sum())
+        self.add(Outcome(one.pair, int((one.matches.matches0 >= 0).sum()), aligned))
 
     def reported(self, *, now: bool = False) -> Iterator[Outcome]:
         """Outcomes that are durable: none until it is time to commit, or `now`."""

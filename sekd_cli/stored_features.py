@@ -25,6 +25,7 @@ from sekd_cli.hdf5_file import (
     write_arrays,
 )
 
+FARTHEST = 1e8  # pixels
 FOUND = "keypoints_found"  # (N, 2): where they were before they were refined
 DATASETS = ("keypoints", "scores", "descriptors", "image_size", "scales", FOUND)
 SIZE_GUESSED = "image_size_guessed"  # attribute of a group whose `image_size` is there for tools that ask for one
@@ -118,8 +119,8 @@ def read_group(group: h5py.Group, where: str, *, turned: bool) -> StoredFeatures
         shapes = f"keypoints {keypoints.shape} and descriptors {descriptors.shape}, not (N, 2), (D, N)"
         raise InputFileError(f"{where}: {shapes}; mend the file")
     keypoints = keypoints[:, :2]
-    if not np.isfinite(keypoints).all():
-        raise InputFileError(f"{where}: keypoints that are not finite; extract it again")
+    if not are_places(keypoints):
+        raise InputFileError(f"{where}: keypoints that are not finite, or in no image; extract it again")
     count = len(keypoints)
     scores, scales = floats.get("scores", np.ones(count, dtype=np.float32)), floats.get("scales")
     if descriptors.shape[1] != count == len(descriptors):
@@ -127,7 +128,7 @@ def read_group(group: h5py.Group, where: str, *, turned: bool) -> StoredFeatures
     if descriptors.shape[1] != count or scores.shape != (count,) or (scales is not None and scales.shape != (count,)):
         raise InputFileError(f"{where}: not as many descriptors or scores as its {count} keypoints; extract it again")
     found = floats.get(FOUND)
-    if found is not None and (found.shape != keypoints.shape or not np.isfinite(found).all()):
+    if found is not None and (found.shape != keypoints.shape or not are_places(found)):
         raise InputFileError(f"{where}: {FOUND} {found.shape} are not those of {count} keypoints; refine it again")
     others = _read_turned(group, where, descriptors.shape) if turned and TURNED in group else None
     return StoredFeatures(
@@ -149,6 +150,11 @@ def _read_turned(group: h5py.Group, where: str, shape: tuple[int, ...]) -> np.nd
     if turned.shape != (3, *shape):
         raise InputFileError(f"{where}: {TURNED} {turned.shape} beside descriptors {shape}; extract it again")
     return np.ascontiguousarray(turned.swapaxes(1, 2), dtype=np.float32)
+
+
+def are_places(keypoints: np.ndarray) -> bool:
+    """Whether keypoints (N, 2) may be in an image: numbers, none too large to reckon with."""
+    return bool((np.abs(keypoints) <= FARTHEST).all())
 
 
 def smallest_size(keypoints: np.ndarray) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -268,6 +269,23 @@ def test_a_photograph_that_does_not_do_costs_its_own_pairs_alone(kind: str, capf
         assert all("200x100 pixels, but its features are of 896x640" in line for line in lines)
     with MatchReader(Path("some.h5")) as reader:
         assert list(reader.pairs()) == [("a.png", "b/b 1.jpg")]
+
+
+def test_how_many_matches_are_aligned_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH), np.uint8)
+    cv2.imwrite("photos/a.png", noise)  # two of three pairs stay as they are
+    assert cli.main([*REFINE, "-o", "told.h5"]) == 0
+    words = re.search(r"([\d,]+) matches, \d+ a pair, (\d+) of them aligned", capfd.readouterr().err)
+    assert words
+    assert cli.main(["info", "told.h5", "--json"]) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert [told["matches"], told["matches_aligned"]] == [int(number) for number in words.groups()]
+    assert 50 < told["matches_aligned"] < 0.5 * told["matches"]
+    plain = [argument for argument in REFINE if argument not in {"--refine", "--images", "photos"}]
+    assert cli.main([*plain, "-o", "plain.h5"]) == 0
+    assert "aligned" not in capfd.readouterr().err
+    assert cli.main(["info", "plain.h5"]) == 0
+    assert "aligned" not in capfd.readouterr().out
 
 
 def test_a_photograph_that_is_not_there_is_told_by_its_path(capfd: pytest.CaptureFixture[str]) -> None:

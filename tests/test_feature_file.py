@@ -278,6 +278,7 @@ def test_of_keypoints_with_scale_and_angle_place_alone_is_kept(path: Path, colum
         ({"image_size": np.zeros(3)}, "width and height"),
         ({"keypoints": np.full((4, 2), np.nan)}, "not finite"),
         ({"keypoints": np.full((4, 2), 1e300)}, "not finite"),
+        ({"keypoints": np.full((4, 2), -1e9)}, "in no image"),
     ],
 )
 def test_wrong_shapes_are_named(path: Path, changed: dict[str, np.ndarray], words: str) -> None:

@@ -129,7 +129,7 @@ def run(options: MatchOptions) -> int:
         _open_features(options) as features,
         workers(processes, matcher) as others,
         MatchWriter(options.output, match_attributes(features, decisive), overwrite=options.overwrite) as writer,
-        _Report(options.failures) as report,
+        _Report(options.failures, refine=options.refine) as report,
         progress_bar("match", len(work.pairs), "pairs") as bar,
     ):
         for outcome in match_all(work, features, writer, settings, matcher=matcher, workers=others):
@@ -199,8 +199,9 @@ def _cameras(verification: VerificationSettings | None, images: Path | None) -> 
 class _Report:
     """What was done, what not and why; written to `failures_path` as it happens, told at the end."""
 
-    def __init__(self, failures_path: Path | None) -> None:
-        self.done = self.skipped = self.failed = self.matches = 0
+    def __init__(self, failures_path: Path | None, *, refine: bool) -> None:
+        self.done = self.skipped = self.failed = self.matches = self.aligned = 0
+        self._refine = refine
         self._start = time.monotonic()
         self._list = FailureList(failures_path)
 
@@ -215,6 +216,7 @@ class _Report:
         else:
             self.done += 1
             self.matches += outcome.matches
+            self.aligned += outcome.aligned
             logger.debug("%s and %s: %s", *outcome.pair, counted(outcome.matches, "match"))
 
     def __enter__(self) -> Self:
@@ -225,6 +227,7 @@ class _Report:
         seconds = max(time.monotonic() - self._start, 1e-9)
         skipped = f", {self.skipped} done before" if self.skipped else ""
         mean = f"; {counted(self.matches, 'match')}, {self.matches / self.done:.0f} a pair" if self.done else ""
+        mean += f", {self.aligned:,} of them aligned" if self.done and self._refine else ""
         rate = f", {self.done / seconds:.1f} pairs/s" if self.done else ""
         logger.info("%s done%s, %d failed%s%s", counted(self.done, "pair"), skipped, self.failed, mean, rate)
 

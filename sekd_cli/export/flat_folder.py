@@ -14,7 +14,7 @@ from sekd_cli.hdf5_file import names_in, open_for_reading, read_numbers, watchin
 from sekd_cli.image_search import find_images
 from sekd_cli.images import read_image_size
 from sekd_cli.pairs import Pair
-from sekd_cli.stored_features import StoredFeatures, smallest_size
+from sekd_cli.stored_features import StoredFeatures, are_places, smallest_size
 
 
 class FlatFolder:
@@ -72,8 +72,8 @@ class FlatFolder:
         if any(size != count for size in (len(descriptors), *values)):
             raise InputFileError(f"{where}: not as many descriptors or scores as its {count} keypoints; mend the files")
         xy = keypoints[:, :2]
-        if not np.isfinite(xy).all():
-            raise InputFileError(f"{where}: keypoints that are not finite; mend the files")
+        if not are_places(xy):
+            raise InputFileError(f"{where}: keypoints that are not finite, or in no image; mend the files")
         return StoredFeatures(
             keypoints=xy,
             scores=found.get("scores", np.ones(count, dtype=np.float32)).reshape(count),
