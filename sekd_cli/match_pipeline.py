@@ -139,7 +139,7 @@ def _match_by_workers(
     workers: list[PairWorker],
     update: bool,
 ) -> Iterator[Outcome]:
-    written, fingerprint_of = Written(writer), _Fingerprints(features, turned=matcher.matching.rotations)
+    written, fingerprint_of = Written(writer), _Fingerprints(features)
     largest = max(map(size_of, map(matcher.loader(features), work.names[:10])), default=0)
     rows = ROWS_OF_CACHE * matcher.cache_bytes // max(1, largest)
     order = order_in_blocks(work, max(1, int(rows)))
@@ -189,8 +189,8 @@ def _told_before(writer: MatchWriter, pair: Pair, fingerprint_of: "_Fingerprints
 class _Fingerprints:
     """The fingerprints of images by their names, or why they can't be read; each found once."""
 
-    def __init__(self, features: FeatureReader, *, turned: bool) -> None:
-        self._load = Loader(features, CPU, turned=turned)
+    def __init__(self, features: FeatureReader) -> None:
+        self._load = Loader(features, CPU)
         self._known: dict[str, int | str] = {}
 
     def __call__(self, name: str) -> int | str:

@@ -129,7 +129,7 @@ def test_order_memory_and_threads_change_nothing(
 @pytest.mark.parametrize("verification", [None, VerificationSettings(model="homography", threshold=1, min_inliers=5)])
 @pytest.mark.parametrize("batch_values", [1, 3 * 80 * 80, 10**9])
 def test_pairs_in_batches_have_the_matches_they_have_alone(
-    tmp_path: Path, batch_values: int, verification: VerificationSettings | None
+    tmp_path: Path, batch_values: int, verification: VerificationSettings | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a GPU; images of different numbers of keypoints, one of none and one of another width among them."""
     with FeatureWriter(tmp_path / "feats.h5", ATTRIBUTES) as writer:
@@ -139,6 +139,13 @@ def test_pairs_in_batches_have_the_matches_they_have_alone(
         writer.write("wide.jpg", drawn_features(0, width=32))
     pairs = list(exhaustive([*NAMES, "empty.jpg", "wide.jpg"]))
     alone = run(tmp_path / "feats.h5", tmp_path / "alone.h5", pairs, verification=verification)
+
+    def together(batch: Any, *settings: Any) -> Any:
+        most0, most1 = (max(len(images[side].keypoints) for images in batch) for side in (0, 1))
+        assert len(batch) * most0 * most1 <= batch_values
+        return match_together(batch, *settings)
+
+    monkeypatch.setattr(match_pipeline, "match_together", together)
     found = run(
         tmp_path / "feats.h5", tmp_path / "batches.h5", pairs, verification=verification, batch_values=batch_values
     )
@@ -405,22 +412,26 @@ def test_a_camera_that_is_gone_costs_no_pair_that_is_done(features: Path, tmp_pa
 @both_ways
 def test_an_image_without_a_camera_fails_in_its_pairs_only(features: Path, tmp_path: Path, processes: int) -> None:
     def camera_of(name: str, size: tuple[int, int]) -> Camera:
-        if name == "view1.jpg":
-            raise ImageError("view1.jpg: no focal length")
+        if name in {"view1.jpg", "view3.jpg"}:
+            raise ImageError(f"{name}: no focal length")
         return Camera(focal=(400, 400), centre=(size[0] / 2, size[1] / 2))
 
     outcomes = run(
         features,
         tmp_path / "m.h5",
-        list(exhaustive(NAMES[:3])),
+        list(exhaustive(NAMES[:4])),
         verification=VerificationSettings(model="essential", threshold=1),
         camera_of=camera_of,
         processes=processes,
     )
-    assert sorted(outcome.pair for outcome in outcomes if outcome.failure) == [
-        ("view0.jpg", "view1.jpg"),
-        ("view1.jpg", "view2.jpg"),
-    ]
+    first, third = (f"view{index}.jpg: no focal length" for index in (1, 3))
+    assert {outcome.pair: outcome.failure for outcome in outcomes if outcome.failure} == {
+        ("view0.jpg", "view1.jpg"): first,
+        ("view0.jpg", "view3.jpg"): third,
+        ("view1.jpg", "view2.jpg"): first,
+        ("view1.jpg", "view3.jpg"): "no focal length",  # of both, said once
+        ("view2.jpg", "view3.jpg"): third,
+    }
 
 
 def test_outcomes_are_told_when_they_are_durable(
