@@ -66,7 +66,7 @@ def find_scenes(root: Path, selection: PairSelection) -> list[Scene]:
 
     Raises InputFileError where there are none, or ground truth is wrong or an image missing.
     """
-    every = [root] if _layout(root) else [path for path in sorted(root.iterdir()) if path.is_dir()]
+    every = [root] if _layout(root) else sorted(root.iterdir())
     folders = [folder for folder in every if _layout(folder)]
     if not folders:
         raise InputFileError(f"{root}: no scenes; give a folder with cameras/, a COLMAP model, or pairs.txt")
