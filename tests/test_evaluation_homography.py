@@ -351,11 +351,16 @@ def test_files_beside_the_images_are_no_images_and_a_mark_of_utf8_is_none(tmp_pa
 def test_what_has_no_homography_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_sequences(tmp_path, count=4)
     (tmp_path / "v_drawn" / "H_1_3").unlink()
+    (tmp_path / "v_drawn" / "3.png").rename(tmp_path / "v_drawn" / "3.PNG")
+    for name in ("v_drawn/0.txt", "v_drawn/4.png", "x/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
     for file in (tmp_path / "i_drawn").glob("H_1_*"):
         file.unlink()
     assert [len(sequence.homographies) for sequence in read_sequences(tmp_path)] == [1]
     assert "v_drawn: image 3 left out, of which there is no homography" in caplog.text
     assert "i_drawn: left out, as it has images, but no homographies" in caplog.text
+    assert len(caplog.records) == 2
 
 
 def test_a_sequence_that_is_here_has_the_folders_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,10 +378,13 @@ def test_each_run_of_an_estimator_has_its_own_seed_and_the_protocols_threshold(
         asked.append((threshold, seed))
 
     monkeypatch.setattr(homography_benchmark, "estimate_homography", estimate)
-    exact = Exact(write_sequences(tmp_path, count=4))
-    protocol = HomographyProtocol(max_size=0, threshold=2.0, seeds=3)
-    evaluate_sequences(read_sequences(tmp_path), [exact], protocol, nothing)
+    points = write_sequences(tmp_path, count=4)
+    points |= {path: xy[:2] for path, xy in points.items() if path.name == "1.png"}
+    protocol, told = HomographyProtocol(max_size=0, threshold=2.0, seeds=3), []
+    results = evaluate_sequences(read_sequences(tmp_path), [Exact(points)], protocol, told.append)["exact"]
     assert set(asked) == {(2.0, 0), (2.0, 1), (2.0, 2)}
+    assert {(result.keypoints, result.matches) for result in results} == {(3, 2)}  # of 2 and 4
+    assert told == [f"exact {name}_drawn/{image}.png" for name in "iv" for image in (2, 3)]
 
 
 def test_the_protocol_is_the_papers() -> None:

@@ -1,5 +1,6 @@
 """Pose errors by hand, the three layouts of calibrated sets, and the benchmark on features that are exact."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,7 @@ def test_of_several_essential_matrices_the_one_with_most_points_in_front_gives_t
     truth = relative_pose((orbit.rotations[0], orbit.translations[0]), (orbit.rotations[2], orbit.translations[2]))
 
     def several(xy0: np.ndarray, xy1: np.ndarray, focal: float, **options: Any) -> tuple[np.ndarray, np.ndarray]:
+        assert (focal, options["threshold"], options["confidence"]) == ((595 + 297.5) / 2, 1, 0.99999)
         found, mask = fit_essential(xy0, xy1, focal, **options)
         assert found is not None
         assert mask is not None
@@ -143,8 +145,8 @@ def test_of_several_essential_matrices_the_one_with_most_points_in_front_gives_t
         return np.concatenate([*others[:place], found, *others[place:]]), mask
 
     monkeypatch.setattr("sekd_cli.evaluation.estimators.fit_essential", several)
-    camera = Camera(matrix=orbit.matrix)
-    assert pose_error(estimate_pose(orbit.seen(0), orbit.seen(2), (camera, camera)), truth) < 0.01
+    cameras = Camera(matrix=orbit.matrix), Camera(matrix=np.diag((0.5, 0.5, 1)) @ orbit.matrix)
+    assert pose_error(estimate_pose(orbit.seen(0), orbit.seen(2) / 2, cameras), truth) < 0.01
 
 
 def test_too_few_or_degenerate_matches_give_no_pose_or_a_wrong_one_but_no_crash() -> None:
@@ -411,18 +413,21 @@ def test_each_run_of_a_pose_has_its_own_seed_and_the_protocols_threshold(
         asked.append((threshold, seed))
 
     monkeypatch.setattr(pose_benchmark, "estimate_pose", estimate)
-    exact = Exact(Orbit(10).write_pairs(tmp_path))
+    points = Orbit(10).write_pairs(tmp_path)
+    points[tmp_path / "00.png"] = points[tmp_path / "00.png"][:4]
     assert PoseProtocol().threshold == 1.0, "the paper's"
-    protocol = PoseProtocol(threshold=2.0, seeds=3)
-    evaluate_scenes(find_scenes(tmp_path, EVERYTHING), [exact], protocol, nothing)
+    protocol, told = PoseProtocol(threshold=2.0, seeds=3), []
+    results = evaluate_scenes(find_scenes(tmp_path, EVERYTHING), [Exact(points)], protocol, told.append)["exact"]
     assert set(asked) == {(2.0, 0), (2.0, 1), (2.0, 2)}
+    assert {(result.keypoints, result.matches) for result in results} == {(7, 4)}  # of 4 and 10
+    assert told == [f"exact 00.png 0{index}.png" for index in range(1, 5)]
 
 
 def test_areas_are_medians_over_seeds_and_matches_means() -> None:
     one = PoseResult(scene="x", name0="a", name1="b", keypoints=10, matches=5, errors=np.array([0.0, 30, 30]))
-    figures = summarise([one, one])
-    assert figures["auc@5"] == 0
-    assert (figures["median_error"], figures["matches"]) == (30, 5)
+    figures = summarise([one, replace(one, keypoints=20, matches=7)])
+    assert figures["auc@5"] == figures["maa@10"] == 0
+    assert (figures["median_error"], figures["keypoints"], figures["matches"]) == (30, 15, 6)
 
 
 def test_every_pair_has_the_cameras_of_its_own_images(tmp_path: Path) -> None:

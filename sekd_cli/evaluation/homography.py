@@ -142,8 +142,6 @@ def area_under_curve(errors: FloatArray | Sequence[float], thresholds: Sequence[
     Trapezoids through the sorted errors, as SuperGlue's evaluation (Sarlin et al. 2020) does.
     """
     ordered = np.sort(np.asarray(errors, dtype=np.float64))
-    if len(ordered) == 0:
-        return np.zeros(len(thresholds))
     recall = np.concatenate(([0.0], np.arange(1, len(ordered) + 1) / len(ordered)))
     ordered = np.concatenate(([0.0], ordered))
     areas = []
