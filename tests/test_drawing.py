@@ -43,6 +43,7 @@ def test_a_view_is_fitted_with_its_points() -> None:
     smaller = fitted(grey_view(400, 200, [(0, 0), (399, 199)]), 100)
     assert smaller.pixels.shape == (50, 100, 3)
     np.testing.assert_allclose(smaller.keypoints, [(-0.375, -0.375), (99.375, 49.375)])  # (x + 0.5) / 4 - 0.5
+    assert fitted(grey_view(200, 400, []), 100).pixels.shape == (100, 50, 3)
     assert fitted(grey_view(40, 20, []), 1000).pixels.shape == (40, 80, 3)  # twice and no more
     assert fitted(grey_view(40, 20, []), 0).pixels.shape == (20, 40, 3)
     assert fitted(grey_view(4000, 1, []), 100).pixels.shape == (1, 100, 3)
@@ -85,6 +86,20 @@ def test_the_first_lines_may_be_faint() -> None:
     first, second = grey_view(200, 160, [(20, 40), (20, 120)]), grey_view(200, 160, [(180, 40), (180, 120)])
     picture = draw_matches(first, second, [OUTLIER, OUTLIER], Legend("", ""), faint=1).astype(int)
     assert picture[120, 100, 0] > picture[40, 100, 0] > 100 * DIMMED
+
+
+def test_the_more_lines_the_fainter_so_that_the_photographs_stay_visible() -> None:
+    def brightness(count: int) -> int:
+        lines = [(20.0, 40.0)] * count
+        return int(draw_matches(*(grey_view(200, 160, lines),) * 2, [OUTLIER] * count, Legend("", ""))[40, 100, 0])
+
+    assert brightness(200) > brightness(400) > brightness(4000) == brightness(2000) > 100 * DIMMED
+
+
+def test_dots_on_a_large_photograph_are_larger() -> None:
+    small, large = (draw_keypoints(grey_view(width, 40, [(20, 20)]), np.ones(1), "") for width in (400, 4000))
+    colour = colours_of(np.ones(1))[0][0]
+    assert (large[:40] == colour).all(axis=2).sum() > 4 * (small[:40] == colour).all(axis=2).sum()
 
 
 def test_photographs_of_different_heights_are_brought_to_the_larger() -> None:

@@ -252,6 +252,15 @@ def test_none_where_a_process_cannot_fork(monkeypatch: pytest.MonkeyPatch) -> No
     assert workers_of_a_worker("") == 0
 
 
+def test_as_many_batches_are_left_as_may_wait_and_a_thread_does_its_own_work() -> None:
+    with Crew([], each, lambda tasks: ["here"] * len(tasks), 1) as crew:
+        crew.begin(["a", "b"])
+        crew.begin(["c"], here=lambda tasks: ["large"] * len(tasks))
+        assert list(crew.done(1)) == [(["a", "b"], ["here", "here"])]
+        assert crew.waiting == 1
+        assert list(crew.done(0)) == [(["c"], ["large"])]
+
+
 def test_the_other_of_two_items_is_done_where_one_kills() -> None:
     with workers(1, each) as running, Crew(running, each, each, threads=0) as crew:
         crew.begin(["die", "a"])
