@@ -152,12 +152,12 @@ class LevelFeatures:
 def best_of_levels(scores: Sequence[Tensor], limit: int) -> list[int]:
     """How many of each level's keypoints, which come best first, are among the best `limit` (0: all) of all.
 
-    scores: of each level, (N,) descending. Of equal ones the first level's come first.
+    scores: of each level, (N,) descending, on any device. Of equal ones the first level's come first.
     """
     counts = [len(one) for one in scores]
     if not limit or len(scores) == 1 or sum(counts) <= limit:
         return counts
-    order = np.argsort(-torch.cat(list(scores)).cpu().numpy(), kind="stable")[:limit]
+    order = np.argsort(-torch.cat([one.cpu() for one in scores]).numpy(), kind="stable")[:limit]
     level = np.searchsorted(np.cumsum(counts), order, side="right")
     chosen: list[int] = np.bincount(level, minlength=len(counts)).tolist()
     return chosen

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from sekd_cli.config import ViewSettings, parse_scales
 from sekd_cli.errors import UsageError
@@ -95,6 +96,23 @@ def test_the_best_are_chosen_from_all_levels_and_levels_may_be_empty() -> None:
     assert best_of_levels(scores, 0) == [2, 0, 3]
     assert best_of_levels(scores[:1], 1) == [2], "an only level was chosen from before"
     assert len(join_levels([level(), level(scale=2)])) == 0
+
+
+class OnGpu(Tensor):
+    """A tensor that is joined with others of its kind alone."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.cpu:
+            return args[0].as_subclass(Tensor)
+        if func is torch.cat and len(set(map(type, args[0]))) > 1:
+            raise RuntimeError("tensors on one device expected")
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def test_on_a_gpu_one_level_may_be_done_in_tiles_and_another_not() -> None:
+    tiled, whole = torch.tensor([0.9, 0.5]).as_subclass(OnGpu), torch.tensor([0.8, 0.6])
+    assert best_of_levels([tiled, whole], 3) == [1, 2]
 
 
 all_scores = st.lists(st.lists(st.integers(0, 9), max_size=8), min_size=2, max_size=4)
