@@ -1,6 +1,7 @@
 """Photographs made ready for training: shrunk, upright, kept in a cache that is used again."""
 
 import os
+import pickle
 from pathlib import Path
 
 import cv2
@@ -31,6 +32,12 @@ def test_a_cache_made_anew_leaves_a_run_that_uses_it_what_it_had(tmp_path: Path)
     before = used[1]
     assert cache_photographs(find_images([folder]), tmp_path / "cache", 120)[1].shape[2] == 120
     assert torch.equal(used[1], before)
+
+
+def test_a_process_that_is_not_forked_opens_the_cache_for_itself(photographs: Photographs) -> None:
+    sent = pickle.dumps(photographs)
+    assert len(sent) < 1000, "no pixels are sent"
+    assert torch.equal(pickle.loads(sent)[2], photographs[2])
 
 
 def test_broken_and_tiny_photographs_are_left_out_and_none_at_all_is_an_error(tmp_path: Path) -> None:

@@ -38,6 +38,10 @@ class Photographs:
             self.sizes: np.ndarray = index["sizes"]  # (n, 2) width, height
         self._bytes = np.memmap(folder / "photographs.bin", dtype=np.uint8, mode="r")
 
+    def __reduce__(self) -> tuple[type["Photographs"], tuple[Path]]:
+        """For processes that aren't forked: a memory map would be sent as all that the file holds."""
+        return Photographs, (self.folder,)
+
     def __len__(self) -> int:
         return len(self.offsets)
 
