@@ -8,8 +8,10 @@ With rotations it sees every image at all four quarter turns. Keypoints are then
 has them, so they are the same however a photograph lies, and each is described as it looks at each turn.
 """
 
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -42,6 +44,7 @@ from sekd_cli.tiles import REACH, SMALLEST_TILE, Window, whole, windows
 
 MOST_PIXELS_ALONE = 128 * 128  # up to which images go one by one: on AMX, oneDNN's sums of them depend on the batch
 LEAST_COLUMNS = 2  # of the coarsest map: on AMX, oneDNN's convolution of stride 2 reads beyond a narrower one
+APPLE_GPU = threading.Lock()  # torch crashes if several threads compute on one at once
 TILE_PIXELS = {"compact": 4096, "published": 2048}  # edges for which a tile takes about 1 GB and 3 GB
 
 
@@ -76,6 +79,7 @@ class Extractor:
         self.precision = resolve_precision(precision, device, quantisable=network.quantisable)
         self._turns = range(4 if self.views.rotations else 1)
         self._waits_for_launches = device.type != "cpu"
+        self._alone: AbstractContextManager[object] = APPLE_GPU if device.type == "mps" else nullcontext()
         with self._own_precision():
             self._network = dense_function(network, self.precision, device, images)
 
@@ -124,7 +128,7 @@ class Extractor:
     @torch.inference_mode()
     def _extract(self, images: Sequence[PreparedImage]) -> list[StoredFeatures]:
         of_levels: list[list[_Found]] = []
-        with self._own_precision():
+        with self._alone, self._own_precision():
             for same in zip(*(image.levels for image in images), strict=True):
                 tiled = self.tile and max(same[0].grey.shape) > self.tile
                 of_levels.append([self._tiled(level) for level in same] if tiled else self._untiled(same))

@@ -51,6 +51,15 @@ def test_pairs_are_matched_with_the_defaults(capfd: pytest.CaptureFixture[str]) 
         assert expected[one].argmax() == other
 
 
+@pytest.mark.parametrize("device", ["auto", "mps"])
+def test_where_there_is_an_apple_gpu_the_cpu_matches(
+    device: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    assert cli.main(["match", "pairs.txt", "--device", device]) == 0
+    assert ("--device mps: matched on the CPU" in capfd.readouterr().err) == (device == "mps")
+
+
 def test_the_same_again_does_nothing_and_says_so(capfd: pytest.CaptureFixture[str]) -> None:
     cli.main(["match", "pairs.txt"])
     before = Path("matches.h5").read_bytes()

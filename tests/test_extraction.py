@@ -11,7 +11,7 @@ from hostile_images import drawn, encoded
 
 from sekd_cli.config import DetectionSettings, ViewSettings
 from sekd_cli.errors import ImageError, UsageError
-from sekd_cli.extraction import TILE_PIXELS, Extractor
+from sekd_cli.extraction import APPLE_GPU, TILE_PIXELS, Extractor
 from sekd_cli.images import Photograph, read_image, to_stored
 from sekd_cli.networks import NETWORKS, CompactNetwork, DenseMaps, DenseNetwork, PublishedNetwork
 from sekd_cli.networks.base import as_fractions
@@ -255,6 +255,23 @@ def test_a_gpu_finds_at_once_what_a_cpu_finds_one_by_one(
             np.testing.assert_allclose(together.turned, alone.turned, atol=1e-6)
     assert len(by_one[0]) > 50
     assert len(by_one[-1]) == 0
+
+
+def test_threads_take_turns_on_an_apple_gpu() -> None:
+    held = []
+
+    class Watched(Peaks):
+        def layers(self, pixels: torch.Tensor) -> DenseMaps:
+            held.append(APPLE_GPU.locked())
+            return super().layers(pixels)
+
+    photograph = photograph_of(dots(64, 64, (20, 30)))
+    for device, alone in (("mps", True), ("cpu", False)):
+        one = Extractor(Watched(), DetectionSettings(), device=torch.device(device), images=1)
+        one.device = CPU  # a pretended GPU
+        assert len(one.extract([one.prepare(photograph)])[0]) == 1
+        assert held.pop() == alone
+        assert not APPLE_GPU.locked()
 
 
 def test_masked_pixels_have_no_keypoints_and_the_others_keep_theirs() -> None:

@@ -101,6 +101,10 @@ def run(options: MatchOptions) -> int:
         decisive["refine"] = 132  # likewise
     decisive["shard"] = str(shard)  # so that merging notices one that is missing or double
     device = resolve_device(options.device)
+    if device.type == "mps":  # torch crashes if several threads compute there at once
+        if options.device != "auto":
+            logger.warning("--device %s: matched on the CPU, as torch bears no threads on an Apple GPU", options.device)
+        device = resolve_device("cpu")
     cores = min(MOST_PROCESSES, available_cores())
     settings = PipelineSettings(
         device=device,
