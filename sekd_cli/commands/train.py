@@ -46,7 +46,7 @@ OF_A_NEW_RUN = ("config", "network", "rounds", "steps", "last_steps", "seed", "w
 @click.option(
     "--pause-after", type=FloatRange(min=0, min_open=True), metavar="MINUTES", help="Stop then; --resume goes on."
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps.")
 @click.option(
     "--workers",
     type=click.IntRange(0, 1024),
