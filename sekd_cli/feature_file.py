@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import threading
+import unicodedata
 from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,10 @@ class FeatureReader(KeptReader):
         """A name that is there, to compare a wrong one with."""
         names = self.names()
         return f" (but of {names[0]})" if names else ""
+
+    def own_name(self, name: str) -> str:
+        """The name of the same image here, where there is one."""
+        return name if name.isascii() else next((one for one in spellings(name) if one in self), name)
 
     @property
     def has_turns(self) -> bool:
@@ -189,7 +194,12 @@ def name_of(path: Path, names: Container[str]) -> str | None:
     """The longest of `names` that the path of an image, or where it leads to, ends with."""
     both = (Path(os.path.abspath(path)).parts, path.resolve().parts)  # noqa: PTH100 - links stay
     ends = ("/".join(parts[start:]) for parts in both for start in range(len(parts)))
-    return next((name for name in ends if name in names), None)
+    return next((name for end in ends for name in spellings(end) if name in names), None)
+
+
+def spellings(name: str) -> tuple[str, str, str]:
+    """A name as it is, with accents on their letters, as from a keyboard, and beside them, as macOS has its files."""
+    return name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)
 
 
 def _is_plain(key: str) -> bool:

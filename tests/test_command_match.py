@@ -78,6 +78,16 @@ def test_pairs_come_from_a_pipe() -> None:
     assert len(pairs_in("all.h5")) == 3
 
 
+@pytest.mark.parametrize(("here", "given"), [("cafe\u0301", "caf\u00e9"), ("caf\u00e9", "cafe\u0301")])
+def test_names_are_as_in_the_feature_file_whether_accents_are_apart_or_not(here: str, given: str) -> None:
+    """MacOS takes them apart in names of files, a keyboard doesn't."""
+    with h5py.File("feats.h5", "r+") as file:
+        file.move("c.jpg", f"{here}.jpg")
+    Path("pairs.txt").write_text(f"a.jpg {given}.jpg\n", encoding="utf-8")
+    assert cli.main(["match", "pairs.txt"]) == 0
+    assert pairs_in("matches.h5") == [("a.jpg", f"{here}.jpg")]
+
+
 def test_images_without_features_are_told_one_line_each(capfd: pytest.CaptureFixture[str]) -> None:
     Path("pairs.txt").write_text("a.jpg gone.jpg\nb.jpg c.jpg\na.jpg c.jpg\n", encoding="utf-8")
     assert cli.main(["match", "pairs.txt", "--failures", "failed.jsonl"]) == MISSING_PAIR

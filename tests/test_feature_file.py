@@ -292,6 +292,7 @@ def test_an_image_has_the_longest_name_that_its_path_ends_with(tmp_path: Path) -
     assert name_of(tmp_path / "b" / "c 1.jpg", names) == "b/c 1.jpg"
     assert name_of(tmp_path / "x" / "c 1.jpg", names) == "c 1.jpg"
     assert name_of(tmp_path / "x1.jpg", names) is None
+    assert name_of(tmp_path / "caf\u00e9.jpg", ["cafe\u0301.jpg"]) == "cafe\u0301.jpg", "as macOS spells it"
 
 
 @pytest.mark.parametrize("count", [2**26, 2**30, 2**40])

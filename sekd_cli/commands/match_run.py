@@ -136,6 +136,7 @@ def run(options: MatchOptions) -> int:
         _Report(options.failures, refine=options.refine) as report,
         progress_bar("match", len(work.pairs), "pairs") as bar,
     ):
+        work = work._replace(names=[features.own_name(name) for name in work.names])
         for outcome in match_all(work, features, writer, settings, matcher=matcher, workers=others):
             report.add(outcome)
             bar.advance(note=f"{report.failed} failed" if report.failed else None)
