@@ -61,6 +61,7 @@ class DeviceError(SekdError):
 
 SHORT_OF_MEMORY = re.compile(
     r"out of memory|allocate memory|not enough memory|bad_alloc|ALLOC_FAILED"
+    r"|Invalid buffer size"  # Metal's words
     r"|could not create a primitive$",  # oneDNN's words
     re.MULTILINE,
 )
