@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 import time
 from contextlib import suppress
@@ -675,6 +676,24 @@ def test_data_processes_say_nothing_of_who_took_their_batches_and_went_away(
     finally:
         torch.set_num_threads(threads)
     assert capsys.readouterr().err.strip() == "ValueError: a fault"
+
+
+def test_data_processes_never_see_an_interrupt(
+    photographs: Photographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that isn't forked loads torch first, for seconds, and would end with a traceback."""
+    start, before, handlers = BaseProcess.start, signal.getsignal(signal.SIGINT), []
+
+    def watched(process: BaseProcess) -> None:
+        handlers.append(signal.getsignal(signal.SIGINT))
+        start(process)
+
+    monkeypatch.setattr(BaseProcess, "start", watched)
+    once = replace(COMPACT, rounds=1)
+    run = SelfEvolution(tmp_path, photographs, once, Told(), device=torch.device("cpu"), workers=2)
+    assert run.run()
+    assert handlers == [signal.SIG_IGN] * 2
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 def test_an_interrupt_while_an_updates_data_processes_end_ends_the_run(

@@ -5,9 +5,12 @@ phase made. Everything that a phase does follows from (settings, seed, phase, st
 killed anywhere goes on to the same end.
 """
 
+import signal
 import sys
+import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -212,7 +215,8 @@ class SelfEvolution:
             pin_memory=self.device.type == "cuda",
             worker_init_fn=_begin_data_process,
         )
-        parts = iter(loader)
+        with _interrupts_ignored():  # by the processes, too, from their beginning
+            parts = iter(loader)
         try:
             for part in parts:
                 if isinstance(part, PairPlan):
@@ -310,6 +314,18 @@ class SelfEvolution:
         facts = {"steps": self.learner.step, "pairs": self.learner.step * self.settings.batch_size, "note": note}
         facts |= {"seed": self.settings.seed, "photographs": len(self.training), "minutes": round(self.seconds / 60, 1)}
         save_network(self.folder / name, self.learner.average, facts)
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # which alone may say so
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _begin_data_process(worker: int) -> None:
