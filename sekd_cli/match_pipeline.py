@@ -206,7 +206,7 @@ def _match_by_threads(
     turned = matcher.matching.rotations
     cache = FeatureCache(matcher.loader(features, settings.device), matcher.cache_bytes)
     gathering = _Gathering(settings.batch_values // (4 if turned else 1))
-    written, fingerprint_of = Written(writer), _Fingerprints(features, turned=turned)
+    written, fingerprint_of = Written(writer), _Fingerprints(features)
     at_once = max(1, min(settings.threads, len(work.pairs)))
     share = max(1, settings.threads // at_once)  # threads for one pair: more than one where pairs are few
 
