@@ -19,7 +19,7 @@ from sekd_cli.config import (
     ViewSettings,
     parse_scales,
 )
-from sekd_cli.device import keep_freed_tensors, resolve_device
+from sekd_cli.device import keep_freed_tensors, matching_device, resolve_device
 from sekd_cli.errors import ImageError, UsageError
 from sekd_cli.extraction import Extractor
 from sekd_cli.features import Features
@@ -193,7 +193,7 @@ class Sekd:
     def _matchable(
         self, features: Features, camera: Camera | None, image: str | Path | np.ndarray | None
     ) -> MatchableImage:
-        device = self._extractor.device
+        device = matching_device(self._extractor.device)
         pixels = None if image is None else self._pixels(features, image)
         return MatchableImage(
             name="",

@@ -38,6 +38,11 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def matching_device(device: torch.device) -> torch.device:
+    """Where to match: on this device, but on the CPU for an Apple GPU, where torch crashes if several threads compute."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def wanted_threads(threads: int | None) -> int:
     """How many threads to compute on: so many if told, else what OMP_NUM_THREADS says, else all cores."""
     if threads is not None:

@@ -6,7 +6,14 @@ import torch
 
 from sekd_cli import Sekd, device
 from sekd_cli.cores import available_cores
-from sekd_cli.device import give_back_memory, keep_freed_memory, resolve_device, set_threads, wanted_threads
+from sekd_cli.device import (
+    give_back_memory,
+    keep_freed_memory,
+    matching_device,
+    resolve_device,
+    set_threads,
+    wanted_threads,
+)
 from sekd_cli.errors import DeviceError, UsageError
 
 
@@ -129,6 +136,10 @@ def test_auto_takes_apples_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert resolve_device("auto") == torch.device("mps")
+
+
+def test_an_apple_gpu_does_not_match() -> None:
+    assert [matching_device(torch.device(name)).type for name in ("mps", "cuda", "cpu")] == ["cpu", "cuda", "cpu"]
 
 
 @pytest.mark.parametrize(("told", "environment", "expected"), [(3, "5", 3), (None, "5,2", 5), (None, None, 7)])

@@ -14,7 +14,7 @@ from sekd_cli.commands.progress import progress_bar
 from sekd_cli.config import MatchingSettings, VerificationSettings
 from sekd_cli.cores import available_cores
 from sekd_cli.counting import counted
-from sekd_cli.device import resolve_device
+from sekd_cli.device import matching_device, resolve_device
 from sekd_cli.errors import SOME_FAILED, ImageError, InputFileError, NothingToDoError, UsageError
 from sekd_cli.export.layout_folder import MATCH_FILES, layout_folder
 from sekd_cli.feature_cache import CameraOf, Plan, plan
@@ -100,11 +100,9 @@ def run(options: MatchOptions) -> int:
     if options.refine:
         decisive["refine"] = 132  # likewise
     decisive["shard"] = str(shard)  # so that merging notices one that is missing or double
-    device = resolve_device(options.device)
-    if device.type == "mps":  # torch crashes if several threads compute there at once
-        if options.device != "auto":
-            logger.warning("--device %s: matched on the CPU, as torch bears no threads on an Apple GPU", options.device)
-        device = resolve_device("cpu")
+    device = matching_device(asked := resolve_device(options.device))
+    if device != asked and options.device != "auto":
+        logger.warning("--device %s: matched on the CPU, as torch bears no threads on an Apple GPU", options.device)
     cores = min(MOST_PROCESSES, available_cores())
     settings = PipelineSettings(
         device=device,
