@@ -39,7 +39,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def matching_device(device: torch.device) -> torch.device:
-    """Where to match: on this device, but on the CPU for an Apple GPU, where torch crashes if several threads compute."""
+    """Where to match: on this device, but not on an Apple GPU, where torch crashes if several threads compute."""
     return torch.device("cpu") if device.type == "mps" else device
 
 
