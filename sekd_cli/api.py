@@ -26,7 +26,7 @@ from sekd_cli.features import Features
 from sekd_cli.images import Photograph, read_image, to_eight_bits, turn_upright
 from sekd_cli.networks.weights_file import load_network, packaged_weights
 from sekd_cli.pair_matching import MatchableImage, comparable, match_images
-from sekd_cli.seen_pixels import SeenPhotograph, SeenPixels, finest, seen_pixels
+from sekd_cli.seen_pixels import SeenPhotograph, SeenPixels, finest_of, seen_pixels
 from sekd_cli.stored_matches import StoredMatches
 from sekd_cli.verification import Camera, verification_settings
 
@@ -206,7 +206,7 @@ class Sekd:
         )
 
     def _pixels(self, features: Features, image: str | Path | np.ndarray) -> SeenPixels:
-        least = finest(None if features.scales is None else features.scales.detach().cpu().float().numpy())
+        least = finest_of(None if features.scales is None else features.scales.detach().cpu().float().numpy())
         if isinstance(image, str | Path):
             return SeenPhotograph(Path(image), features.image_size, least, self._max_pixels).read()
         return seen_pixels(_photograph(image), features.image_size, least)

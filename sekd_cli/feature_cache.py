@@ -20,7 +20,7 @@ from sekd_cli.errors import ImageError, InputFileError
 from sekd_cli.feature_file import FeatureReader
 from sekd_cli.pair_matching import MatchableImage, matchable_image
 from sekd_cli.pairs import Pair
-from sekd_cli.seen_pixels import SeenPhotograph, SeenPixels, finest
+from sekd_cli.seen_pixels import SeenPhotograph, SeenPixels, finest_of
 from sekd_cli.stored_features import StoredFeatures
 from sekd_cli.verification import Camera
 
@@ -140,7 +140,7 @@ class Loader:
     def _pixels(self, path: Path, features: StoredFeatures) -> Callable[[], SeenPixels]:
         size = features.image_size if features.size_stated else None
         most = max(DEFAULT_MAX_PIXELS, math.prod(size or ()))  # it was extracted
-        photograph = SeenPhotograph(path, size, finest(features.scales), most)
+        photograph = SeenPhotograph(path, size, finest_of(features.scales), most)
 
         def read() -> SeenPixels:
             with self._reading:

@@ -69,7 +69,8 @@ def match_guided(
 def _near(expected: np.ndarray, xy1: np.ndarray, threshold: float) -> Iterator[tuple[Tensor, Tensor]]:
     """Rows (K,) int64 of places (N0, 2) and of points (N1, 2) within the threshold, of some places at a time."""
     order = np.argsort(xy1[:, 1])
-    first, last = (np.searchsorted(xy1[order, 1], expected[:, 1] + step) for step in (-threshold, threshold))
+    heights = xy1[order, 1]
+    first, last = (np.searchsorted(heights, expected[:, 1] + step) for step in (-threshold, threshold))
     counts = last - first  # of those in a strip as high
     begins = counts.cumsum() - counts
     for rows in np.split(np.arange(len(expected)), np.flatnonzero(np.diff(begins // CANDIDATES_AT_ONCE)) + 1):

@@ -18,7 +18,7 @@ from sekd_cli.feature_file import FeatureReader
 from sekd_cli.hdf5_file import create_hdf5, settings_in
 from sekd_cli.match_file import MatchReader, fingerprint
 from sekd_cli.new_file import new_file, spare_inputs
-from sekd_cli.seen_pixels import finest, pixel_size
+from sekd_cli.seen_pixels import finest_of, pixel_size
 from sekd_cli.stored_features import StoredFeatures, write_group
 
 Tell = Callable[[str, int, int], None]
@@ -77,7 +77,9 @@ def _read_images(features: FeatureReader, tell: Tell) -> dict[str, _Image]:
     names = features.some_names()
     for done, name in enumerate(names, start=1):
         found = features.read(name)
-        images[name] = _Image(start, len(found), pixel_size(found.image_size, finest(found.scales)), fingerprint(found))
+        images[name] = _Image(
+            start, len(found), pixel_size(found.image_size, finest_of(found.scales)), fingerprint(found)
+        )
         start += len(found)
         tell("read images", done, len(names))
     return images

@@ -36,7 +36,7 @@ class SeenPhotograph(NamedTuple):
 
     path: Path
     image_size: tuple[int, int] | None  # width, height, as its features tell, if they do
-    finest: float | None  # see `finest`
+    finest: float | None  # see `finest_of`
     max_pixels: int = DEFAULT_MAX_PIXELS
 
     def read(self) -> SeenPixels:
@@ -66,7 +66,7 @@ def seen_pixels(photograph: Photograph, image_size: tuple[int, int] | None, fine
     return SeenPixels(grey, np.divide(grey.shape[::-1], size))
 
 
-def finest(scales: np.ndarray | None) -> float | None:
+def finest_of(scales: np.ndarray | None) -> float | None:
     """The least of the scales (N,) of keypoints, pixels of the file per pixel that the network saw; None without any.
 
     Other tools' may be 0, or no numbers.

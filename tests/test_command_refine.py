@@ -324,7 +324,9 @@ def test_of_pairs_together_one_with_a_bad_photograph_fails_alone() -> None:
 
     def image(view: int) -> MatchableImage:
         features = found(view)
-        photograph = seen_pixels.SeenPhotograph(Path("photos") / NAMES[view], None, seen_pixels.finest(features.scales))
+        photograph = seen_pixels.SeenPhotograph(
+            Path("photos") / NAMES[view], None, seen_pixels.finest_of(features.scales)
+        )
         return matchable_image(NAMES[view], features, pixels=photograph.read if view < 2 else unreadable)
 
     pairs = [(image(one), image(other)) for one, other in ((0, 2), (0, 1), (1, 2))]
@@ -427,7 +429,7 @@ def test_what_looks_more_like_something_far_away_is_matched_where_its_neighbours
             matchable_image(
                 name,
                 view,
-                pixels=seen_pixels.SeenPhotograph(Path("photos") / name, None, seen_pixels.finest(view.scales)).read
+                pixels=seen_pixels.SeenPhotograph(Path("photos") / name, None, seen_pixels.finest_of(view.scales)).read
                 if aligned
                 else None,
             )

@@ -10,7 +10,7 @@ from PIL import Image
 
 from sekd_cli.errors import ImageError
 from sekd_cli.images import Photograph
-from sekd_cli.seen_pixels import SeenPhotograph, align_matches, finest, pixel_size, seen_pixels
+from sekd_cli.seen_pixels import SeenPhotograph, align_matches, finest_of, pixel_size, seen_pixels
 
 WIDTH, HEIGHT = 192, 160
 
@@ -41,18 +41,18 @@ def test_they_are_the_finest_that_the_network_saw(scales: np.ndarray | None, siz
     photograph = Photograph(pixels=np.zeros((2000, 6400), np.uint8), orientation=1, stored_size=(6400, 2000))
     if scales is None or not len(scales):
         size = (1600, 500)
-    seen = seen_pixels(photograph, (6400, 2000), finest(scales))
+    seen = seen_pixels(photograph, (6400, 2000), finest_of(scales))
     assert seen.grey.shape == size[::-1]
     np.testing.assert_allclose(seen.scale, size[0] / 6400)
-    assert pixel_size((6400, 2000), finest(scales)) == pytest.approx(6400 / size[0])
+    assert pixel_size((6400, 2000), finest_of(scales)) == pytest.approx(6400 / size[0])
 
 
 @pytest.mark.parametrize("scale", [0, np.nan, np.inf, -1, 1e30])
 def test_scales_of_other_tools_that_are_none_tell_nothing(scale: float) -> None:
     photograph = Photograph(pixels=np.zeros((20, 3200), np.uint8), orientation=1, stored_size=(3200, 20))
     scales = np.full(3, scale, np.float32)
-    assert seen_pixels(photograph, None, finest(scales)).grey.shape == (10, 1600)
-    assert pixel_size((3200, 20), finest(scales)) == 2
+    assert seen_pixels(photograph, None, finest_of(scales)).grey.shape == (10, 1600)
+    assert pixel_size((3200, 20), finest_of(scales)) == 2
 
 
 @pytest.mark.parametrize("size", [(0, 0), (3, 0), (-3, 5)])

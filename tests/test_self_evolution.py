@@ -23,7 +23,7 @@ from sekd_cli.errors import InputFileError, OutputError, SekdError, UsageError
 from sekd_cli.file_info import file_info
 from sekd_cli.networks import CompactNetwork
 from sekd_cli.networks.weights_file import load_network, save_network
-from sekd_cli.training import labelling, losses, self_evolution
+from sekd_cli.training import data_processes, labelling, losses, self_evolution
 from sekd_cli.training.checkpoint import load_checkpoint, save_checkpoint
 from sekd_cli.training.dataset import PairBatch, PairDataset
 from sekd_cli.training.losses import losses_of
@@ -670,7 +670,7 @@ def test_data_processes_say_nothing_of_who_took_their_batches_and_went_away(
     monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
     threads = torch.get_num_threads()
     try:
-        self_evolution._begin_data_process(0)
+        data_processes._begin_data_process(0)
         for error in (EOFError(), ConnectionResetError(104, "reset"), ValueError("a fault")):
             sys.excepthook(type(error), error, None)
     finally:

@@ -5,25 +5,20 @@ phase made. Everything that a phase does follows from (settings, seed, phase, st
 killed anywhere goes on to the same end.
 """
 
-import signal
-import sys
-import threading
 import time
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from sekd_cli.errors import InputFileError, UsageError
 from sekd_cli.networks import DenseNetwork
 from sekd_cli.networks.weights_file import save_network
 from sekd_cli.training.checkpoint import load_checkpoint, save_checkpoint
-from sekd_cli.training.dataset import PairBatch, PairDataset, PairPlan, PlanDataset, render
+from sekd_cli.training.data_processes import batches_of
+from sekd_cli.training.dataset import PairBatch, PairDataset
 from sekd_cli.training.labelling import label_photographs
 from sekd_cli.training.losses import losses_of
 from sekd_cli.training.optimisation import Learner
@@ -35,7 +30,6 @@ from sekd_cli.training.validation import validate
 
 MOST_HELD_OUT = 128  # photographs; two pairs of each say enough
 SAVE_SECONDS = 60.0  # between checkpoints
-MOST_STEPS = 1 << 40  # of an update: where it ends may be decided under way
 RESERVE = 0.02  # of the time that a run is given, for pictures and files at its end
 STATE = (  # what a checkpoint keeps beside the learner
     *("phase_index", "phase_step", "phase_began", "labelled"),
@@ -205,26 +199,7 @@ class SelfEvolution:
     def _batches(self) -> Generator[PairBatch, None, None]:
         key = (self.settings.seed, self.phase_index)
         pairs = PairDataset(self.photographs, *self.labels(), self.settings, key, share=(rank(), ranks()))
-        itself = self.device.type == "cpu"  # or data processes send what to render, and the device renders it
-        loader: DataLoader[PairBatch | PairPlan] = DataLoader(
-            pairs if itself else PlanDataset(pairs),
-            batch_size=None,
-            sampler=range(self.phase_step, MOST_STEPS),
-            num_workers=self.workers,
-            prefetch_factor=4 if self.workers else None,
-            pin_memory=self.device.type == "cuda",
-            worker_init_fn=_begin_data_process,
-        )
-        with _interrupts_ignored():  # by the processes, too, from their beginning
-            parts = iter(loader)
-        try:
-            for part in parts:
-                if isinstance(part, PairPlan):
-                    yield render(part, self.settings.height, self.settings.width, self.device)
-                else:
-                    yield part
-        finally:  # here, as Python ignores a Ctrl-C while it destroys `parts`, which waits for the processes too
-            getattr(parts, "_shutdown_workers", lambda: None)()
+        yield from batches_of(pairs, self.phase_step, self.workers, self.device)
 
     def _update(self) -> None:
         phase, end = self._phase(), self._end()
@@ -314,30 +289,3 @@ class SelfEvolution:
         facts = {"steps": self.learner.step, "pairs": self.learner.step * self.settings.batch_size, "note": note}
         facts |= {"seed": self.settings.seed, "photographs": len(self.training), "minutes": round(self.seconds / 60, 1)}
         save_network(self.folder / name, self.learner.average, facts)
-
-
-@contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # which alone may say so
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _begin_data_process(worker: int) -> None:
-    """Data processes use one thread each: two busy processes waiting for each other's threads cost ten times.
-
-    Nor do they complain when who takes their batches goes away in the middle of one, which is what Ctrl-C does.
-    """
-    del worker
-    torch.set_num_threads(1)
-    sys.excepthook = _but_for_broken_connections  # what goes wrong with a batch is raised by whoever takes it
-
-
-def _but_for_broken_connections(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
-    if not issubclass(kind, EOFError | ConnectionError):
-        sys.__excepthook__(kind, error, where)
