@@ -6,7 +6,7 @@ keypoints were found: a sparse least-squares problem, as that by which Lindenber
 maps of features before mapping, but in offsets that are known, so that it is linear. docs/EXPERIMENTS.md, 130.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from sekd_cli.patch_alignment import FARTHEST, Alignment
 PRIOR = 0.02  # of |move|^2 beside |error|^2: alignments are so much more exact than detection
 ROUNDS, ITERATIONS = 2, 10  # what isn't solved by then is where a point lies in all of its photographs, not its matches
 SMALLEST_ERROR = 0.1  # pixels, within which all links count alike
-LINKS_AT_ONCE = 1 << 20
+LINKS_AT_ONCE = 1 << 20  # so that what is computed of them takes little memory
 LARGEST = 16.0  # of a link's affine map: no patch that is so much larger is alike
 
 
@@ -45,60 +45,58 @@ def links_of(alignment: Alignment, indices: np.ndarray, starts: tuple[int, int],
     )
 
 
-def joined(links: Sequence[Links]) -> Links:
-    """Those of all pairs."""
-    return Links(*(np.concatenate(columns) for columns in zip(*links, strict=True)))
+def in_parts(links: Iterable[Links]) -> Iterator[Links]:
+    """Those of all pairs, some at a time; they may hold anything, and what can't be is left out."""
+    waiting: list[Links] = []
+    count = 0
+    for one in links:
+        waiting.append(one)
+        count += len(one.first)
+        if count >= LINKS_AT_ONCE:
+            yield _joined(waiting)
+            waiting, count = [], 0
+    if count:
+        yield _joined(waiting)
 
 
-def adjust(links: Links, count: int, tell: Callable[[int, int], None] = lambda done, of: None) -> np.ndarray:
-    """How `count` keypoints should move, (count, 2) float32; those without links not at all. Links may hold anything.
+def _joined(links: Sequence[Links]) -> Links:
+    together = Links(*(np.concatenate(columns) for columns in zip(*links, strict=True)))
+    within = np.abs(together.offsets).max(axis=1, initial=0) <= FARTHEST
+    within &= np.abs(together.affines).max(axis=(1, 2), initial=0) <= LARGEST
+    return Links(*(values[within] for values in together))
+
+
+def adjust(parts: Sequence[Links], count: int, tell: Callable[[int, int], None] = lambda done, of: None) -> np.ndarray:
+    """How `count` keypoints should move by the parts of all links, (count, 2) float32; those without not at all.
 
     Of moves s the sum of |s1 - A s0 - offset|^2 over links, in the second round the less of a link the worse it fitted,
     and of PRIOR |s|^2 over keypoints is nearly the least. One that would move more than FARTHEST stays, as a longer
     offset is none. tell: called with how many of how many rounds are done.
     """
-    within = np.abs(links.offsets).max(axis=1, initial=0) <= FARTHEST
-    within &= np.abs(links.affines).max(axis=(1, 2), initial=0) <= LARGEST
-    if not within.all():
-        links = Links(*(values[within] for values in links))
-    linked = np.zeros(count, dtype=bool)
-    linked[links.first] = linked[links.second] = True
-    numbers = np.cumsum(linked, dtype=np.int32) - 1
-    own = links._replace(first=numbers[links.first], second=numbers[links.second])
-    moves = np.zeros((int(linked.sum()), 2), dtype=np.float32)
-    weights = np.ones(len(links.first), dtype=np.float32)
+    moves = np.zeros((count, 2), dtype=np.float32)
+    weights = [np.ones(len(part.first), dtype=np.float32) for part in parts]
     for done in range(ROUNDS):
-        if done and len(weights):
-            errors = np.concatenate([np.linalg.norm(_apart(part, moves, part.offsets), axis=1) for part in _parts(own)])
-            usual = max(SMALLEST_ERROR, 1.5 * float(np.median(errors)))
-            weights = ((1 + (errors / usual) ** 2) ** -2).astype(np.float32)
-        moves = _solved(own, weights, moves)
+        if done and any(map(len, weights)):
+            errors = [np.linalg.norm(_apart(part, moves, part.offsets), axis=1) for part in parts]
+            usual = max(SMALLEST_ERROR, 1.5 * float(np.median(np.concatenate(errors))))
+            weights = [((1 + (one / usual) ** 2) ** -2).astype(np.float32) for one in errors]
+        moves = _solved(parts, weights, moves)
         tell(done + 1, ROUNDS)
     moves[np.linalg.norm(moves, axis=1) > FARTHEST] = 0
-    everywhere = np.zeros((count, 2), dtype=np.float32)
-    everywhere[linked] = moves
-    return everywhere
-
-
-def _parts(links: Links) -> Iterator[Links]:
-    """The links, some at a time, so that what is computed of them takes little memory."""
-    for start in range(0, len(links.first), LINKS_AT_ONCE):
-        yield Links(*(values[start : start + LINKS_AT_ONCE] for values in links))
+    return moves
 
 
 def _apart(links: Links, moves: np.ndarray, offsets: np.ndarray | float) -> np.ndarray:
     """By how much moves (N, 2) take each link's second keypoint farther than its first's, less offsets, (E, 2)."""
-    return np.asarray(moves[links.second] - np.einsum("eij,ej->ei", links.affines, moves[links.first]) - offsets)
+    first, second = (moves.take(keypoints, axis=0) for keypoints in (links.first, links.second))
+    return np.asarray(second - np.einsum("eij,ej->ei", links.affines, first) - offsets)
 
 
-def _slope(links: Links, weights: np.ndarray, moves: np.ndarray, *, offsets: bool) -> np.ndarray:
+def _slope(parts: Sequence[Links], weights: Sequence[np.ndarray], moves: np.ndarray, *, offsets: bool) -> np.ndarray:
     """Half of how the sum that is to be the least changes with the moves, (N, 2); `offsets` false: were there none."""
     slope = PRIOR * moves
-    start = 0
-    for part in _parts(links):
-        apart = _apart(part, moves, part.offsets if offsets else 0.0)
-        apart *= weights[start : start + len(apart), None]
-        start += len(apart)
+    for part, weight in zip(parts, weights, strict=True):
+        apart = _apart(part, moves, part.offsets if offsets else 0.0) * weight[:, None]
         back = np.einsum("eji,ej->ei", part.affines, apart)
         for axis in (0, 1):
             np.add.at(slope[:, axis], part.second, apart[:, axis])
@@ -106,17 +104,19 @@ def _slope(links: Links, weights: np.ndarray, moves: np.ndarray, *, offsets: boo
     return slope
 
 
-def _solved(links: Links, weights: np.ndarray, start: np.ndarray) -> np.ndarray:
+def _solved(parts: Sequence[Links], weights: Sequence[np.ndarray], start: np.ndarray) -> np.ndarray:
     """Moves (N, 2) nearer to those of weighted least squares, by conjugate gradients scaled by the diagonal."""
-    of_first = weights * np.einsum("eij,eij->e", links.affines, links.affines) / 2
-    diagonal = PRIOR + np.bincount(links.second, weights, len(start)) + np.bincount(links.first, of_first, len(start))
-    scale = (1 / diagonal).astype(np.float32)[:, None]
+    diagonal = np.full(len(start), PRIOR, dtype=np.float32)
+    for part, weight in zip(parts, weights, strict=True):
+        np.add.at(diagonal, part.second, weight)
+        np.add.at(diagonal, part.first, weight * np.einsum("eij,eij->e", part.affines, part.affines) / 2)
+    scale = 1 / diagonal[:, None]
     moves = start
-    residual = -_slope(links, weights, moves, offsets=True)
+    residual = -_slope(parts, weights, moves, offsets=True)
     direction = scale * residual
     energy = float(np.vdot(residual, direction))
     for _ in range(ITERATIONS):
-        changed = _slope(links, weights, direction, offsets=False)
+        changed = _slope(parts, weights, direction, offsets=False)
         if not (curvature := float(np.vdot(direction, changed))):
             break
         moves = moves + energy / curvature * direction

@@ -9,7 +9,7 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -48,6 +48,18 @@ def fingerprint(features: StoredFeatures) -> int:
     found = features.keypoints if features.found is None else features.found
     keypoints, descriptors = (np.ascontiguousarray(one).data for one in (found, features.descriptors))
     return zlib.crc32(descriptors, zlib.crc32(keypoints))
+
+
+class Identity(NamedTuple):
+    """What of an image's features must be as it was when they were matched."""
+
+    fingerprint: int
+    keypoints: int
+
+    @classmethod
+    def of(cls, features: StoredFeatures) -> "Identity":
+        """That of these features."""
+        return cls(fingerprint(features), len(features))
 
 
 def match_attributes(features: FeatureReader, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,15 +189,22 @@ class MatchReader(KeptReader):
         """Fingerprints of the two images' features that were matched; none where the file doesn't tell."""
         with self._reading():
             group = self._find(pair)
-            return () if group is None else tuple(int(one) for one in attribute(group, "features", ()))
+            return () if group is None else _fingerprints(group)
 
-    def check_features(self, pair: Pair, expected: tuple[int, int]) -> None:
-        """Raise InputFileError unless features with these fingerprints were matched, where the file tells."""
-        if self.fingerprints(pair) not in {(), expected}:
-            raise InputFileError(
-                f"{self.path}: {pair[0]} and {pair[1]} were matched with other features; "
-                "give those, or run sekd match --update"
-            )
+    def read_of(self, pair: Pair, features: tuple[Identity, Identity]) -> StoredMatches:
+        """As `read`, of images with these features. Raises InputFileError if the matches can't be theirs."""
+        both = f"{self.path}: {pair[0]} and {pair[1]}"
+        with self._reading():
+            group = self._find(pair)
+            if group is not None and _fingerprints(group) not in {(), tuple(one.fingerprint for one in features)}:
+                raise InputFileError(f"{both} were matched with other features; give those, or run sekd match --update")
+            matches = self.read(pair) if group is None else read_group(group)
+        for name, (_, count), largest in zip(pair, features, matches.indices().max(axis=0, initial=-1), strict=True):
+            if largest >= count:
+                raise InputFileError(
+                    f"{both} match keypoint {largest} of {name}, which has {count}; give the features that were matched"
+                )
+        return matches
 
     def _find(self, pair: Pair) -> h5py.Group | None:
         group = member(self._file, _place(pair))
@@ -197,6 +216,10 @@ class MatchReader(KeptReader):
         if not isinstance(member(group, "matches0"), h5py.Dataset):
             return False
         return not self._own or bool(attribute(group, "complete", False))
+
+
+def _fingerprints(group: h5py.Group) -> tuple[int, ...]:
+    return tuple(int(one) for one in attribute(group, "features", ()))
 
 
 def _names_of(group: h5py.Group) -> Pair | None:

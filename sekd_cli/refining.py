@@ -5,19 +5,20 @@ which are kept beside the new ones: by these is known which features were matche
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from sekd_cli.adjustment import Links, adjust, joined, links_of
-from sekd_cli.errors import InputFileError, NothingToDoError
+from sekd_cli.adjustment import Links, adjust, in_parts, links_of
+from sekd_cli.errors import NothingToDoError
 from sekd_cli.feature_file import FeatureReader
 from sekd_cli.hdf5_file import create_hdf5, settings_in
-from sekd_cli.match_file import MatchReader, fingerprint
+from sekd_cli.match_file import Identity, MatchReader
 from sekd_cli.new_file import new_file, spare_inputs
+from sekd_cli.pairs import Pair
 from sekd_cli.seen_pixels import finest_of, pixel_size
 from sekd_cli.stored_features import StoredFeatures, write_group
 
@@ -40,9 +41,8 @@ class _Image(NamedTuple):
     """What of an image's features decides where they go."""
 
     start: int  # the number of its first keypoint
-    keypoints: int
     pixel: float  # of the file's, one that the network saw
-    fingerprint: int
+    features: Identity
 
 
 def refine(features_path: Path, matches_path: Path, output: Path, *, overwrite: bool, tell: Tell) -> Refined:
@@ -56,7 +56,7 @@ def refine(features_path: Path, matches_path: Path, output: Path, *, overwrite: 
         features.refuse_refined()
         images = _read_images(features, tell)
         links = _read_links(matches, images, tell)
-        count = sum(image.keypoints for image in images.values())
+        count = sum(image.features.keypoints for image in images.values())
         moves = adjust(links, count, lambda done, of: tell("solve rounds", done, of))
         with new_file(output, overwrite=overwrite) as temporary:
             _write(features, images, moves, temporary, tell)
@@ -66,7 +66,7 @@ def refine(features_path: Path, matches_path: Path, output: Path, *, overwrite: 
         images=len(images),
         keypoints=count,
         moved=len(moved),
-        links=len(links.first),
+        links=sum(len(part.first) for part in links),
         median_move=float(np.median(moved)) if len(moved) else 0.0,
     )
 
@@ -77,38 +77,34 @@ def _read_images(features: FeatureReader, tell: Tell) -> dict[str, _Image]:
     names = features.some_names()
     for done, name in enumerate(names, start=1):
         found = features.read(name)
-        images[name] = _Image(
-            start, len(found), pixel_size(found.image_size, finest_of(found.scales)), fingerprint(found)
-        )
+        images[name] = _Image(start, pixel_size(found.image_size, finest_of(found.scales)), Identity.of(found))
         start += len(found)
         tell("read images", done, len(names))
     return images
 
 
-def _read_links(matches: MatchReader, images: dict[str, _Image], tell: Tell) -> Links:
+def _read_links(matches: MatchReader, images: dict[str, _Image], tell: Tell) -> list[Links]:
     """All aligned matches between these images. Raises NothingToDoError if there are none."""
     pairs = [pair for pair in matches.pairs() if pair[0] in images and pair[1] in images]
-    parts: list[Links] = []
-    for done, pair in enumerate(pairs, start=1):
-        image0, image1 = images[pair[0]], images[pair[1]]
-        found = matches.read(pair)
-        matches.check_features(pair, (image0.fingerprint, image1.fingerprint))
-        if found.alignment is not None:
-            indices = found.indices()
-            if (indices.max(axis=0, initial=-1) >= (image0.keypoints, image1.keypoints)).any():
-                raise InputFileError(
-                    f"{matches.path}: {pair[0]} and {pair[1]} match keypoints that are not there; "
-                    "give the features that were matched"
-                )
-            starts, sizes = (image0.start, image1.start), (image0.pixel, image1.pixel)
-            parts.append(links_of(found.alignment, indices, starts, sizes))
-        tell("read pairs", done, len(pairs))
-    if not any(len(part.first) for part in parts):
+    links = list(in_parts(_each_pairs_links(matches, pairs, images, tell)))
+    if not links:
         reason = "no aligned matches of these images; run sekd match --verify MODEL --refine --images FOLDER"
-        if parts:
+        if any(matches.read(pair).alignment is not None for pair in pairs):
             reason = "no match could be aligned; give --images of sekd match the photographs of these features"
         raise NothingToDoError(f"{matches.path}: {reason}")
-    return joined(parts)
+    return links
+
+
+def _each_pairs_links(
+    matches: MatchReader, pairs: list[Pair], images: dict[str, _Image], tell: Tell
+) -> Iterator[Links]:
+    for done, pair in enumerate(pairs, start=1):
+        image0, image1 = images[pair[0]], images[pair[1]]
+        found = matches.read_of(pair, (image0.features, image1.features))
+        if found.alignment is not None:
+            starts, pixels = (image0.start, image1.start), (image0.pixel, image1.pixel)
+            yield links_of(found.alignment, found.indices(), starts, pixels)
+        tell("read pairs", done, len(pairs))
 
 
 def _write(features: FeatureReader, images: dict[str, _Image], moves: np.ndarray, path: Path, tell: Tell) -> None:
@@ -118,7 +114,7 @@ def _write(features: FeatureReader, images: dict[str, _Image], moves: np.ndarray
     with create_hdf5(path, attributes) as file:
         for done, (name, image) in enumerate(images.items(), start=1):
             found = features.read(name, turned=True)
-            moved = _moved(found, moves[image.start : image.start + image.keypoints] * np.float32(image.pixel))
+            moved = _moved(found, moves[image.start : image.start + len(found)] * np.float32(image.pixel))
             write_group(file.create_group(name), moved, None, dtype)
             tell("write images", done, len(images))
 

@@ -21,6 +21,7 @@ from sekd_cli.hdf5_file import (
     attribute,
     check_arrays,
     member,
+    read_arrays,
     read_numbers,
     write_arrays,
 )
@@ -110,7 +111,7 @@ def write_group(group: h5py.Group, features: StoredFeatures, source: Source | No
 
 def read_group(group: h5py.Group, where: str, *, turned: bool) -> StoredFeatures:
     """The features in an image's group; `turned`: at other turns too. For damage InputFileError, ValueError."""
-    arrays = {name: read_numbers(group, name) for name in DATASETS if name in group}
+    arrays = read_arrays(group, DATASETS)
     check_arrays(group, arrays)
     with np.errstate(over="ignore"):  # found below
         floats = {name: values.astype(np.float32, copy=False) for name, values in arrays.items()}

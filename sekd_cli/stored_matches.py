@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 
 from sekd_cli.config import MODELS
-from sekd_cli.hdf5_file import add_attribute, check_arrays, read_numbers, write_arrays
+from sekd_cli.hdf5_file import add_attribute, check_arrays, read_arrays, write_arrays
 from sekd_cli.patch_alignment import Alignment
 
 
@@ -71,8 +71,7 @@ def write_group(group: h5py.Group, matches: StoredMatches) -> None:
 
 def read_group(group: h5py.Group) -> StoredMatches:
     """The matches in a pair's group. Raises ValueError if they are none."""
-    names = ("matches0", "matching_scores0", *MODELS, *Alignment._fields)
-    arrays = {name: read_numbers(group, name) for name in names if name in group}
+    arrays = read_arrays(group, ("matches0", "matching_scores0", *MODELS, *Alignment._fields))
     check_arrays(group, arrays)
     matches0 = arrays["matches0"]
     scores0 = arrays.get("matching_scores0", np.ones(matches0.shape))

@@ -1,10 +1,13 @@
 """Keypoints of many photographs moved together: drawn tracks, whose links are known."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sekd_cli.adjustment import Links, adjust
+from sekd_cli import adjustment
+from sekd_cli.adjustment import Links, in_parts
 from sekd_cli.patch_alignment import FARTHEST
 
 PHOTOGRAPHS, POINTS = 6, 40
@@ -36,6 +39,10 @@ def tracks(*, wrong: float = 0.0, error: float = 0.0) -> tuple[NDArray[np.float6
                 offsets.append(rng.uniform(-2, 2, 2) if rng.random() < wrong else offset)
     links = Links(np.array(first), np.array(second), np.array(offsets, np.float32), np.array(affines, np.float32))
     return off.reshape(-1, 2), links
+
+
+def adjust(links: Links, count: int, tell: Callable[[int, int], None] = lambda done, of: None) -> NDArray[np.float32]:
+    return adjustment.adjust(list(in_parts([links])), count, tell)
 
 
 def apart(off: NDArray[np.float64], links: Links, moves: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -77,7 +84,7 @@ def test_who_has_no_links_stays() -> None:
     moves = adjust(more, len(off) + 20)
     assert not moves[:7].any()
     assert not moves[-13:].any()
-    np.testing.assert_array_equal(moves[7:-13], adjust(links, len(off)))
+    np.testing.assert_allclose(moves[7:-13], adjust(links, len(off)), atol=1e-6)
 
 
 def test_one_that_would_move_far_stays() -> None:
@@ -110,6 +117,16 @@ def test_a_link_of_wild_numbers_is_none(field: str, number: float) -> None:
 def test_without_links_nothing_moves(count: int) -> None:
     none = Links(np.empty(0, int), np.empty(0, int), np.empty((0, 2), np.float32), np.empty((0, 2, 2), np.float32))
     np.testing.assert_array_equal(adjust(none, count), np.zeros((count, 2)))
+
+
+def test_parts_move_keypoints_as_the_whole_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    off, links = tracks(wrong=0.1)
+    monkeypatch.setattr(adjustment, "LINKS_AT_ONCE", 70)
+    pairs = [Links(*(values[start : start + 40] for values in links)) for start in range(0, len(links.first), 40)]
+    parts = list(in_parts(pairs))
+    assert [len(part.first) for part in parts] == [80] * 7 + [40]
+    whole = adjust(links, len(off))
+    np.testing.assert_allclose(adjustment.adjust(parts, len(off)), whole, atol=1e-5)
 
 
 def test_it_tells_how_far_it_is() -> None:

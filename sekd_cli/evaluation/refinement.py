@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sekd_cli.adjustment import adjust, joined, links_of
+from sekd_cli.adjustment import adjust, in_parts, links_of
 from sekd_cli.config import MatchingSettings
 from sekd_cli.evaluation.methods import LocalFeatures
 from sekd_cli.pair_matching import MatchableImage, comparable, match_images
@@ -45,7 +45,7 @@ def refine_scene(
             of_both = (starts[name0], starts[name1]), (units[name0], units[name1])
             links.append(links_of(found.alignment, found.indices(), *of_both))
     count = sum(map(len, features.values()))
-    moves = adjust(joined(links), count) if links else np.zeros((count, 2), dtype=np.float32)
+    moves = adjust(list(in_parts(links)), count)
     ends = pairwise((*starts.values(), len(moves)))
     places = {
         name: (image.keypoints + moves[start:end] * units[name]).astype(np.float32)

@@ -13,15 +13,14 @@ import numpy as np
 
 from sekd_cli.config import VerificationSettings
 from sekd_cli.counting import counted
-from sekd_cli.errors import InputFileError, NothingToDoError, OutputError, UsageError
+from sekd_cli.errors import NothingToDoError, OutputError, UsageError
 from sekd_cli.export.colmap_watch import Watch
 from sekd_cli.export.layouts import named_pairs
 from sekd_cli.feature_file import FeatureReader
 from sekd_cli.file_errors import one_line
 from sekd_cli.geometry import COLMAP_OFFSET
-from sekd_cli.match_file import MatchReader, fingerprint
+from sekd_cli.match_file import Identity, MatchReader
 from sekd_cli.new_file import new_file, spare_inputs
-from sekd_cli.pairs import Pair
 from sekd_cli.pycolmap_extra import apart, require_pycolmap
 from sekd_cli.verification import is_chance
 from sekd_cli.workers import WorkerDiedError
@@ -72,8 +71,7 @@ class _Described(NamedTuple):
     """An image with its keypoints in the database."""
 
     number: int
-    keypoints: int
-    fingerprint: int
+    features: Identity
 
 
 def export_colmap(
@@ -125,8 +123,9 @@ def export_colmap(
             for pair in named_pairs(matches, names):
                 of_these = of_these or known.issuperset(pair)
                 if pair[0] in described and pair[1] in described:
-                    both = described[pair[0]], described[pair[1]]
-                    _write_pair(opened, *both, _indices(matches, pair, both), report)
+                    image0, image1 = described[pair[0]], described[pair[1]]
+                    indices = matches.read_of(pair, (image0.features, image1.features)).indices()
+                    _write_pair(opened, image0, image1, indices, report)
                 else:
                     report.skipped_pairs += 1
                 tell("write pairs", report.pairs, None)
@@ -243,20 +242,8 @@ def _write_keypoints(
             if own and found.image_size != size:
                 continue
             database.write_keypoints(number, found.keypoints + np.float32(COLMAP_OFFSET))
-            described[name] = _Described(number, len(found), fingerprint(found))
+            described[name] = _Described(number, Identity.of(found))
     return described
-
-
-def _indices(matches: MatchReader, pair: Pair, images: tuple[_Described, _Described]) -> np.ndarray:
-    matches.check_features(pair, (images[0].fingerprint, images[1].fingerprint))
-    indices = matches.read(pair).indices()
-    for name, image, largest in zip(pair, images, indices.max(axis=0, initial=-1), strict=True):
-        if largest >= image.keypoints:
-            raise InputFileError(
-                f"{matches.path}: {pair[0]} and {pair[1]} match keypoint {largest} of {name}, "
-                f"which has {image.keypoints}; give the features that were matched"
-            )
-    return indices
 
 
 def _write_pair(
