@@ -27,6 +27,7 @@ from sekd_cli.images import Photograph, read_image, to_eight_bits, turn_upright
 from sekd_cli.networks.weights_file import load_network, packaged_weights
 from sekd_cli.pair_matching import MatchableImage, comparable, match_images
 from sekd_cli.seen_pixels import SeenPhotograph, SeenPixels, finest_of, seen_pixels
+from sekd_cli.stored_features import are_places
 from sekd_cli.stored_matches import StoredMatches
 from sekd_cli.verification import Camera, verification_settings
 
@@ -162,6 +163,8 @@ class Sekd:
                 raise UsageError(
                     f"{features.keypoints.shape[0]} keypoints, {features.descriptors.shape[0]} descriptors"
                 )
+            if not are_places(features.keypoints.detach().cpu().float().numpy()):
+                raise UsageError("keypoints that are not finite, or in no image")
         if rotations and features1.turned is None:
             raise UsageError("rotations: the second image's features have no turns; extract with rotations=True")
         settings = MatchingSettings(

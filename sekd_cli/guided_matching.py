@@ -7,13 +7,13 @@ takes it (docs/EXPERIMENTS.md, 126), or a match nearby (130), with few rivals th
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
 from sekd_cli.config import MatchingSettings
 from sekd_cli.matching import match_among
+from sekd_cli.nearest import nearest
 
 NEAREST, LEAST_AGREEING = 10, 0.4  # matches around a new one, and the share of them that the model must explain
 CANDIDATES_AT_ONCE = 1 << 16  # 32 MB of descriptors of 64 values
@@ -81,8 +81,5 @@ def _near(expected: np.ndarray, xy1: np.ndarray, threshold: float) -> Iterator[t
 
 
 def _share_agreeing(xy: np.ndarray, matched: np.ndarray, inliers: np.ndarray) -> np.ndarray:
-    """The share (K,) of inliers among the NEAREST of the matched points (M, 2) around each of xy (K, 2), K not 0."""
-    new, known = xy.astype(np.float32), matched.astype(np.float32)
-    count = min(NEAREST, len(known))
-    _, nearest = cv2.batchDistance(new, known, cv2.CV_32F, normType=cv2.NORM_L2SQR, K=count)
-    return np.asarray(inliers[np.asarray(nearest)].mean(axis=1))
+    """The share (K,) of inliers among the NEAREST of the matched points (M, 2) around each of xy (K, 2)."""
+    return np.asarray(inliers[nearest(xy, matched, min(NEAREST, len(matched)))].mean(axis=1))

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from sekd_cli.nearest import nearest
+
 RADIUS, SIGMA = 10, 5.0  # pixels, of a patch and of the weights in it
 STEPS, LONGEST_MOVE = 5, 1.5  # pixels of each at most
 FIRST_SHARE = 0.85  # of the first step that is gone: what is finer than two pixels has smaller slopes than they tell
@@ -77,7 +79,7 @@ def local_affines(xy0: np.ndarray, xy1: np.ndarray) -> np.ndarray:
     """
     xy0, xy1 = xy0.astype(np.float64), xy1.astype(np.float64)
     count = min(NEIGHBOURS, len(xy0))
-    near = _nearest(xy0, xy0, count)
+    near = nearest(xy0, xy0, count)
     before, after = (xy[near] - xy[:, None] for xy in (xy0, xy1))  # (M, K, 2)
     apart = np.linalg.norm(before, axis=2)
     typical = np.maximum(np.median(apart, axis=1, keepdims=True), 1.0)
@@ -95,15 +97,9 @@ def local_affines(xy0: np.ndarray, xy1: np.ndarray) -> np.ndarray:
 
 def led(xy: np.ndarray, xy0: np.ndarray, xy1: np.ndarray, affines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where the nearest of aligned matches xy0, xy1 (M > 0, 2) takes points (N, 2), (N, 2); and its affine map."""
-    nearest = _nearest(xy, xy0, 1)[:, 0]
-    maps = affines[nearest]
-    return xy1[nearest] + (maps @ (xy - xy0[nearest])[..., None])[..., 0], maps
-
-
-def _nearest(places: np.ndarray, xy: np.ndarray, count: int) -> np.ndarray:
-    """Rows of the points (M, 2) nearest to each place (n, 2), (n, count)."""
-    of, among = places.astype(np.float32), xy.astype(np.float32)
-    return np.asarray(cv2.batchDistance(of, among, cv2.CV_32F, normType=cv2.NORM_L2SQR, K=count)[1])
+    leading = nearest(xy, xy0, 1)[:, 0]
+    maps = affines[leading]
+    return xy1[leading] + (maps @ (xy - xy0[leading])[..., None])[..., 0], maps
 
 
 SIDE = 2 * RADIUS + 3  # of a square of samples, one more around than a patch

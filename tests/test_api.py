@@ -366,6 +366,8 @@ def test_features_from_elsewhere_need_not_be_of_unit_length_finite_or_without_gr
     assert sekd.match(odd, other).indices.tolist() == [[0, 1], [1, 0]]
     with pytest.raises(UsageError, match="2 keypoints, 1 descriptors"):
         sekd.match(replace(one, descriptors=rows[:1]), other)
+    with pytest.raises(UsageError, match="not finite"):
+        sekd.match(one, replace(other, keypoints=other.keypoints * torch.nan))
 
 
 def test_cameras_that_are_none_are_told(sekd: Sekd) -> None:
