@@ -25,11 +25,12 @@ from measuring import EXAMPLES
 
 from sekd_cli import Sekd
 from sekd_cli.config import ViewSettings
+from sekd_cli.coordinates import resize_matrix
 from sekd_cli.device import set_threads
-from sekd_cli.geometry import resize_matrix
 from sekd_cli.image_search import find_images
 from sekd_cli.images import read_image
-from sekd_cli.pyramid import largest_size, prepare
+from sekd_cli.level_sizes import largest_size
+from sekd_cli.pyramid import prepare
 
 CAMERAS = ((1920, 1080), (2400, 1600), (4000, 3000), (4032, 3024), (6000, 4000), (8064, 6048))
 WAYS = ("sekd", "pixels", "means")

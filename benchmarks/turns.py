@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 
 from sekd_cli import Features, Sekd
-from sekd_cli.geometry import resize_matrix
+from sekd_cli.coordinates import resize_matrix
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PHOTOGRAPHS = ("china.jpg", "coffee.jpg", "astronaut.jpg")

@@ -24,9 +24,10 @@ from sekd_cli.errors import ImageError, UsageError
 from sekd_cli.extraction import Extractor
 from sekd_cli.features import Features
 from sekd_cli.images import Photograph, read_image, to_eight_bits, turn_upright
+from sekd_cli.level_sizes import finest_of
 from sekd_cli.networks.weights_file import load_network, packaged_weights
 from sekd_cli.pair_matching import MatchableImage, comparable, match_images
-from sekd_cli.seen_pixels import SeenPhotograph, SeenPixels, finest_of, seen_pixels
+from sekd_cli.seen_pixels import SeenPhotograph, SeenPixels, seen_pixels
 from sekd_cli.stored_features import are_places
 from sekd_cli.stored_matches import StoredMatches
 from sekd_cli.verification import Camera, verification_settings

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from sekd_cli.geometry import resize_matrix
+from sekd_cli.coordinates import resize_matrix
 from sekd_cli.images import Photograph, to_stored
 
 Colour = tuple[int, int, int]

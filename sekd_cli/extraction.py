@@ -21,24 +21,16 @@ import torch
 from torch import Tensor
 
 from sekd_cli.config import DetectionSettings, ViewSettings
+from sekd_cli.coordinates import rescale_points
 from sekd_cli.detection import detect_at_once, detect_places, keypoints_at
 from sekd_cli.errors import ImageError, UsageError, short_of_memory
-from sekd_cli.geometry import rescale_points
 from sekd_cli.images import Photograph, to_stored
+from sekd_cli.level_sizes import largest_size, level_sizes
 from sekd_cli.networks import DenseMaps, DenseNetwork
 from sekd_cli.networks.inference import dense_function
 from sekd_cli.networks.precision import resolve_precision
 from sekd_cli.patches import Patch, View, joined_views
-from sekd_cli.pyramid import (
-    Level,
-    LevelFeatures,
-    PreparedImage,
-    best_of_levels,
-    join_levels,
-    largest_size,
-    level_sizes,
-    prepare,
-)
+from sekd_cli.pyramid import Level, LevelFeatures, PreparedImage, best_of_levels, join_levels, prepare
 from sekd_cli.stored_features import StoredFeatures
 from sekd_cli.tiles import REACH, SMALLEST_TILE, Window, whole, windows
 

@@ -18,9 +18,10 @@ import torch
 from sekd_cli.config import DEFAULT_MAX_PIXELS
 from sekd_cli.errors import ImageError, InputFileError
 from sekd_cli.feature_file import FeatureReader
+from sekd_cli.level_sizes import finest_of
 from sekd_cli.pair_matching import MatchableImage, matchable_image
 from sekd_cli.pairs import Pair
-from sekd_cli.seen_pixels import SeenPhotograph, SeenPixels, finest_of
+from sekd_cli.seen_pixels import SeenPhotograph, SeenPixels
 from sekd_cli.stored_features import StoredFeatures
 from sekd_cli.verification import Camera
 

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sekd_cli.config import DetectionSettings
+from sekd_cli.coordinates import rescale_points
 from sekd_cli.detection import detect
-from sekd_cli.geometry import rescale_points, sample_map
+from sekd_cli.geometry import sample_map
 from sekd_cli.networks import DenseMaps
 
 

@@ -14,7 +14,6 @@ from sekd_cli.config import MODELS
 from sekd_cli.errors import InputFileError
 from sekd_cli.file_contents import FEATURES, FLAT, MATCHES, items, kind_of, reading
 from sekd_cli.hdf5_file import HDF5_MAGIC, open_for_reading, plain, read_numbers, settings_in
-from sekd_cli.networks.weights_file import load_network, may_be_weights, weights_digest
 
 HISTOGRAM_BINS = 16
 REMEDY = "give a feature file, a match file or weights"
@@ -32,8 +31,6 @@ def file_info(path: Path) -> dict[str, Any]:
             is_hdf5 = stream.read(len(HDF5_MAGIC)) == HDF5_MAGIC
     except OSError as error:
         raise InputFileError(f"{path}: not readable ({error.strerror}); {REMEDY}") from error
-    if not is_hdf5 and not may_be_weights(path):
-        raise InputFileError(f"{path}: nothing that sekd writes; {REMEDY}")
     facts = _hdf5_info(path) if is_hdf5 else _weights_info(path)
     return {"file": str(path), "kind": facts.pop("kind"), "bytes": path.stat().st_size, **facts}
 
@@ -58,7 +55,11 @@ def distribution(counts: Sequence[int]) -> dict[str, Any] | None:
 
 
 def _weights_info(path: Path) -> dict[str, Any]:
-    network = load_network(path)
+    from sekd_cli.networks import weights_file  # noqa: PLC0415 - loads torch, which other files need not
+
+    if not weights_file.may_be_weights(path):
+        raise InputFileError(f"{path}: nothing that sekd writes; {REMEDY}")
+    network = weights_file.load_network(path)
     return {
         "kind": "weights",
         "network": network.name,
@@ -68,7 +69,7 @@ def _weights_info(path: Path) -> dict[str, Any]:
         "threshold": network.default_threshold,
         "nms_radius": network.default_nms_radius,
         "scales": list(network.default_scales),
-        "sha256": weights_digest(path),
+        "sha256": weights_file.weights_digest(path),
         "training": _training_facts(path),
     }
 

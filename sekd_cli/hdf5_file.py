@@ -36,6 +36,7 @@ UNTIMED.set_obj_track_times(False)  # the same numbers make the same file
 MAXIMUM_VALUES = 2**31  # in one dataset; a larger claim is damage, not features
 UNPACKED = 1100  # bytes of a stored one at most: zlib packs so well
 LEAST_STORED = 256 << 10  # bytes that are no claim: what is left out of a chunked dataset isn't stored
+METADATA_BYTES = 2 << 20  # of a file, kept in memory while it is read, or made anew
 CHECKSUM = "crc32"  # attribute of a group: of its arrays, which HDF5 doesn't check
 
 
@@ -60,7 +61,9 @@ def open_for_reading(path: Path, kind: str) -> h5py.File:
             raise InputFileError(f"{path}: {what}; give the {kind} file that sekd wrote")
         if journal_of(path).exists():
             _recover(path)
-        return h5py.File(path, "r", locking="best-effort")
+        file = h5py.File(path, "r", locking="best-effort")
+        bound_memory(file)
+        return file
     except BlockingIOError as error:
         raise InputFileError(f"{path}: being written by another process; wait until it is done") from error
     except OSError as error:
@@ -76,6 +79,18 @@ def watching_for_damage(where: Path | str, remedy: str, kind: type[SekdError] = 
         yield
     except DAMAGE as error:
         raise kind(f"{where}: damaged ({one_line(error)}); {remedy}") from error
+
+
+def bound_memory(file: h5py.File, size: int = METADATA_BYTES) -> None:
+    """Keep HDF5 from holding more than `size` bytes of a file's structures, which are twenty times as many in memory.
+
+    By itself it grows to 32 MB of them.
+    """
+    settings = file.id.get_mdc_config()
+    settings.max_size = settings.initial_size = size
+    settings.min_size = min(settings.min_size, size)
+    settings.set_initial_size = True
+    file.id.set_mdc_config(settings)
 
 
 def reading_reason(path: Path, error: OSError) -> str:
@@ -98,6 +113,7 @@ def create_hdf5(path: Path, attributes: Mapping[str, Any]) -> Iterator[h5py.File
     staged = StagedFile(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666), journal_of(path))
     try:  # by a StagedFile, whose writing never fails while HDF5 calls it: on a full disk HDF5 crashed
         with h5py.File(staged, "w", libver=CHECKED_METADATA) as file:
+            bound_memory(file)
             for name, value in attributes.items():  # text inline: the heap of strings has no checksum
                 file.attrs[name] = np.bytes_(value.encode()) if isinstance(value, str) and value else value
             yield file

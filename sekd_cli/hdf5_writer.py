@@ -11,11 +11,11 @@ import h5py
 
 from sekd_cli.errors import OutputError
 from sekd_cli.file_errors import refuse_devices, write_reason
-from sekd_cli.hdf5_file import CHECKED_METADATA, HDF5_MAGIC, create_hdf5, lock, reading_reason
+from sekd_cli.hdf5_file import CHECKED_METADATA, HDF5_MAGIC, bound_memory, create_hdf5, lock, reading_reason
 from sekd_cli.new_file import clear_away_leftovers
 from sekd_cli.staged_file import StagedFile, apply_journal, journal_of
 
-METADATA_BYTES = 256 << 10  # of a file being written, kept in memory
+METADATA_BYTES = 256 << 10  # likewise, while photographs or pairs are added: more isn't needed again
 
 
 class HDF5Writer:
@@ -41,7 +41,7 @@ class HDF5Writer:
             self._staged.close()
             message = f"{path}: {reading_reason(path, error)}, so nothing was written; give another output with -o"
             raise OutputError(message) from error
-        _bound_memory(self.file)
+        bound_memory(self.file, METADATA_BYTES)
 
     def commit(self) -> None:
         """Make everything added so far part of the file. Raises OutputError, and leaves the file as it was before."""
@@ -91,15 +91,6 @@ class HDF5Writer:
             self._failed = True  # and the exception tells of it
             self._staged.abandon()
         self.close()
-
-
-def _bound_memory(file: h5py.File) -> None:
-    """Keep HDF5 from holding more of what was written than it needs: by itself it grows up to 32 MB."""
-    settings = file.id.get_mdc_config()
-    settings.max_size = settings.initial_size = METADATA_BYTES
-    settings.min_size = min(settings.min_size, METADATA_BYTES)
-    settings.set_initial_size = True
-    file.id.set_mdc_config(settings)
 
 
 def _open_locked(path: Path, attributes: Mapping[str, Any], *, overwrite: bool) -> StagedFile:

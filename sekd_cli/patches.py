@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sekd_cli.coordinates import quarter_turn
 from sekd_cli.features import sample_descriptors
-from sekd_cli.geometry import quarter_turn, warp_points
+from sekd_cli.geometry import warp_points
 from sekd_cli.networks import DenseMaps
 from sekd_cli.tiles import Window
 

@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sekd_cli.config import DEFAULT_MAX_PIXELS, ViewSettings
-from sekd_cli.geometry import nearest
+from sekd_cli.config import ViewSettings
+from sekd_cli.coordinates import nearest_pixels
 from sekd_cli.images import Photograph
-
-SMALLEST_SIDE = 128  # pixels; `auto` halves while both sides have so many
+from sekd_cli.level_sizes import level_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,30 +59,6 @@ def prepare(photograph: Photograph, settings: ViewSettings, mask: np.ndarray | N
     )
 
 
-def level_sizes(width: int, height: int, settings: ViewSettings) -> list[tuple[int, int]]:
-    """Width, height of every level, each once, largest first: the scales of what `max_size` leaves of an image.
-
-    None is enlarged beyond `max_size`, nor beyond the pixels that an image may have by default.
-    """
-    longer = max(width, height)
-    most = settings.max_size / longer if settings.max_size else math.inf
-    base = min(1.0, most)
-    most = min(most, max(base, (DEFAULT_MAX_PIXELS / (width * height)) ** 0.5))
-    if isinstance(settings.scales, str):  # AUTO
-        factors = [base]
-        while min(width, height) * factors[-1] / 2 >= SMALLEST_SIDE:
-            factors.append(factors[-1] / 2)
-    else:
-        factors = [min(base * scale, most) for scale in settings.scales or (1.0,)]
-    sizes = {(max(1, round(width * factor)), max(1, round(height * factor))) for factor in factors}
-    return sorted(sizes, reverse=True)
-
-
-def largest_size(width: int, height: int, settings: ViewSettings) -> tuple[int, int]:
-    """Width, height of the largest level: more pixels of an image aren't needed."""
-    return level_sizes(width, height, settings)[0]
-
-
 def _at_sizes(grey: np.ndarray, sizes: Sequence[tuple[int, int]]) -> Iterator[np.ndarray]:
     """A grey image (h, w) at sizes (width, height), largest first."""
     largest = _resized(grey, sizes[0])
@@ -119,7 +94,7 @@ def _halves(grey: np.ndarray, size: tuple[int, int]) -> bool:
 
 def _level(grey: np.ndarray, mask: np.ndarray | None, largest: tuple[int, int]) -> Level:
     if mask is not None and mask.shape != grey.shape:
-        rows, columns = (nearest(new, old) for new, old in zip(grey.shape, mask.shape, strict=True))
+        rows, columns = (nearest_pixels(new, old) for new, old in zip(grey.shape, mask.shape, strict=True))
         mask = mask[rows[:, None], columns]
     mean, deviation = cv2.meanStdDev(grey)
     statistics = (float(mean[0, 0]) / 255, float(deviation[0, 0]) / 255)

@@ -16,10 +16,10 @@ from sekd_cli.adjustment import Links, adjust, in_parts, links_of
 from sekd_cli.errors import NothingToDoError
 from sekd_cli.feature_file import FeatureReader
 from sekd_cli.hdf5_file import create_hdf5, settings_in
+from sekd_cli.level_sizes import finest_of, pixel_size
 from sekd_cli.match_file import Identity, MatchReader
 from sekd_cli.new_file import new_file, spare_inputs
 from sekd_cli.pairs import Pair
-from sekd_cli.seen_pixels import finest_of, pixel_size
 from sekd_cli.stored_features import StoredFeatures, write_group
 
 Tell = Callable[[str, int, int], None]

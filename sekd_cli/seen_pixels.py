@@ -9,14 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sekd_cli.config import DEFAULT_MAX_PIXELS, ViewSettings
+from sekd_cli.config import DEFAULT_MAX_PIXELS
+from sekd_cli.coordinates import rescale_points
 from sekd_cli.errors import ImageError
-from sekd_cli.geometry import rescale_points
 from sekd_cli.images import Photograph, read_image, turn_back
+from sekd_cli.level_sizes import largest_size, views_as_seen
 from sekd_cli.patch_alignment import Alignment, align
-from sekd_cli.pyramid import largest_size, prepare
-
-LONGEST = 2**15 - 2  # pixels of an edge: OpenCV samples no more
+from sekd_cli.pyramid import prepare
 
 
 class SeenPixels(NamedTuple):
@@ -43,7 +42,7 @@ class SeenPhotograph(NamedTuple):
         """`seen_pixels` of the file. Raises ImageError if it can't be read, or has another size."""
 
         def enough(width: int, height: int) -> tuple[int, int]:
-            return largest_size(width, height, _views((width, height), self.finest))
+            return largest_size(width, height, views_as_seen((width, height), self.finest))
 
         photograph = read_image(self.path, max_pixels=self.max_pixels, enough=enough)
         try:
@@ -61,32 +60,9 @@ def seen_pixels(photograph: Photograph, image_size: tuple[int, int] | None, fine
     if image_size not in {None, size}:
         here, there = ("x".join(map(str, one)) for one in (size, image_size or ()))
         raise ImageError(f"{here} pixels, but its features are of {there}; give the photograph that they are of")
-    level = prepare(photograph, _views(size, finest)).levels[0]
+    level = prepare(photograph, views_as_seen(size, finest)).levels[0]
     grey = np.ascontiguousarray(turn_back(level.grey, photograph.orientation))
     return SeenPixels(grey, np.divide(grey.shape[::-1], size))
-
-
-def finest_of(scales: np.ndarray | None) -> float | None:
-    """The least of the scales (N,) of keypoints, pixels of the file per pixel that the network saw; None without any.
-
-    Other tools' may be 0, or no numbers.
-    """
-    known = np.empty(0) if scales is None else scales[scales > 0]
-    return float(known.min()) if len(known) else None
-
-
-def pixel_size(size: tuple[int, int], finest: float | None) -> float:
-    """How many pixels of a file of a size (width, height) the finest has that the network saw, along an edge."""
-    if min(size) < 1:  # a guess, from no keypoints
-        return 1.0
-    return max(size) / max(largest_size(*size, _views(size, finest)))
-
-
-def _views(size: tuple[int, int], finest: float | None) -> ViewSettings:
-    """How a photograph of a size (width, height) is resized to the finest at which it was seen."""
-    if finest is None or finest > max(size):
-        return ViewSettings(scales=(1.0,))
-    return ViewSettings(max_size=min(round(max(size) / finest), LONGEST), scales=(1.0,))
 
 
 def align_matches(

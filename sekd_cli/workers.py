@@ -24,8 +24,6 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any, Generic, Self, TypeVar
 
-from sekd_cli.device import set_threads
-
 Task = TypeVar("Task")
 Reply = TypeVar("Reply")
 Item = TypeVar("Item")
@@ -214,6 +212,8 @@ def workers(count: int, work: Callable[[Task], Reply]) -> Iterator[list[Worker[T
     """
     running: list[Worker[Task, Reply]] = []
     if count and CAN_FORK and not multiprocessing.current_process().daemon:  # which may have no children
+        from sekd_cli.device import set_threads  # noqa: PLC0415 - loads torch, which a worker of its own need not
+
         set_threads(1)
         with contextlib.suppress(OSError):
             while len(running) < count:

@@ -5,10 +5,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from sekd_cli.coordinates import resize_matrix
 from sekd_cli.evaluation.homography import warp
 from sekd_cli.evaluation.images import EvaluationImage
 from sekd_cli.evaluation.methods import LocalFeatures, Method
-from sekd_cli.geometry import resize_matrix
 
 HOMOGRAPHIES = {  # to image k from image 1, in pixels of 800 x 600
     2: np.array([[0.9, 0.1, 20.0], [-0.05, 0.95, 30.0], [1e-5, -2e-5, 1.0]]),

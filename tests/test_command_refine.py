@@ -20,6 +20,7 @@ from sekd_cli import cli, refining, seen_pixels
 from sekd_cli.config import MatchingSettings
 from sekd_cli.errors import ImageError
 from sekd_cli.feature_file import FeatureReader, FeatureWriter
+from sekd_cli.level_sizes import finest_of
 from sekd_cli.match_file import MatchReader, fingerprint
 from sekd_cli.match_pipeline import PairMatcher
 from sekd_cli.pair_matching import MatchableImage, match_images, match_together, matchable_image
@@ -324,9 +325,7 @@ def test_of_pairs_together_one_with_a_bad_photograph_fails_alone() -> None:
 
     def image(view: int) -> MatchableImage:
         features = found(view)
-        photograph = seen_pixels.SeenPhotograph(
-            Path("photos") / NAMES[view], None, seen_pixels.finest_of(features.scales)
-        )
+        photograph = seen_pixels.SeenPhotograph(Path("photos") / NAMES[view], None, finest_of(features.scales))
         return matchable_image(NAMES[view], features, pixels=photograph.read if view < 2 else unreadable)
 
     pairs = [(image(one), image(other)) for one, other in ((0, 2), (0, 1), (1, 2))]
@@ -429,7 +428,7 @@ def test_what_looks_more_like_something_far_away_is_matched_where_its_neighbours
             matchable_image(
                 name,
                 view,
-                pixels=seen_pixels.SeenPhotograph(Path("photos") / name, None, seen_pixels.finest_of(view.scales)).read
+                pixels=seen_pixels.SeenPhotograph(Path("photos") / name, None, finest_of(view.scales)).read
                 if aligned
                 else None,
             )

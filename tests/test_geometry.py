@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sekd_cli import geometry
+from sekd_cli import coordinates, geometry
 
 
 def ramp(height: int, width: int, *, per_x: float, per_y: float) -> Tensor:
@@ -27,27 +27,27 @@ HOMOGRAPHY = np.array([[0.9, 0.2, 5], [-0.1, 1.1, -3], [2e-3, -1e-3, 1]])
 
 def test_the_corner_of_an_image_stays_its_corner_when_it_is_resized() -> None:
     corner = torch.tensor([-0.5, -0.5])
-    assert torch.equal(geometry.rescale_points(corner, 0.25), corner)
-    assert torch.equal(geometry.rescale_points(torch.tensor([639.5, 479.5]), 0.5), torch.tensor([319.5, 239.5]))
+    assert torch.equal(coordinates.rescale_points(corner, 0.25), corner)
+    assert torch.equal(coordinates.rescale_points(torch.tensor([639.5, 479.5]), 0.5), torch.tensor([319.5, 239.5]))
 
 
 def test_the_first_pixel_of_a_doubled_image_lies_a_quarter_pixel_in_the_original() -> None:
-    assert torch.equal(geometry.rescale_points(torch.tensor([0.0, 0.0]), 0.5), torch.tensor([-0.25, -0.25]))
-    assert torch.equal(geometry.rescale_points(torch.tensor([0.0, 0.0]), 2.0), torch.tensor([0.5, 0.5]))
+    assert torch.equal(coordinates.rescale_points(torch.tensor([0.0, 0.0]), 0.5), torch.tensor([-0.25, -0.25]))
+    assert torch.equal(coordinates.rescale_points(torch.tensor([0.0, 0.0]), 2.0), torch.tensor([0.5, 0.5]))
 
 
 @given(st.floats(-5000, 5000), st.floats(-5000, 5000), st.floats(0.05, 20), st.floats(0.05, 20))
 def test_points_rescaled_there_and_back_are_the_same(x: float, y: float, scale_x: float, scale_y: float) -> None:
     xy, scale = torch.tensor([x, y], dtype=torch.float64), torch.tensor([scale_x, scale_y], dtype=torch.float64)
-    back = geometry.rescale_points(geometry.rescale_points(xy, scale), 1 / scale)
+    back = coordinates.rescale_points(coordinates.rescale_points(xy, scale), 1 / scale)
     torch.testing.assert_close(back, xy, rtol=1e-9, atol=1e-9)
 
 
 def test_the_resize_matrix_does_what_rescale_points_does() -> None:
     xy = torch.tensor([[[0.0, 0.0], [10.0, 4.0], [-0.5, 7.25]]])
-    matrix = torch.from_numpy(geometry.resize_matrix(0.5, 3.0)).float()[None]
+    matrix = torch.from_numpy(coordinates.resize_matrix(0.5, 3.0)).float()[None]
     torch.testing.assert_close(
-        geometry.warp_points(xy, matrix), geometry.rescale_points(xy, torch.tensor([0.5, 3.0])), rtol=0, atol=1e-6
+        geometry.warp_points(xy, matrix), coordinates.rescale_points(xy, torch.tensor([0.5, 3.0])), rtol=0, atol=1e-6
     )
 
 
@@ -63,7 +63,7 @@ def test_a_value_is_found_where_rescale_points_says_after_a_resize(height: int, 
     positions = torch.cat((ramp(40, 60, per_x=1, per_y=0), ramp(40, 60, per_x=0, per_y=1)), dim=1)
     resized = geometry.resize_image(positions, height, width)[0].permute(1, 2, 0)
     xy = geometry.pixel_grid(height, width).reshape(height, width, 2)
-    original_xy = geometry.rescale_points(xy, torch.tensor([60 / width, 40 / height]))
+    original_xy = coordinates.rescale_points(xy, torch.tensor([60 / width, 40 / height]))
     inner = (slice(4, -4), slice(4, -4))  # at the edges the image ends under the filter
     torch.testing.assert_close(resized[inner], original_xy[inner], rtol=0, atol=0.05)  # pixels of the original
 
@@ -185,7 +185,7 @@ def test_pixel_centres_are_listed_row_by_row_as_x_and_y() -> None:
 def test_a_quarter_turn_takes_points_where_numpy_takes_pixels(turns: int) -> None:
     upright = np.arange(12).reshape(3, 4)
     turned = np.rot90(upright, turns)
-    matrix = torch.from_numpy(geometry.quarter_turn(turns, 3, 4))
+    matrix = torch.from_numpy(coordinates.quarter_turn(turns, 3, 4))
     turned_xy = geometry.warp_points(geometry.pixel_grid(3, 4).double()[None], matrix[None])[0].long()
     assert turned[turned_xy[:, 1], turned_xy[:, 0]].tolist() == upright.flatten().tolist()
 
@@ -215,7 +215,7 @@ def test_halving_takes_means_of_cells_and_agrees_with_rescaled_points() -> None:
     columns = ramp(8, 16, per_x=1, per_y=0)
     assert torch.equal(geometry.halved(columns, 0), columns)
     for octave in (1, 2):
-        places = geometry.rescale_points(torch.tensor([[3.0, 1.0]]), 2.0**octave)
+        places = coordinates.rescale_points(torch.tensor([[3.0, 1.0]]), 2.0**octave)
         assert geometry.halved(columns, octave)[0, 0, 1, 3] == places[0, 0], "a ramp's value is its column"
     assert geometry.halved(columns[0].expand(5, 8, 16), 2).shape == (5, 2, 4)
 

@@ -17,6 +17,7 @@ MIDDLE = "extraction"  # the layer of images, files, matching, and of any module
 LAYERS = [
     {"errors"},
     {"config"},
+    {"coordinates"},
     {"geometry"},
     {"networks"},
     {"detection"},
@@ -94,6 +95,13 @@ def test_the_command_line_is_there_before_torch_is_loaded() -> None:
     program = "import sys, sekd_cli.cli; print(*{'torch', 'cv2', 'h5py', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("module", ["file_info", "merging", "refining", "export.colmap", "export.conversion"])
+def test_what_needs_no_network_does_without_torch(module: str) -> None:
+    program = f"import sys, sekd_cli.{module}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]
 
 
 def test_no_module_hides_the_packaged_weights() -> None:

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from sekd_cli import patch_alignment
-from sekd_cli.geometry import resize_matrix
+from sekd_cli.coordinates import resize_matrix
 from sekd_cli.patch_alignment import FARTHEST, Alignment, align, led, local_affines
 
 HEIGHT, WIDTH = 320, 448

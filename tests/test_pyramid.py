@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sekd_cli.config import ViewSettings, parse_scales
+from sekd_cli.coordinates import nearest_pixels
 from sekd_cli.errors import UsageError
-from sekd_cli.geometry import nearest
 from sekd_cli.images import Photograph, read_image
-from sekd_cli.pyramid import LevelFeatures, best_of_levels, join_levels, largest_size, level_sizes, prepare
+from sekd_cli.level_sizes import largest_size, level_sizes
+from sekd_cli.pyramid import LevelFeatures, best_of_levels, join_levels, prepare
 
 
 def level(*points: tuple[float, float, float], scale: float = 1.0) -> LevelFeatures:
@@ -232,4 +233,4 @@ def test_sizes_are_those_of_the_file_where_a_jpeg_was_decoded_smaller(tmp_path: 
 def test_the_nearest_pixel_is_the_one_that_opencv_takes(new: int, old: int) -> None:
     axis = np.arange(old, dtype=np.uint16)[None]
     expected = cv2.resize(axis, (new, 1), interpolation=cv2.INTER_NEAREST_EXACT)
-    np.testing.assert_array_equal(nearest(new, old), expected[0])
+    np.testing.assert_array_equal(nearest_pixels(new, old), expected[0])

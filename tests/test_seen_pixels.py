@@ -10,7 +10,8 @@ from PIL import Image
 
 from sekd_cli.errors import ImageError
 from sekd_cli.images import Photograph
-from sekd_cli.seen_pixels import SeenPhotograph, align_matches, finest_of, pixel_size, seen_pixels
+from sekd_cli.level_sizes import finest_of, pixel_size
+from sekd_cli.seen_pixels import SeenPhotograph, align_matches, seen_pixels
 
 WIDTH, HEIGHT = 192, 160
 

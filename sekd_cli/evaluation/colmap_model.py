@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sekd_cli.coordinates import COLMAP_OFFSET
 from sekd_cli.errors import InputFileError
 from sekd_cli.evaluation.cameras import Camera, View
 from sekd_cli.evaluation.homography import invertible
-from sekd_cli.geometry import COLMAP_OFFSET
 from sekd_cli.pycolmap_extra import require_pycolmap
 
 # Where each model's parameters are: focal lengths fx, fy; principal point cx, cy; then OpenCV's distortion.

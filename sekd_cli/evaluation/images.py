@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sekd_cli.config import ViewSettings
+from sekd_cli.coordinates import resize_matrix
 from sekd_cli.errors import ImageError, InputFileError
-from sekd_cli.geometry import resize_matrix
 from sekd_cli.images import Photograph, read_image, turn_back
-from sekd_cli.pyramid import largest_size, prepare
+from sekd_cli.level_sizes import largest_size
+from sekd_cli.pyramid import prepare
 from sekd_cli.seen_pixels import SeenPixels
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sekd_cli.coordinates import COLMAP_OFFSET
 from sekd_cli.errors import ImageError, InputFileError
 from sekd_cli.evaluation.cameras import Camera, Pose
 from sekd_cli.evaluation.methods import LocalFeatures, Method
@@ -24,7 +25,6 @@ from sekd_cli.evaluation.pose_benchmark import scene_features, scene_pixels
 from sekd_cli.evaluation.refinement import refine_scene
 from sekd_cli.evaluation.scenes import Scene
 from sekd_cli.evaluation.tables import Column, Row, Table, mark, number, percent, text
-from sekd_cli.geometry import COLMAP_OFFSET
 from sekd_cli.pycolmap_extra import require_pycolmap
 
 MAA_LIMITS = (10, 1)  # degrees

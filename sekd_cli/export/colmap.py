@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sekd_cli.config import VerificationSettings
+from sekd_cli.coordinates import COLMAP_OFFSET
 from sekd_cli.counting import counted
 from sekd_cli.errors import NothingToDoError, OutputError, UsageError
 from sekd_cli.export.colmap_watch import Watch
 from sekd_cli.export.layouts import named_pairs
 from sekd_cli.feature_file import FeatureReader
 from sekd_cli.file_errors import one_line
-from sekd_cli.geometry import COLMAP_OFFSET
 from sekd_cli.match_file import Identity, MatchReader
 from sekd_cli.new_file import new_file, spare_inputs
 from sekd_cli.pycolmap_extra import apart, require_pycolmap

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sekd_cli.geometry import rescale_points, resize_image, sample_map, warp_points
+from sekd_cli.coordinates import rescale_points
+from sekd_cli.geometry import resize_image, sample_map, warp_points
 from sekd_cli.training.randomness import log_uniform, uniform
 
 COARSE, NODES = 4, 24  # numbers along each side of a photograph: that depth is drawn by, that displacements are kept at

@@ -20,8 +20,8 @@ from sekd_cli.counting import counted
 from sekd_cli.errors import ImageError, NothingToDoError
 from sekd_cli.image_search import ImageEntry
 from sekd_cli.images import read_image
+from sekd_cli.level_sizes import largest_size
 from sekd_cli.new_file import new_file
-from sekd_cli.pyramid import largest_size
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sekd_cli.coordinates import rescale_points
 from sekd_cli.detection import maxima_within, octave_score, refine
 from sekd_cli.features import sample_descriptors
-from sekd_cli.geometry import distances, inside, rescale_points
+from sekd_cli.geometry import distances, inside
 from sekd_cli.networks import DenseMaps
 from sekd_cli.training.octaves import seen_at
 from sekd_cli.training.parallax import Correspondence

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sekd_cli.geometry import inside, pixel_grid, rescale_points, resize_image, sample_map, warp_points
+from sekd_cli.coordinates import rescale_points
+from sekd_cli.geometry import inside, pixel_grid, resize_image, sample_map, warp_points
 from sekd_cli.training.affine_adaptation import References
 from sekd_cli.training.settings import TrainingSettings
 
