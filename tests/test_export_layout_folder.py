@@ -129,6 +129,19 @@ def test_keys_that_collide_stop_matching_at_once_though_no_pair_has_them(
     assert not Path("matches.h5").exists()
 
 
+def test_pairs_of_one_key_stop_matching_at_once(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("c-b", "b-a"):
+        write_files(Path("photos"), {f"{name}.png": encoded(drawn(), "PNG")})
+    assert run("extract", "photos") == 0
+    pairs = b"gone.png a.png\nc-b.png a.png\nb-a.png c.png\na.png c-b.png\n"
+    assert run("match", "-", "--layout", "imc", stdin=pairs) == USAGE
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "error: c-b.png and a.png, b-a.png and c.png would both be c-b-a in the imc layout; convert them separately"
+    )
+    assert not Path("matches.h5").exists()
+    assert run("match", "-", "--layout", "kaggle", stdin=pairs) == SOME_FAILED
+
+
 def test_a_key_that_an_image_in_the_file_has_stops_extraction_at_once(
     run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:

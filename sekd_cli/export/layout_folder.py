@@ -11,10 +11,11 @@ from pathlib import Path
 import h5py
 
 from sekd_cli.errors import OutputError, UsageError
-from sekd_cli.export.layouts import FEATURE_FILES, FLAT_LAYOUTS, FlatOutput, keys_of
+from sekd_cli.export.layouts import FEATURE_FILES, FLAT_LAYOUTS, FlatOutput, check_pairs, keys_of
 from sekd_cli.feature_file import FeatureReader
 from sekd_cli.hdf5_file import DAMAGE, HDF5_SUFFIXES, plain_attributes
 from sekd_cli.match_file import MatchReader
+from sekd_cli.pairs import Pair
 
 MATCH_FILES = ("matches",)
 SOURCE, STATE = "sekd_source", "sekd_source_state"  # attributes: name of a file, and its size and time
@@ -37,13 +38,13 @@ class LayoutFolder:
         self._source, self._layout = source, layout
         self._files = [self.path / f"{kind}.h5" for kind in kinds]
 
-    def check(self, names: Iterable[str], *, overwrite: bool) -> None:
+    def check(self, names: Iterable[str], pairs: Iterable[Pair] = (), *, overwrite: bool) -> None:
         """Find out before the work what would stop the writing after it.
 
-        Raises UsageError if two images would get the same key; OutputError if a file of another origin is in the way,
-        unless `overwrite`.
+        Raises UsageError if two images, or pairs, would get the same key; OutputError if a file of another origin is in
+        the way, unless `overwrite`.
         """
-        keys_of(names, self._layout)
+        check_pairs(pairs, keys_of(names, self._layout), self._layout)
         for path in self._files:
             if path.exists() and not overwrite and _origin(path).get(SOURCE) != self._source.name:
                 message = "exists already and was not made of"

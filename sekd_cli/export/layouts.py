@@ -107,17 +107,10 @@ class FlatOutput:
         owners: dict[str, Pair] = {}
         with create_hdf5(self._new("matches"), self.attributes) as file:
             for (name0, name1), indices in matches:
-                place, reverse = _place(keys[name0], keys[name1], self.layout)
-                other = owners.get(place) or owners.get(_place(keys[name1], keys[name0], self.layout)[0])
-                if other is not None and set(other) != {name0, name1}:
-                    pairs = f"{other[0]} and {other[1]}, {name0} and {name1}"
-                    raise UsageError(
-                        f"{pairs} would both be {place} in the {self.layout} layout; convert them separately"
-                    )
-                if other is not None:
+                if not _take_place(owners, (name0, name1), keys, self.layout):
                     logger.warning("%s and %s: there twice, the second left out", name0, name1)
                     continue
-                owners[place] = name0, name1
+                place, reverse = _place(keys[name0], keys[name1], self.layout)
                 ordered = indices[:, ::-1] if reverse else indices
                 file[place] = (ordered.T if self.layout == "imc" else ordered).astype(np.int32)
         count = len(owners)
@@ -141,6 +134,27 @@ def _place(key0: str, key1: str, layout: str) -> tuple[str, bool]:
     if layout == "imc":
         return f"{max(key0, key1)}-{min(key0, key1)}", key0 < key1
     return f"{key0}/{key1}", False
+
+
+def check_pairs(pairs: Iterable[Pair], keys: Mapping[str, str], layout: str) -> None:
+    """Raise UsageError, naming both, if two pairs would have the same key; those of other images are passed over."""
+    owners: dict[str, Pair] = {}
+    for pair in pairs:
+        if pair[0] in keys and pair[1] in keys:
+            _take_place(owners, pair, keys, layout)
+
+
+def _take_place(owners: dict[str, Pair], pair: Pair, keys: Mapping[str, str], layout: str) -> bool:
+    """Put a pair among the owners of places; False if it is there, either way round. UsageError if another is."""
+    place, turned = (_place(keys[first], keys[second], layout)[0] for first, second in (pair, pair[::-1]))
+    other = owners.get(place) or owners.get(turned)
+    if other is not None and set(other) != set(pair):
+        both = f"{other[0]} and {other[1]}, {pair[0]} and {pair[1]}"
+        raise UsageError(f"{both} would both be {place} in the {layout} layout; convert them separately")
+    if other is not None:
+        return False
+    owners[place] = pair
+    return True
 
 
 def named_pairs(matches: MatchReader, names: Iterable[str]) -> Iterator[Pair]:
