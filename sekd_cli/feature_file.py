@@ -124,14 +124,7 @@ class FeatureWriter(KeptWriter):
         Raises ImageError for a name that can't be used, OutputError if the file can't be written.
         """
         try:
-            check_name(name)
-            self._check_nesting(name)
-        except ValueError as error:
-            raise ImageError(f"{name!r}: {error}") from error
-        try:
-            if name in self._writer.file:
-                del self._writer.file[name]
-            write_group(self._writer.file.create_group(name), features, source, descriptor_dtype)
+            write_image(self._writer.file, name, features, source, descriptor_dtype)
         except (OSError, RuntimeError, ValueError, KeyError) as error:
             raise self._writer.failure(error) from error
 
@@ -147,19 +140,37 @@ class FeatureWriter(KeptWriter):
             "give these again to go on, --overwrite to start afresh, or another output with -o"
         )
 
-    def _check_nesting(self, name: str) -> None:
-        parts = name.split("/")
-        for length in range(1, len(parts)):
-            group = self._writer.file.get("/".join(parts[:length]))
-            if group is not None and (not isinstance(group, h5py.Group) or is_image(group, own=True)):
-                raise ValueError(f"{'/'.join(parts[:length])!r} is an image too, so it can't be its folder")
-        group = self._writer.file.get(name)
-        if isinstance(group, h5py.Group) and not is_image(group, own=True) and next(_images(group, own=True), None):
-            raise ValueError("it is the folder of another image too")
-
 
 class ChangedImageError(ImageError):
     """An image is no longer the one whose features are stored."""
+
+
+def write_image(
+    file: h5py.File, name: str, features: StoredFeatures, source: Source | None, descriptor_dtype: str
+) -> None:
+    """Add the features of one image to an open file, in place of any that are there.
+
+    Raises ImageError for a name that can't be used, what h5py raises if the file can't be written.
+    """
+    try:
+        check_name(name)
+        _check_nesting(file, name)
+    except ValueError as error:
+        raise ImageError(f"{name!r}: {error}") from error
+    if name in file:
+        del file[name]
+    write_group(file.create_group(name), features, source, descriptor_dtype)
+
+
+def _check_nesting(file: h5py.File, name: str) -> None:
+    parts = name.split("/")
+    for length in range(1, len(parts)):
+        group = file.get("/".join(parts[:length]))
+        if group is not None and (not isinstance(group, h5py.Group) or is_image(group, own=True)):
+            raise ValueError(f"{'/'.join(parts[:length])!r} is an image too, so it can't be its folder")
+    group = file.get(name)
+    if isinstance(group, h5py.Group) and not is_image(group, own=True) and next(_images(group, own=True), None):
+        raise ValueError("it is the folder of another image too")
 
 
 def file_attributes(*, network: str, weights_sha256: str, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import h5py
 import numpy as np
 import pytest
 from drawn_features import write_views, write_views_and_matches
+from full_disk import files_of_at_most
 
 from sekd_cli import cli
 
@@ -79,6 +80,18 @@ def test_all_files_appear_or_none(capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["convert", "feats.h5", "matches.h5", "--to", "imc", "-o", "scene", "--quiet"]) == 0
     assert cli.main(["convert", "scene", "--to", "hloc", "-o", "out", "--quiet"]) == BAD_OUTPUT
     assert [path.name for path in Path("out").iterdir()] == ["matches.h5"]
+
+
+def test_a_full_disk_is_told_of_the_output_and_leaves_no_file(capfd: pytest.CaptureFixture[str]) -> None:
+    inputs = ["convert", "feats.h5", "matches.h5", "--quiet"]
+    assert cli.main([*inputs, "--to", "imc", "-o", "scene"]) == 0
+    reason = "larger than this file system or process may write; give another output with -o"
+    for arguments, name in (([*inputs, "--to", "imc"], "scales"), (["convert", "scene", "--to", "hloc", "-q"], "feats")):
+        capfd.readouterr()
+        with files_of_at_most(4000):
+            assert cli.main([*arguments, "-o", "out"]) == BAD_OUTPUT
+        assert capfd.readouterr().err.splitlines()[-1] == f"error: out/{name}.h5: {reason}"
+        assert not list(Path("out").iterdir())
 
 
 def test_flat_names_that_may_have_been_paths_are_told(capfd: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from sekd_cli.counting import counted
 from sekd_cli.errors import InputFileError, UsageError
 from sekd_cli.export.flat_folder import FlatFolder
 from sekd_cli.export.layouts import FEATURE_FILES, FlatOutput, PairMatches, named_pairs
-from sekd_cli.feature_file import FeatureReader, FeatureWriter
+from sekd_cli.feature_file import FeatureReader, write_image
 from sekd_cli.file_contents import FEATURES, FLAT, MATCHES, items, kind_of, reading
 from sekd_cli.hdf5_file import HDF5_SUFFIXES, create_hdf5, open_for_reading
 from sekd_cli.match_file import MatchReader, check_flat_names, fingerprint, flat_name
@@ -148,11 +148,11 @@ def _flat_to_hloc(folder: FlatFolder, output: Path, outputs: ExitStack, *, overw
     if folder.has_features:
         path = outputs.enter_context(new_file(output if as_file else output / "feats.h5", overwrite=overwrite))
         guessed = 0
-        with FeatureWriter(path, {}) as writer:
+        with create_hdf5(path, {}) as file:
             for name in folder.names():
                 features = folder.read(name)
                 guessed += not features.size_stated
-                writer.write(name, features)
+                write_image(file, name, features, None, "float32")
         images = len(folder.names())
         if guessed:
             logger.warning("%s: guessed the size of %s; give --images", folder.folder, counted(guessed, "image"))
