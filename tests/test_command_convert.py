@@ -86,7 +86,10 @@ def test_a_full_disk_is_told_of_the_output_and_leaves_no_file(capfd: pytest.Capt
     inputs = ["convert", "feats.h5", "matches.h5", "--quiet"]
     assert cli.main([*inputs, "--to", "imc", "-o", "scene"]) == 0
     reason = "larger than this file system or process may write; give another output with -o"
-    for arguments, name in (([*inputs, "--to", "imc"], "scales"), (["convert", "scene", "--to", "hloc", "-q"], "feats")):
+    for arguments, name in (
+        ([*inputs, "--to", "imc"], "scales"),
+        (["convert", "scene", "--to", "hloc", "-q"], "feats"),
+    ):
         capfd.readouterr()
         with files_of_at_most(4000):
             assert cli.main([*arguments, "-o", "out"]) == BAD_OUTPUT

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from full_disk import files_of_at_most
 
 from sekd_cli.errors import OutputError
 from sekd_cli.training.run_folder import RunFolder
@@ -176,3 +177,15 @@ def test_a_line_of_the_log_that_a_kill_tore_costs_no_other(tmp_path: Path) -> No
     run.log({"action": "update", "step": 1, "loss": 2.0})  # done again
     run.log({"action": "update", "step": 2, "loss": 3.0})
     assert [entry["loss"] for entry in run.entries()] == [2.0, 3.0]
+
+
+def test_a_log_on_a_full_disk_is_told_by_its_name_and_goes_on_later(tmp_path: Path) -> None:
+    run = begun(tmp_path / "run")
+    whole = {"action": "begin", "round": 1, "run_step": 0}
+    run.log(whole)
+    words, room = r"log\.jsonl: larger than this file system or process may write", 5
+    with files_of_at_most((run.path / "log.jsonl").stat().st_size + room), pytest.raises(OutputError, match=words):
+        run.log({"action": "update", "round": 1, "run_step": 10})
+    later = {"action": "update", "round": 1, "run_step": 20}
+    RunFolder(run.path).log(later)
+    assert run.entries() == [whole, later]

@@ -114,12 +114,15 @@ class RunFolder:
             raise InputFileError(f"{file}: missing or damaged; start a new run in another folder") from error
 
     def log(self, entry: dict[str, Any]) -> None:
-        """Append a line to the log; a kill can cost the last line, never an earlier one."""
+        """Append a line to the log; a kill can cost the last line, never an earlier one. Raises OutputError."""
         file = self.path / "log.jsonl"
         torn = not self._whole_lines and file.is_file() and not file.read_bytes().endswith(b"\n")  # by a kill
         self._whole_lines = True
-        with file.open("a", encoding="utf-8") as stream:
-            stream.write("\n" * torn + json.dumps(entry) + "\n")
+        try:
+            with file.open("a", encoding="utf-8") as stream:
+                stream.write("\n" * torn + json.dumps(entry) + "\n")
+        except OSError as error:
+            raise OutputError(f"{file}: {write_reason(error)}") from error
 
     def entries(self) -> list[dict[str, Any]]:
         """The log, without what a kill tore, what is no entry, and lost steps; of what was done twice, the last."""
