@@ -126,6 +126,7 @@ class Loader:
         self._turned = turned
         self._folder = folder
         self._photographs = Recent(SeenPhotograph.read, room)
+        self._unreadable: dict[SeenPhotograph, str] = {}  # photographs, and why: none is tried again
         self._reading = threading.Lock()
 
     def __call__(self, name: str) -> MatchableImage | str:
@@ -145,7 +146,13 @@ class Loader:
 
         def read() -> SeenPixels:
             with self._reading:
-                return self._photographs.get(photograph)
+                if photograph in self._unreadable:
+                    raise ImageError(self._unreadable[photograph])
+                try:
+                    return self._photographs.get(photograph)
+                except ImageError as error:
+                    self._unreadable[photograph] = str(error)
+                    raise
 
         return read
 

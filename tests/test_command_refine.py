@@ -319,6 +319,22 @@ def test_photographs_stay_in_half_of_the_memory(cache: int, reads: int, monkeypa
     assert len(opened) == reads
 
 
+@pytest.mark.parametrize("content", [None, b"", b"no image"])
+def test_a_photograph_that_cannot_be_read_is_tried_once(content: bytes | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("photos/a.png").unlink()
+    if content is not None:
+        Path("photos/a.png").write_bytes(content)
+    opened = []
+    whole = seen_pixels.read_image
+    monkeypatch.setattr(seen_pixels, "read_image", lambda path, **how: opened.append(path) or whole(path, **how))
+    settings = MatchingSettings(), verification_settings("homography")
+    matcher = PairMatcher(Path("feats.h5"), 0, *settings, folder=Path("photos"))
+    failures = [one.failure for one in matcher([("a.png", "c.png"), ("b/b 1.jpg", "a.png"), ("b/b 1.jpg", "c.png")])]
+    assert failures[0].startswith("photos/a.png: ")
+    assert failures == [failures[0], failures[0], ""]
+    assert opened.count(Path("photos/a.png")) == 1
+
+
 def test_of_pairs_together_one_with_a_bad_photograph_fails_alone() -> None:
     def unreadable() -> seen_pixels.SeenPixels:
         raise ImageError("c.png: gone")
