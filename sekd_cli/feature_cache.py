@@ -134,15 +134,16 @@ class Loader:
         try:
             stored = self._features.read(name, turned=self._turned)
             camera = self._camera_of(name, stored.image_size)
+            pixels = None if self._folder is None else self._pixels(self._folder, name, stored)
         except (ImageError, InputFileError) as error:
             return str(error)
-        pixels = None if self._folder is None else self._pixels(self._folder / name, stored)
         return matchable_image(name, stored, self._device, camera, pixels)
 
-    def _pixels(self, path: Path, features: StoredFeatures) -> Callable[[], SeenPixels]:
+    def _pixels(self, folder: Path, name: str, features: StoredFeatures) -> Callable[[], SeenPixels]:
         size = features.image_size if features.size_stated else None
         most = max(DEFAULT_MAX_PIXELS, math.prod(size or ()))  # it was extracted
-        photograph = SeenPhotograph(path, size, finest_of(features.scales), most)
+        of_file = self._features.file_size(name)
+        photograph = SeenPhotograph(folder / name, size, finest_of(features.scales), most, of_file)
 
         def read() -> SeenPixels:
             with self._reading:

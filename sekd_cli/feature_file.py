@@ -69,6 +69,12 @@ class FeatureReader(KeptReader):
         with self._lock, self._reading(f"{self.path}: {name}"):
             return read_group(self._file[name], f"{self.path}: {name}", turned=turned)
 
+    def file_size(self, name: str) -> int | None:
+        """Bytes of the image file that features were extracted from, None where that isn't known."""
+        with self._lock, self._reading(f"{self.path}: {name}"):
+            source = attribute(self._file[name], "source") if self._own else None
+            return None if source is None else int(source[0])
+
     def _example(self) -> str:
         """A name that is there, to compare a wrong one with."""
         names = self.names()

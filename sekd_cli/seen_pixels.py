@@ -37,18 +37,24 @@ class SeenPhotograph(NamedTuple):
     image_size: tuple[int, int] | None  # width, height, as its features tell, if they do
     finest: float | None  # see `finest_of`
     max_pixels: int = DEFAULT_MAX_PIXELS
+    file_size: int | None = None  # bytes of the file that was seen, if they are known; a copy has as many
 
     def read(self) -> SeenPixels:
-        """`seen_pixels` of the file. Raises ImageError if it can't be read, or has another size."""
+        """`seen_pixels` of the file. Raises ImageError if it can't be read, has another size, or is another file."""
 
         def enough(width: int, height: int) -> tuple[int, int]:
             return largest_size(width, height, views_as_seen((width, height), self.finest))
 
         photograph = read_image(self.path, max_pixels=self.max_pixels, enough=enough)
         try:
-            return seen_pixels(photograph, self.image_size, self.finest)
+            seen = seen_pixels(photograph, self.image_size, self.finest)
         except ImageError as error:
             raise ImageError(f"{self.path}: {error}") from error
+        here = self.path.stat().st_size
+        if self.file_size not in {None, here}:
+            told = f"{here:,} bytes, but its features are of a file of {self.file_size:,}"
+            raise ImageError(f"{self.path}: {told}; give that one, or run sekd extract --update")
+        return seen
 
 
 def seen_pixels(photograph: Photograph, image_size: tuple[int, int] | None, finest: float | None) -> SeenPixels:

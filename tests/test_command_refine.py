@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -24,7 +25,7 @@ from sekd_cli.level_sizes import finest_of
 from sekd_cli.match_file import MatchReader, fingerprint
 from sekd_cli.match_pipeline import PairMatcher
 from sekd_cli.pair_matching import MatchableImage, match_images, match_together, matchable_image
-from sekd_cli.stored_features import StoredFeatures
+from sekd_cli.stored_features import StoredFeatures, source_of
 from sekd_cli.stored_matches import StoredMatches
 from sekd_cli.verification import verification_settings
 
@@ -333,6 +334,26 @@ def test_a_photograph_that_cannot_be_read_is_tried_once(content: bytes | None, m
     assert failures[0].startswith("photos/a.png: ")
     assert failures == [failures[0], failures[0], ""]
     assert opened.count(Path("photos/a.png")) == 1
+
+
+def test_another_photograph_of_the_name_and_size_is_refused_and_a_copy_is_not(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    path = Path("photos/c.png")
+    with FeatureWriter(Path("known.h5"), ATTRIBUTES) as writer:
+        for view, name in enumerate(NAMES):
+            writer.write(name, found(view), source=source_of(Path("photos", name)))
+    os.utime(path, (1, 1))
+    known = [*REFINE, "--features", "known.h5", "-o", "known-matches.h5"]
+    assert cli.main(known) == 0
+    before = path.stat().st_size
+    Image.fromarray(255 - np.asarray(Image.open(path))).save(path, compress_level=1)
+    capfd.readouterr()
+    assert cli.main([*known, "--overwrite"]) == MISSING_PAIR
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error")]
+    told = f"{path.stat().st_size:,} bytes, but its features are of a file of {before:,}"
+    reason = f"photos/c.png: {told}; give that one, or run sekd extract --update"
+    assert sorted(lines) == [f"error: a.png and c.png: {reason}", f"error: c.png and b/b 1.jpg: {reason}"]
 
 
 def test_of_pairs_together_one_with_a_bad_photograph_fails_alone() -> None:
