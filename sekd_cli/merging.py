@@ -2,8 +2,8 @@
 
 import json
 import logging
-from collections.abc import Callable, Container
-from contextlib import ExitStack
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -36,10 +36,9 @@ class Merged(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """One input, open."""
+    """One input; open only while it is looked at, as there may be more than a process may have open."""
 
     path: Path
-    file: h5py.File
     kind: str
     decisive: dict[str, Any]  # all that decides the numbers in it, but for the shard
     shard: Shard
@@ -63,24 +62,29 @@ def merge(
     exists (unless `overwrite`) or can't be written.
     """
     spare_inputs([output], paths)
-    with ExitStack() as stack:
-        parts = [_part(path, stack.enter_context(open_for_reading(path, "feature or match"))) for path in paths]
-        _check_alike(parts)
-        _check_shards(parts, partial=partial)
-        attributes = _attributes(parts[0].file)
-        with new_file(output, overwrite=overwrite) as temporary, create_hdf5(temporary, attributes) as target:
-            return _join(parts, target, advance)
+    parts = [_part(path) for path in paths]
+    _check_alike(parts)
+    _check_shards(parts, partial=partial)
+    attributes = _attributes(parts[0])
+    with new_file(output, overwrite=overwrite) as temporary, create_hdf5(temporary, attributes) as target:
+        return _join(parts, target, advance)
 
 
-def _part(path: Path, file: h5py.File) -> _Part:
-    with reading(path):
+@contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    with open_for_reading(path, "feature or match") as file, reading(path):
+        yield file
+
+
+def _part(path: Path) -> _Part:
+    with _opened(path) as file:
         kind, settings = kind_of(file), settings_in(file.attrs)
         decisive = {name: plain(file.attrs.get(name)) for name in DECISIVE}
     if kind == FLAT:
         raise UsageError(f"{path}: not in hloc's layout; run sekd convert --to hloc on its folder first")
     shard = parse_shard(str(settings.pop("shard", WHOLE)))
     decisive.update(settings)
-    return _Part(path=path, file=file, kind=kind, decisive=decisive, shard=shard)
+    return _Part(path=path, kind=kind, decisive=decisive, shard=shard)
 
 
 def _check_alike(parts: list[_Part]) -> None:
@@ -117,9 +121,10 @@ def _check_shards(parts: list[_Part], *, partial: bool) -> None:
         logger.warning("missing: shard %s", ", ".join(missing))
 
 
-def _attributes(file: h5py.File) -> dict[str, Any]:
+def _attributes(part: _Part) -> dict[str, Any]:
     """Those of the whole: what a process without shards would have written, so that one can go on with the file."""
-    attributes, settings = dict(file.attrs), settings_in(file.attrs)
+    with _opened(part.path) as file:
+        attributes, settings = dict(file.attrs), settings_in(file.attrs)
     if "shard" in settings:
         attributes["settings"] = json.dumps({**settings, "shard": WHOLE}, sort_keys=True)
     return attributes
@@ -131,8 +136,8 @@ def _join(parts: list[_Part], target: h5py.File, advance: Callable[[], None]) ->
     folders: dict[str, str] = {}  # names of images by the folders that they lie in
     doubles = incomplete = turned = 0
     for part in parts:
-        with reading(part.path):
-            for name, group, complete in items(part.file, part.kind):
+        with _opened(part.path) as file:
+            for name, group, complete in items(file, part.kind):
                 advance()
                 if not complete:
                     incomplete += 1
@@ -141,9 +146,9 @@ def _join(parts: list[_Part], target: h5py.File, advance: Callable[[], None]) ->
                 elif name not in owners:
                     if part.kind == FEATURES:
                         _check_nesting(name, owners, folders)
-                    part.file.copy(group, target, name, expand_soft=True, expand_external=True)  # links led elsewhere
+                    file.copy(group, target, name, expand_soft=True, expand_external=True)  # links led elsewhere
                     owners[name] = part
-                elif _equal(owners[name].file[name], group):
+                elif _is_in(owners[name], name, group):
                     doubles += 1
                 else:
                     raise InputFileError(
@@ -164,6 +169,12 @@ def _check_nesting(name: str, owners: Container[str], folders: dict[str, str]) -
             f"{name} and {other}: the one is an image where the other has a folder; extract with --root"
         )
     folders |= dict.fromkeys(inside, name)
+
+
+def _is_in(part: _Part, name: str, group: h5py.Group) -> bool:
+    """Whether a part holds the same under a name."""
+    with _opened(part.path) as file:
+        return _equal(file[name], group)
 
 
 def _equal(one: object, other: object) -> bool:

@@ -1,6 +1,7 @@
 """`sekd merge` as a user types it, and what it refuses."""
 
 import json
+import resource
 from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
@@ -69,6 +70,17 @@ def test_a_run_without_shards_goes_on_with_the_whole() -> None:
         writer.write("f.jpg", drawn_features(5))
     with FeatureReader(WHOLE) as reader:
         assert reader.names() == [*NAMES, "f.jpg"]
+
+
+def test_more_shards_are_joined_than_a_process_may_have_open() -> None:
+    shards = [write_shard(number, 30) for number in range(1, 31)]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = max(int(open_now.name) for open_now in Path("/dev/fd").iterdir())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 20, hard))
+    try:
+        assert merge(shards, WHOLE).items == len(NAMES)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_missing_shards_are_named_and_can_be_done_without(capfd: pytest.CaptureFixture[str]) -> None:
