@@ -10,11 +10,12 @@ from drawn_scene import CENTRE, FOCAL, HEIGHT, VIEWS, WIDTH, camera_from_world, 
 from evaluation_sets import Exact, nothing
 
 from sekd_cli.cli import main
+from sekd_cli.errors import InputFileError
 from sekd_cli.evaluation import homography_benchmark, pose_benchmark, sfm
 from sekd_cli.evaluation.homography import warp
 from sekd_cli.evaluation.images import EvaluationImage, read_evaluation_image
 from sekd_cli.evaluation.methods import LocalFeatures
-from sekd_cli.evaluation.refinement import refine_scene
+from sekd_cli.evaluation.refinement import refine_scene, refined_matches
 from sekd_cli.evaluation.scenes import PairSelection, find_scenes
 from sekd_cli.seen_pixels import SeenPixels
 
@@ -127,8 +128,10 @@ def test_homographies_are_more_exact_at_any_size(tmp_path: Path, examples: Path,
     cv2.imwrite(str(folder / "1.png"), plane)
     cv2.imwrite(str(folder / "2.png"), cv2.warpPerspective(plane, SLANTED, (448, 320), flags=cv2.INTER_CUBIC))
     np.savetxt(folder / "H_1_2", SLANTED)
-    xy = np.random.default_rng(1).uniform((30, 30), (380, 260), (200, 2))
-    off = Exact({folder / "1.png": xy, folder / "2.png": warp(xy, SLANTED)}, noise=0.4)
+    xy = np.random.default_rng(1).uniform((30, 30), (380, 260), (250, 2))
+    there = warp(xy, SLANTED)
+    there[200:] = there[200:][::-1]  # matched to what is elsewhere
+    off = Exact({folder / "1.png": xy, folder / "2.png": there}, noise=0.4)
     sequences = homography_benchmark.read_sequences(tmp_path)
     plain, refined = (
         homography_benchmark.evaluate_sequences(
@@ -136,8 +139,9 @@ def test_homographies_are_more_exact_at_any_size(tmp_path: Path, examples: Path,
         )["exact"][0]
         for refine in (False, True)
     )
-    assert refined.matches == plain.matches
     assert refined.matching_accuracy[0] > plain.matching_accuracy[0] + 0.15
+    assert plain.matching_accuracy[4] < 0.85
+    assert refined.matching_accuracy[4] == 1  # what doesn't agree is no match
     assert refined.corner_errors["magsac"][0] < 0.6 * plain.corner_errors["magsac"][0]
 
 
@@ -146,3 +150,20 @@ def test_it_is_asked_for_on_the_command_line(task: str, capsys: pytest.CaptureFi
     with pytest.raises(SystemExit):
         raise SystemExit(main(["evaluate", task, "--help"]))
     assert "--refine" in capsys.readouterr().out
+
+
+def test_a_pair_without_a_model_has_no_refined_matches(room: Path, off: Exact) -> None:
+    image = read_evaluation_image(next((room / "images").iterdir()), 0)
+    found = off.features(image)
+    elsewhere = np.random.default_rng(0).uniform(0, 200, found.keypoints.shape).astype(np.float32)
+    both = found, replace(found, keypoints=elsewhere)
+    indices, places = refined_matches(both, (image.seen, image.seen), "fundamental")
+    assert indices.shape == places.shape == (0, 2)
+
+
+def test_refined_descriptors_that_cannot_be_compared_are_told(room: Path, off: Exact) -> None:
+    image = read_evaluation_image(next((room / "images").iterdir()), 0)
+    found = off.features(image)
+    both = found, replace(found, descriptors=found.descriptors[:, :8])
+    with pytest.raises(InputFileError, match="values"):
+        refined_matches(both, (image.seen, image.seen), "fundamental")

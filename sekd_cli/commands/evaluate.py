@@ -50,7 +50,7 @@ def _protocol_options(max_size: int, seeds: int) -> Callable[[Command], Command]
         _size_option(max_size),
         click.option("--seeds", type=POSITIVE, default=seeds, show_default=True, help=text),
         click.option(
-            "--refine", is_flag=True, help="Align matches by the pixels around them, as sekd match --refine does."
+            "--refine", is_flag=True, help="Take the matches of sekd match --verify --refine, aligned by their pixels."
         ),
     )
 

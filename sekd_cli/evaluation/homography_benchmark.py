@@ -15,7 +15,7 @@ from sekd_cli.evaluation import homography as metrics
 from sekd_cli.evaluation.estimators import ESTIMATORS, estimate_homography
 from sekd_cli.evaluation.images import EvaluationImage, folder_name, read_evaluation_image
 from sekd_cli.evaluation.methods import Method
-from sekd_cli.evaluation.refinement import refined_places
+from sekd_cli.evaluation.refinement import refined_matches
 from sekd_cli.image_search import SUFFIXES
 from sekd_cli.seen_pixels import SeenPixels
 
@@ -32,7 +32,7 @@ class HomographyProtocol:
     max_size: int = 640  # pixels, longer edge; images and homographies are rescaled; 0 for none
     threshold: float = 3.0  # pixels, an inlier's largest error; also repeatability's
     seeds: int = 5  # runs of each robust estimator; the median counts
-    refine: bool = False  # align matches that agree on a homography by the images' pixels
+    refine: bool = False  # the matches of sekd match --verify homography --refine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,10 +140,13 @@ def _evaluate_sequence(
     for image, original in zip(images[1:], sequence.homographies, strict=True):
         truth = image.evaluated_from_original @ original @ np.linalg.inv(images[0].evaluated_from_original)
         second = method.features(image)
-        found = method.match(first, second)
-        xy0, xy1 = first.keypoints[found[:, 0]], second.keypoints[found[:, 1]]
         if protocol.refine:
-            xy1 = refined_places((_as_evaluated(images[0]), _as_evaluated(image)), xy0, xy1, "homography")
+            pixels = _as_evaluated(images[0]), _as_evaluated(image)
+            found, xy1 = refined_matches((first, second), pixels, "homography")
+        else:
+            found = method.match(first, second)
+            xy1 = second.keypoints[found[:, 1]]
+        xy0 = first.keypoints[found[:, 0]]
         share, localisation = metrics.repeatability(
             first.keypoints, second.keypoints, truth, size, image.size, threshold
         )

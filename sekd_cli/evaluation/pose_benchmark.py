@@ -14,7 +14,7 @@ from sekd_cli.evaluation.images import read_evaluation_image
 from sekd_cli.evaluation.methods import LocalFeatures, Method
 from sekd_cli.evaluation.plots import Panel
 from sekd_cli.evaluation.pose import mean_average_accuracy, pose_error
-from sekd_cli.evaluation.refinement import refined_places
+from sekd_cli.evaluation.refinement import refined_matches
 from sekd_cli.evaluation.scenes import PosePair, Scene
 from sekd_cli.evaluation.tables import Row, Table, mark, number, percent, text
 from sekd_cli.seen_pixels import SeenPixels
@@ -33,7 +33,7 @@ class PoseProtocol:
     max_size: int = 1600  # pixels, longer edge, for the features; 0 for none
     threshold: float = 1.0  # pixels of the file at the mean focal length, an inlier's largest error
     seeds: int = 5  # runs of the robust estimator; the median counts
-    refine: bool = False  # align matches that agree on a fundamental matrix by the images' pixels
+    refine: bool = False  # the matches of sekd match --verify fundamental --refine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,10 +105,12 @@ def _evaluate_pair(
     pixels: dict[str, SeenPixels],
 ) -> PoseResult:
     first, second = features[pair.name0], features[pair.name1]
-    found = method.match(first, second)
-    xy0, xy1 = first.keypoints[found[:, 0]], second.keypoints[found[:, 1]]
     if protocol.refine:
-        xy1 = refined_places((pixels[pair.name0], pixels[pair.name1]), xy0, xy1, "fundamental")
+        found, xy1 = refined_matches((first, second), (pixels[pair.name0], pixels[pair.name1]), "fundamental")
+    else:
+        found = method.match(first, second)
+        xy1 = second.keypoints[found[:, 1]]
+    xy0 = first.keypoints[found[:, 0]]
     cameras = (pair.camera0, pair.camera1)
     poses = [estimate_pose(xy0, xy1, cameras, threshold=protocol.threshold, seed=s) for s in range(protocol.seeds)]
     return PoseResult(

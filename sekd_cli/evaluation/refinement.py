@@ -9,22 +9,28 @@ from numpy.typing import NDArray
 
 from sekd_cli.adjustment import adjust, in_parts, links_of
 from sekd_cli.config import MatchingSettings
+from sekd_cli.errors import ImageError, InputFileError
 from sekd_cli.evaluation.methods import LocalFeatures
 from sekd_cli.pair_matching import MatchableImage, comparable, match_images
-from sekd_cli.seen_pixels import SeenPixels, align_matches
-from sekd_cli.verification import verification_settings, verify
-
-Pixels = tuple[SeenPixels, SeenPixels]
+from sekd_cli.seen_pixels import SeenPixels
+from sekd_cli.verification import verification_settings
 
 
-def refined_places(
-    pixels: Pixels, xy0: NDArray[np.float32], xy1: NDArray[np.float32], model: str
-) -> NDArray[np.float32]:
-    """The second places (M, 2) of matches, aligned where they agree on a model; the others as they are."""
-    inliers, _ = verify(xy0, xy1, verification_settings(model))
-    places = xy1.copy()
-    places[inliers] += align_matches(pixels, xy0[inliers], xy1[inliers]).offsets
-    return places
+def refined_matches(
+    features: tuple[LocalFeatures, LocalFeatures], pixels: tuple[SeenPixels, SeenPixels], model: str
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Matches (M, 2) of a pair and their places (M, 2) in the second image.
+
+    As `match --verify MODEL --refine` gives them. Raises InputFileError if their descriptors can't be compared.
+    """
+    image0, image1 = map(_matchable, features, pixels)
+    try:
+        found = match_images(image0, image1, MatchingSettings(), verification_settings(model))
+    except ImageError as error:
+        raise InputFileError(str(error)) from error
+    indices = found.indices()
+    places = image1.keypoints[indices[:, 1]]
+    return indices, places if found.alignment is None else places + found.alignment.offsets
 
 
 def refine_scene(
