@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sekd_cli import cli, refining, seen_pixels
+from sekd_cli.commands import show_run
 from sekd_cli.config import MatchingSettings
+from sekd_cli.drawing import INLIER, Colour, Legend, View, draw_matches
 from sekd_cli.errors import ImageError
 from sekd_cli.feature_file import FeatureReader, FeatureWriter
 from sekd_cli.level_sizes import finest_of
@@ -288,6 +290,29 @@ def test_how_many_matches_are_aligned_is_told(capfd: pytest.CaptureFixture[str])
     assert "aligned" not in capfd.readouterr().err
     assert cli.main(["info", "plain.h5"]) == 0
     assert "aligned" not in capfd.readouterr().out
+
+
+def test_show_draws_what_match_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[View, View, list[Colour], Legend]] = []
+
+    def draw(first: View, second: View, colours: list[Colour], legend: Legend, *, faint: int) -> NDArray[np.uint8]:
+        drawn.append((first, second, colours, legend))
+        return draw_matches(first, second, colours, legend, faint=faint)
+
+    monkeypatch.setattr(show_run, "draw_matches", draw)
+    pair = ["photos/a.png", "photos/c.png", "--features", "feats.h5", "--size", "0", "-o", "x.png"]
+    assert cli.main(["show", *pair, "--verify", "homography", "--refine"]) == 0
+    with MatchReader(Path("matches.h5")) as matches, FeatureReader(Path("feats.h5")) as features:
+        stored = matches.read(("a.png", "c.png"))
+        xy0, xy1 = (features.read(name).keypoints for name in ("a.png", "c.png"))
+    assert stored.alignment is not None
+    indices, count = stored.indices(), len(stored.alignment.offsets)
+    (first, second, colours, legend) = drawn[0]
+    assert colours[-count:] == [INLIER] * count
+    assert INLIER not in colours[:-count]
+    np.testing.assert_array_equal(first.keypoints[-count:], xy0[indices[:, 0]])
+    np.testing.assert_allclose(second.keypoints[-count:], xy1[indices[:, 1]] + stored.alignment.offsets, atol=1e-4)
+    assert legend.marks[0][1] == f"{count} inliers of a homography, {count} aligned"
 
 
 def test_a_photograph_that_is_not_there_is_told_by_its_path(capfd: pytest.CaptureFixture[str]) -> None:

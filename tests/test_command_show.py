@@ -272,6 +272,8 @@ def test_errors_are_one_line_with_their_exit_code(capfd: pytest.CaptureFixture[s
     cases = [
         ([PHOTOS[0], "--verify", "homography"], USAGE, "for two images"),
         ([PHOTOS[0], *FILES], USAGE, "for two images"),
+        ([*PHOTOS, "--refine"], USAGE, "--refine: only with --verify"),
+        ([*PHOTOS, *FILES, "--verify", "homography", "--refine"], USAGE, "matches that are found now"),
         ([*PHOTOS, "--matches", "matches.h5"], USAGE, "give --features too"),
         ([PHOTOS[0], "-f", "feats.h5", "-o", "k.jpg"], USAGE, ".png"),
         ([*PHOTOS, "-f", "feats.h5", "--keypoints", "-o", "k.png"], USAGE, "give a folder"),

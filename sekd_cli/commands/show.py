@@ -13,6 +13,7 @@ from sekd_cli.commands import options
 @click.option("--features", "-f", type=options.FILE, help="Take keypoints from this file; default: extract them now.")
 @click.option("--matches", "-m", type=options.FILE, help="Take matches from this file; default: match now.")
 @click.option("--verify", type=click.Choice(("homography", "fundamental")), help="Show which matches fit this model.")
+@click.option("--refine", is_flag=True, help="Align what fits by the pixels, as sekd match --refine does.")
 @click.option("--keypoints", is_flag=True, help="Draw keypoints even if there are two images.")
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="A .png, or a folder; default: the current one.")
 @click.option(
@@ -32,6 +33,7 @@ def show(**given: Any) -> int:
     \b
     sekd show photo.jpg --open
     sekd show left.jpg right.jpg --verify homography -o matches.png
+    sekd show left.jpg right.jpg --verify fundamental --refine --open
     sekd show photos/a.jpg photos/b.jpg --features feats.h5 --matches matches.h5
 
     Prints the paths of the pictures.

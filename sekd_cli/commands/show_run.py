@@ -34,7 +34,8 @@ from sekd_cli.images import Photograph, read_image
 from sekd_cli.match_file import MatchReader
 from sekd_cli.networks.weights_file import load_network, packaged_weights
 from sekd_cli.new_file import new_file
-from sekd_cli.pair_matching import match_images, matchable_image, verified
+from sekd_cli.pair_matching import MatchableImage, match_images, matchable_image, verified
+from sekd_cli.seen_pixels import SeenPhotograph, finest_of
 from sekd_cli.stored_features import StoredFeatures
 from sekd_cli.stored_matches import StoredMatches
 from sekd_cli.verification import verification_settings
@@ -52,6 +53,7 @@ class ShowOptions:
     features: Path | None
     matches: Path | None
     verify: str | None
+    refine: bool
     keypoints: bool
     output: Path | None
     open_: bool
@@ -65,6 +67,8 @@ class ShowOptions:
             raise UsageError(f"--size {self.size}: give 0 (the photograph's own) or more pixels")
         if not self.of_pair and (self.matches or self.verify):
             raise UsageError("--matches and --verify are for two images drawn together; give two, without --keypoints")
+        if self.refine and (self.matches or not self.verify):
+            raise UsageError("--refine: only with --verify, and with matches that are found now")
         if self.matches and not self.features:
             raise UsageError("--matches: give --features too, the ones that were matched")
         for name, given in (("--weights", self.weights), ("--max-keypoints", self.max_keypoints)):
@@ -81,13 +85,20 @@ class ShowOptions:
 class _Loaded:
     """A photograph with its features."""
 
+    path: Path
     name: str  # in the feature file; of a photograph whose features were extracted now that of the file
     photograph: Photograph
     features: StoredFeatures
 
-    def view(self, which: np.ndarray | slice = slice(None)) -> View:
-        """The photograph as it is looked at, with some of its keypoints."""
-        return upright(self.photograph, self.features.keypoints[which])
+    def view(self, which: np.ndarray | slice = slice(None), moved: np.ndarray | float = 0.0) -> View:
+        """The photograph as it is looked at, with some of its keypoints, moved by so many pixels."""
+        return upright(self.photograph, self.features.keypoints[which] + moved)
+
+    def matchable(self, max_pixels: int) -> MatchableImage:
+        """Its features ready to be matched, and aligned by its pixels as `sekd match --refine` reads them."""
+        size = self.features.image_size if self.features.size_stated else None
+        seen = SeenPhotograph(self.path, size, finest_of(self.features.scales), max_pixels)
+        return matchable_image(self.name, self.features, pixels=seen.read)
 
 
 def run(options: ShowOptions) -> int:
@@ -133,7 +144,7 @@ class _FeatureSource:
         """Raises ImageError, or InputFileError if the features of this image are not in the file."""
         photograph = read_image(path, max_pixels=self._options.max_pixels, colour=True)
         if self._options.features is None:
-            return _Loaded(name=path.name, photograph=photograph, features=self._extract(path))
+            return _Loaded(path=path, name=path.name, photograph=photograph, features=self._extract(path))
         name = name_of(path, self._names)
         if name is None:
             file = self._options.features
@@ -143,7 +154,7 @@ class _FeatureSource:
         if features.image_size != photograph.stored_size and features.size_stated:
             there, here = ("x".join(map(str, size)) for size in (features.image_size, photograph.stored_size))
             logger.warning("%s: %s pixels, but its features are of one with %s", path, here, there)
-        return _Loaded(name=name, photograph=photograph, features=features)
+        return _Loaded(path=path, name=name, photograph=photograph, features=features)
 
     def _extract(self, path: Path) -> StoredFeatures:
         """The features that `sekd extract` finds on a CPU: it sees grey pixels, and no more of them than it needs."""
@@ -159,18 +170,22 @@ class _FeatureSource:
 
 
 def _draw_pair(first: _Loaded, second: _Loaded, options: ShowOptions) -> np.ndarray:
-    images = matchable_image(first.name, first.features), matchable_image(second.name, second.features)
+    images = first.matchable(options.max_pixels), second.matchable(options.max_pixels)
     matches = match_images(*images, MatchingSettings()) if options.matches is None else _stored(first, second, options)
     pairs = matches.indices()
     bounds: tuple[float, float] | None = None
     marks: tuple[tuple[Colour, str], ...] = ()
-    outliers = 0
+    outliers, moved = 0, np.zeros((0, 2), np.float32)
     if options.verify is not None:
-        agreeing = verified(matches, images, MatchingSettings(), verification_settings(options.verify))
+        settings = MatchingSettings(), verification_settings(options.verify)
+        agreeing = match_images(*images, *settings) if options.refine else verified(matches, images, *settings)
         others, inliers = pairs[agreeing.matches0[pairs[:, 0]] != pairs[:, 1]], agreeing.indices()
         pairs, outliers = np.concatenate((others, inliers)), len(others)  # inliers on top
         colours: list[Colour] = [OUTLIER] * outliers + [INLIER] * len(inliers)
         told = f"{counted(len(inliers), 'inlier')} of {_model_words(options.verify)}"
+        if agreeing.alignment is not None:
+            moved = agreeing.alignment.offsets
+            told += f", {(agreeing.alignment.correlations > 0).sum():,} aligned"
         marks = ((INLIER, told), (OUTLIER, counted(outliers, "outlier")))
     elif matches.model_name is not None:
         colours, marks = [INLIER] * len(pairs), ((INLIER, f"inliers of {_model_words(matches.model_name)}"),)
@@ -182,7 +197,8 @@ def _draw_pair(first: _Loaded, second: _Loaded, options: ShowOptions) -> np.ndar
         bounds = (low, high) if len(pairs) else None
     note = counted(len(pairs), "match")
     legend = Legend(f"{first.name} | {second.name}", note, bounds, marks=marks)
-    view0, view1 = (fitted(one.view(pairs[:, side]), options.size) for side, one in enumerate((first, second)))
+    moves = np.concatenate((np.zeros((len(pairs) - len(moved), 2), np.float32), moved))
+    view0, view1 = fitted(first.view(pairs[:, 0]), options.size), fitted(second.view(pairs[:, 1], moves), options.size)
     return draw_matches(view0, view1, colours, legend, faint=outliers)
 
 
