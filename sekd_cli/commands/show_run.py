@@ -31,11 +31,12 @@ from sekd_cli.extraction import Extractor
 from sekd_cli.feature_file import FeatureReader, name_of
 from sekd_cli.image_opening import open_unlimited
 from sekd_cli.images import Photograph, read_image
+from sekd_cli.level_sizes import finest_of
 from sekd_cli.match_file import MatchReader
 from sekd_cli.networks.weights_file import load_network, packaged_weights
 from sekd_cli.new_file import new_file
 from sekd_cli.pair_matching import MatchableImage, match_images, matchable_image, verified
-from sekd_cli.seen_pixels import SeenPhotograph, finest_of
+from sekd_cli.seen_pixels import SeenPhotograph
 from sekd_cli.stored_features import StoredFeatures
 from sekd_cli.stored_matches import StoredMatches
 from sekd_cli.verification import verification_settings
