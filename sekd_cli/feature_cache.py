@@ -38,11 +38,16 @@ class Plan(NamedTuple):
     with_itself: int  # pairs left out: an image with itself
 
 
-def plan(pairs: Iterable[Pair]) -> Plan:
-    """Number the images in the order in which they come up; leave out what needs no matching."""
+def plan(pairs: Iterable[Pair], own_name: Callable[[str], str] = str) -> Plan:
+    """Number the images in the order in which they come up; leave out what needs no matching.
+
+    own_name: of what may be spelled otherwise, the name to use.
+    """
+    spelled: dict[str, int] = {}
+    given = np.array([spelled.setdefault(name, len(spelled)) for pair in pairs for name in pair], dtype=np.int32)
     numbers: dict[str, int] = {}
-    given = np.array([numbers.setdefault(name, len(numbers)) for pair in pairs for name in pair], dtype=np.int32)
-    given = given.reshape(-1, 2)
+    number_of = np.array([numbers.setdefault(own_name(name), len(numbers)) for name in spelled], dtype=np.int32)
+    given = number_of[given].reshape(-1, 2)
     different = given[given[:, 0] != given[:, 1]]
     keys = different.min(axis=1).astype(np.int64) * len(numbers) + different.max(axis=1)
     first = np.sort(np.unique(keys, return_index=True)[1])

@@ -86,6 +86,9 @@ def test_each_pair_is_planned_once_and_none_with_itself() -> None:
     assert work.pairs.tolist() == [[0, 1], [2, 0]]
     assert (work.repeated, work.with_itself) == (2, 1)
     assert plan([]).pairs.shape == (0, 2)
+    lower = plan([("A", "b"), ("B", "a"), ("b", "B"), ("C", "a")], str.lower)
+    assert (lower.names, lower.pairs.tolist()) == (["a", "b", "c"], [[0, 1], [2, 0]])
+    assert (lower.repeated, lower.with_itself) == (1, 1)
 
 
 def test_pairs_of_very_many_images_are_told_apart() -> None:

@@ -136,7 +136,6 @@ def run(options: MatchOptions) -> int:
         _Report(options.failures, refine=options.refine) as report,
         progress_bar("match", len(work.pairs), "pairs") as bar,
     ):
-        work = work._replace(names=[features.own_name(name) for name in work.names])
         for outcome in match_all(work, features, writer, settings, matcher=matcher, workers=others):
             report.add(outcome)
             bar.advance(note=f"{report.failed} failed" if report.failed else None)
@@ -164,7 +163,8 @@ def _open_features(options: MatchOptions) -> FeatureReader:
 def _plan(options: MatchOptions, shard: Shard) -> Plan:
     """The pairs of this shard. Raises NothingToDoError if all shards together have none."""
     source = "standard input" if str(options.pairs) == "-" else str(options.pairs)
-    work = plan(read_pairs(options.pairs))
+    with FeatureReader(options.features) as features:
+        work = plan(read_pairs(options.pairs), features.own_name)
     if not len(work.pairs):
         raise NothingToDoError(f"{source}: no pairs of two different images; give two names a line")
     check_flat_names(work.names)
