@@ -149,6 +149,16 @@ def test_a_new_match_needs_support_in_both_images(side: int) -> None:
         assert found.supported[new].tolist() == [supported]
 
 
+@pytest.mark.parametrize(("agreeing", "supported"), [(3, False), (4, True)])
+def test_four_of_the_ten_nearest_matches_are_support_enough(agreeing: int, supported: bool) -> None:
+    xy = np.concatenate((np.zeros((1, 2)), np.stack((np.arange(1, 21), np.zeros(20)), axis=1))).astype(np.float32)
+    own = torch.eye(21)
+    pairs = np.stack([np.arange(1, 21)] * 2, axis=1)
+    inliers = (pairs[:, 0] > 10 - agreeing) & (pairs[:, 0] <= 10)
+    found = match_guided((xy, xy), (own, own), pairs, inliers, xy, threshold=0.5, settings=PLAIN)
+    assert found.supported[found.pairs[:, 0] == 0].tolist() == [supported]
+
+
 @pytest.mark.parametrize("settings", [MatchingSettings(min_similarity=0.99), MatchingSettings(ratio=0.01)])
 def test_the_filters_hold_for_what_is_matched_again(settings: MatchingSettings) -> None:
     one, other, _ = repeated_texture()
@@ -177,11 +187,13 @@ def test_all_that_is_near_is_looked_at_however_much_at_once(monkeypatch: pytest.
     np.testing.assert_array_equal(found.pairs, np.argwhere(largest & np.isfinite(similarity)))
 
 
-def test_where_every_keypoint_is_matched_nothing_is_left() -> None:
-    xy0 = grid(60)
-    one, other = image(xy0, np.eye(len(xy0))), image(moved(xy0), np.eye(len(xy0)))
+@pytest.mark.parametrize(("gone0", "gone1"), [(0, 0), (3, 0), (0, 3)])
+def test_where_every_keypoint_of_an_image_is_matched_nothing_is_left(gone0: int, gone1: int) -> None:
+    xy0, own = grid(60), np.eye(len(grid(60)))
+    count0, count1 = len(own) - gone0, len(own) - gone1
+    one, other = image(xy0[:count0], own[:count0]), image(moved(xy0)[:count1], own[:count1])
     found = match_images(one, other, PLAIN, VERIFY)
-    assert found.matches0.tolist() == list(range(len(xy0)))
+    assert found.matches0.tolist() == [row if row < count1 else -1 for row in range(count0)]
 
 
 def test_a_model_that_chance_could_have_leads_nowhere() -> None:
