@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import ExifTags
 
 from sekd_cli.errors import ImageError
-from sekd_cli.image_opening import open_unlimited, size_in_file
+from sekd_cli.image_opening import check_file, open_unlimited, size_in_file
 
 FILM_DIAGONAL = 43.267  # mm of a 36 x 24 mm frame, to which "35 mm equivalent" focal lengths refer (CIPA DCG-001)
 UNIT_MM = {2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}  # of the resolution of the focal plane: inch, cm, mm, um
@@ -18,6 +18,7 @@ def read_focal_length(path: Path) -> float | None:
     EXIF speaks of the photograph as it was taken. If its sides were the other way round, its pixels were turned since;
     if they had another proportion it was cropped, along one edge alone.
     """
+    check_file(path)
     try:
         with open_unlimited(path) as image:
             width, height = size_in_file(image)
