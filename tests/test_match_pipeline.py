@@ -27,7 +27,7 @@ from sekd_cli.feature_file import FeatureReader, FeatureWriter
 from sekd_cli.match_file import MatchReader, MatchWriter, match_attributes
 from sekd_cli.match_pipeline import PairMatcher, PipelineSettings, match_all
 from sekd_cli.match_writing import Outcome
-from sekd_cli.pair_matching import match_images, match_together, matchable_image
+from sekd_cli.pair_matching import comparable, match_images, match_together, matchable_image
 from sekd_cli.pairs import Pair, exhaustive
 from sekd_cli.stored_features import StoredFeatures
 from sekd_cli.stored_matches import StoredMatches
@@ -364,6 +364,12 @@ def test_unnormalised_and_broken_descriptors_are_made_comparable() -> None:
     assert others.sum() > 70
     assert (found.matches0 == expected.matches0)[others].mean() > 0.95
     np.testing.assert_allclose(found.scores0[others & (found.matches0 == expected.matches0)].max(), 1, atol=0.1)
+
+
+def test_numbers_that_are_none_count_as_0_in_descriptors() -> None:
+    nan, inf = float("nan"), float("inf")
+    found = comparable(torch.tensor([[nan, 3, 4], [inf, 3, -4], [-inf, 0, 2], [nan, 0, 0]], dtype=torch.float16))
+    torch.testing.assert_close(found, torch.tensor([[0, 0.6, 0.8], [0, 0.6, -0.8], [0, 0, 1], [0, 0, 0]]))
 
 
 @both_ways
