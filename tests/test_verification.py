@@ -51,6 +51,7 @@ def test_a_homography_maps_the_first_image_to_the_second() -> None:
     corner = model @ [100, 100, 1]
     expected = TRUE_HOMOGRAPHY @ [100, 100, 1]
     assert corner[:2] / corner[2] == pytest.approx(expected[:2] / expected[2], abs=0.5)
+    assert model[2, 2] == pytest.approx(1)
 
 
 def test_a_homography_is_fitted_to_all_that_agree(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,6 +248,12 @@ def test_settings_that_make_no_sense_are_refused(wrong: dict[str, object]) -> No
         VerificationSettings(**({"model": "homography", "threshold": 1.0} | wrong))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("focal", [(500.0, -500.0), (0.0, 500.0), (float("inf"), 500.0)])
+def test_a_camera_that_sees_nothing_is_refused(focal: tuple[float, float]) -> None:
+    with pytest.raises(UsageError, match="focal lengths are positive"):
+        Camera(focal=focal, centre=(320.0, 240.0))
+
+
 @pytest.mark.parametrize("model", ["homography", "fundamental", "essential"])
 @pytest.mark.parametrize("count", [100, 400, 1600])
 def test_matches_that_are_all_wrong_agree_on_nothing(model: str, count: int) -> None:
@@ -285,6 +292,14 @@ def test_what_chance_has_is_a_number_of_false_alarms(shrunk0: int, shrunk1: int,
     for agreeing in range(8, 100):
         alarms = 93 * math.comb(100, agreeing) * math.comb(agreeing, 7) * share ** (agreeing - 7)
         assert is_chance(agreeing, xy / shrunk0, xy / shrunk1, settings) == (alarms >= 1)
+
+
+def test_of_a_homography_chance_has_the_share_of_a_circle() -> None:
+    xy = np.concatenate(([[0, 0], [639, 479]], np.full((98, 2), 100.0)))
+    share = math.pi * 30**2 / (640 * 480)
+    for agreeing in range(5, 100):
+        alarms = 96 * math.comb(100, agreeing) * math.comb(agreeing, 4) * share ** (agreeing - 4)
+        assert is_chance(agreeing, xy, xy, VerificationSettings(model="homography", threshold=30)) == (alarms >= 1)
 
 
 def look_alikes(seed: int, count: int = 150) -> Iterator[np.ndarray]:
