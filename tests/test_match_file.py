@@ -105,6 +105,14 @@ def test_a_pair_may_be_read_the_other_way_round(path: Path) -> None:
             reader.read(PAIR[::-1])
 
 
+def test_a_pair_without_keypoints_may_be_read_the_other_way_round(path: Path, attributes: dict[str, Any]) -> None:
+    nothing = StoredMatches(matches0=np.empty(0, np.int32), scores0=np.empty(0, np.float32))
+    with MatchWriter(path, attributes) as writer:
+        writer.write(("none.jpg", "c.jpg"), nothing, (1, 2))
+    with MatchReader(path) as reader:
+        assert reader.read(("c.jpg", "none.jpg"), count0=2).matches0.tolist() == [-1, -1]
+
+
 @pytest.mark.parametrize("name", ["homography", "fundamental", "essential"])
 def test_the_model_is_kept_and_turned_with_the_pair(tmp_path: Path, attributes: dict[str, Any], name: str) -> None:
     verified = StoredMatches(matches0=MATCHES.matches0, scores0=MATCHES.scores0, model_name=name, model=MODEL)
@@ -167,6 +175,8 @@ def test_matches_of_other_tools_are_read(tmp_path: Path) -> None:
         group["matches0"] = np.array([1, -1], dtype=np.int16)
         group["matching_scores0"] = np.array([0.5, 0], dtype=np.float16)
         file.create_group("a.jpg/half-written.jpg")
+        file["a.jpg/loose"] = file["loose"] = np.zeros(2)
+        file["gone"] = h5py.SoftLink("/nowhere")
     with MatchReader(tmp_path / "hloc.h5") as reader:
         assert list(reader.pairs()) == [("a.jpg", "b.jpg")]
         assert reader.read(("a.jpg", "b.jpg")).matches0.tolist() == [1, -1]
@@ -201,6 +211,8 @@ def test_incomplete_pairs_count_as_missing_and_are_written_anew(path: Path, attr
         del file["left-a.jpg/right-b c.jpg"].attrs["complete"]
     with MatchReader(path) as reader:
         assert list(reader.pairs()) == []
+        with pytest.raises(InputFileError, match="no matches of"):
+            reader.read(PAIR)
     with MatchWriter(path, attributes) as writer:
         assert not writer.is_complete(PAIR, (1, 2))
         writer.write(PAIR, MATCHES, (1, 2))
@@ -225,6 +237,24 @@ def test_a_pair_replaced_the_other_way_round_leaves_nothing_behind(path: Path, a
     assert (facts["pairs"], facts["incomplete"]) == (1, [])
 
 
+def test_a_pair_that_is_replaced_takes_no_other_of_its_image_with_it(path: Path, attributes: dict[str, Any]) -> None:
+    other = (PAIR[0], "c.jpg")
+    with MatchWriter(path, attributes) as writer:
+        writer.write(other, MATCHES, (1, 3))
+        writer.write(PAIR, MATCHES, (5, 2))
+    with MatchReader(path) as reader:
+        assert list(reader.pairs()) == [other, PAIR]
+        assert reader.fingerprints(PAIR) == (5, 2)
+
+
+@pytest.mark.parametrize("names", ["../a.jpg\tb.jpg", "a.jpg\t/etc/b.jpg", "a.jpg", "a.jpg\tb.jpg\tc.jpg"])
+def test_names_that_can_be_none_are_damage(path: Path, names: str) -> None:
+    with h5py.File(path, "r+") as file:
+        file["left-a.jpg/right-b c.jpg"].attrs["names"] = names
+    with MatchReader(path) as reader, pytest.raises(InputFileError, match="damaged"):
+        list(reader.pairs())
+
+
 def test_other_settings_or_features_are_refused_and_named(path: Path, attributes: dict[str, Any]) -> None:
     before = path.read_bytes()
     other = attributes | {"settings": '{"ratio": 0.8}'}
@@ -232,6 +262,8 @@ def test_other_settings_or_features_are_refused_and_named(path: Path, attributes
         MatchWriter(path, other)
     with pytest.raises(OutputError, match="features of other weights or settings"):
         MatchWriter(path, attributes | {"features": "{}"})
+    with pytest.raises(OutputError, match="another schema"):
+        MatchWriter(path, attributes | {"sekd_schema": 0})
     assert path.read_bytes() == before
     with MatchWriter(path, attributes | {"sekd_version": "0.0.1"}) as writer:
         assert writer.is_complete(PAIR, (1, 2))

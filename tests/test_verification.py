@@ -227,6 +227,7 @@ def test_a_focal_length_alone_has_the_centre_of_the_image() -> None:
     camera = camera_of((500.0,), (640, 480))
     assert camera == Camera(focal=(500.0, 500.0), centre=(319.5, 239.5))
     assert camera.directions(np.array([[819.5, 239.5]])).tolist() == [[1.0, 0.0]]
+    assert CAMERA.matrix.tolist() == MATRIX.tolist()
     assert camera_of((500.0, 510.0, 300.0, 200.0), (640, 480)) == Camera(focal=(500.0, 510.0), centre=(300.0, 200.0))
 
 
