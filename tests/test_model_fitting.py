@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from sekd_cli.model_fitting import (
+    _costs,
     _line_gradients,
     _lines_of_samples,
     line_errors,
@@ -97,6 +98,13 @@ def test_points_that_determine_nothing_leave_a_homography(xy0: np.ndarray) -> No
     assert near.shape == (len(xy0),)
 
 
+@pytest.mark.parametrize(("count", "fits"), [(7, False), (8, True)])
+def test_a_homography_is_fitted_to_twice_as_many_matches_as_decide_on_it(count: int, fits: bool) -> None:
+    xy0 = points(count)
+    xy1 = moved(PLANE, xy0) + np.random.default_rng(0).normal(scale=0.3, size=(count, 2))
+    assert np.array_equal(refit_homography(PLANE, xy0, xy1, 3.0)[0], PLANE) != fits
+
+
 CAMERA = np.array([[600.0, 0, 320], [0, 600, 240], [0, 0, 1]])
 TURN, STEP = cv2.Rodrigues(np.array([0.03, 0.15, -0.05]))[0], np.array([0.5, 0.1, -0.2])
 ESSENTIAL = np.cross(np.eye(3), STEP) @ TURN / np.linalg.norm(STEP)
@@ -168,7 +176,7 @@ def test_matrices_of_lines_are_of_their_kind(kind: str) -> None:
 def test_what_is_beyond_the_threshold_has_no_say_in_lines(kind: str) -> None:
     xy0, xy1 = scene(60)
     xy1 += np.random.default_rng(0).normal(scale=0.2, size=(60, 2))
-    xy1[50:, 1] += 6
+    xy1[50:, 1] += [6, -6] * 5
     fitted, near = refit(kind, ESSENTIAL, xy0, xy1)
     assert near.tolist() == [True] * 50 + [False] * 10
     assert apart(fitted, refit(kind, ESSENTIAL, xy0[:50], xy1[:50])[0]) < 1e-4
@@ -184,6 +192,25 @@ def test_the_unit_of_length_and_the_origin_do_not_matter_to_a_fundamental_matrix
     back = larger1.T @ again @ larger0
     assert near.tolist() == same.tolist()
     assert apart(back / np.linalg.norm(back, 2), fitted / np.linalg.norm(fitted, 2)) < 1e-9
+
+
+@KINDS
+def test_as_many_matches_as_a_sample_has_are_fitted(kind: str) -> None:
+    xy0, xy1 = scene(14)
+    fitted, near = refit(kind, ESSENTIAL, xy0, xy1)
+    assert near.all()
+    assert apart(fitted, ESSENTIAL) < 1e-7
+
+
+def test_the_cost_of_each_matrix_is_the_sum_of_its_errors_none_larger_than_the_threshold() -> None:
+    xy0, xy1 = scene(30)
+    one, other = (np.column_stack((directions(xy), np.ones(30))).T for xy in (xy0, xy1))
+    matrices = np.stack((ESSENTIAL, START))
+    errors = [np.abs(line_errors(matrix, one, other)) for matrix in matrices]
+    threshold = float(np.median(errors[1]))
+    assert _costs(matrices, one, other, threshold).shape == (2,)
+    expected = sum(min(error, threshold) for error in errors[1])
+    np.testing.assert_allclose(_costs(matrices, one, other, threshold), [0, expected], atol=1e-9)
 
 
 @KINDS
