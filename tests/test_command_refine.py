@@ -475,34 +475,78 @@ def test_a_full_disk_is_told_of_the_output_and_leaves_nothing(capfd: pytest.Capt
     assert sorted(Path().iterdir()) == before
 
 
-def test_what_looks_more_like_something_far_away_is_matched_where_its_neighbours_lead() -> None:
+def images_of(views: list[StoredFeatures], *, aligned: bool = True) -> list[MatchableImage]:
+    """The first photographs with these features, and with their pixels if they are to be aligned."""
+    images = []
+    for name, view in zip(NAMES, views, strict=False):
+        photograph = seen_pixels.SeenPhotograph(Path("photos") / name, None, finest_of(view.scales))
+        images.append(matchable_image(name, view, pixels=photograph.read if aligned else None))
+    return images
+
+
+DECEIVED = np.arange(0, POINTS, 4)  # keypoints of the first view that look more like the one of another of these
+
+
+def deceiving() -> tuple[list[StoredFeatures], NDArray[np.int64]]:
+    """Two such views, and the second's keypoint of each of the first's."""
     views = [found(0), found(1)]
     second = np.argsort(np.random.default_rng(1).permutation(POINTS))[np.random.default_rng(0).permutation(POINTS)]
-    deceived = np.arange(0, POINTS, 4)  # keypoints of the first that look more like the one of another of these
     descriptors = views[1].descriptors.copy()
-    own = views[0].descriptors[deceived]
-    descriptors[second[deceived]] = 0.75 * np.roll(own, 5, axis=0) + 0.65 * own
-    views[1] = dataclasses.replace(views[1], descriptors=descriptors)
-    verification = verification_settings("fundamental")
+    own = views[0].descriptors[DECEIVED]
+    descriptors[second[DECEIVED]] = 0.75 * np.roll(own, 5, axis=0) + 0.65 * own
+    return [views[0], dataclasses.replace(views[1], descriptors=descriptors)], second
+
+
+def test_what_looks_more_like_something_far_away_is_matched_where_its_neighbours_lead() -> None:
+    views, second = deceiving()
     right = []
     for aligned in (False, True):
-        images = [
-            matchable_image(
-                name,
-                view,
-                pixels=seen_pixels.SeenPhotograph(Path("photos") / name, None, finest_of(view.scales)).read
-                if aligned
-                else None,
-            )
-            for name, view in zip(NAMES, views, strict=False)
-        ]
-        matches = match_images(images[0], images[1], MatchingSettings(), verification)
-        right.append((matches.matches0 == second)[deceived].mean())
+        images = images_of(views, aligned=aligned)
+        matches = match_images(images[0], images[1], MatchingSettings(), verification_settings("fundamental"))
+        right.append((matches.matches0 == second)[DECEIVED].mean())
         if aligned:
             assert (matches.matches0 == second)[matches.matches0 >= 0].mean() > 0.97
-            assert (matches.scores0[matches.matches0 >= 0] > 0.3).all()
+            similarity = (images[0].descriptors @ images[1].descriptors.T).numpy()
+            first, other = matches.indices().T
+            np.testing.assert_allclose(matches.scores0[first], similarity[first, other], atol=1e-5)
+            assert matches.alignment is not None
+            there = cv2.perspectiveTransform(views[0].keypoints[None, first] * 1.0, seen(1) @ np.linalg.inv(seen(0)))[0]
+            assert np.median(distances(views[1].keypoints[other] + matches.alignment.offsets, there)) < 0.1
     assert right[0] == 0
     assert right[1] > 0.7
+
+
+def test_the_filters_and_the_turn_hold_for_what_is_matched_where_others_lead() -> None:
+    views, second = deceiving()
+    verification = verification_settings("fundamental")
+    strict = match_images(*images_of(views), MatchingSettings(min_similarity=0.9), verification)
+    assert (strict.matches0[DECEIVED] == -1).all()
+    turned = np.random.default_rng(0).normal(size=(3, *views[1].descriptors.shape)).astype(np.float32)
+    upright, turned[1] = turned[0], views[1].descriptors
+    views[1] = dataclasses.replace(views[1], descriptors=upright, turned=turned)
+    images = images_of(views)
+    matches = match_images(images[0], images[1], MatchingSettings(rotations=True), verification)
+    assert matches.turn == 2
+    assert (matches.matches0 == second)[DECEIVED].mean() > 0.7
+    first, other = matches.indices().T
+    similarity = (images[0].descriptors @ images[1].at_turn(2).T).numpy()
+    np.testing.assert_allclose(matches.scores0[first], similarity[first, other], atol=1e-5)
+
+
+def test_what_does_not_fit_is_left_out_unless_too_few_are_left() -> None:
+    hidden = cv2.imread("photos/a.png", cv2.IMREAD_GRAYSCALE)
+    hidden[:, :200] = np.random.default_rng(0).integers(0, 256, (HEIGHT, 200))
+    cv2.imwrite("photos/a.png", hidden)
+    views = [found(0), found(1)]
+    usual = verification_settings("homography")
+    plain, kept = (match_images(*images_of(views, aligned=one), MatchingSettings(), usual) for one in (False, True))
+    assert kept.alignment is not None
+    assert (kept.alignment.correlations > 0).all()
+    assert usual.min_inliers < len(kept.indices()) < len(plain.indices())
+    more = dataclasses.replace(usual, min_inliers=len(kept.indices()) + 1)
+    stayed = match_images(*images_of(views), MatchingSettings(), more)
+    assert stayed.alignment is None
+    np.testing.assert_array_equal(stayed.matches0, plain.matches0)
 
 
 @pytest.mark.parametrize("model", [["fundamental"], ["essential", "--camera", "500"]])
