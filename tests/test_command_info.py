@@ -172,6 +172,7 @@ def test_other_files_are_refused_in_one_line(content: bytes, capsys: pytest.Capt
     if content == b"text":
         assert "give a feature file, a match file or weights" in err
     assert cli.main(["info", "gone"]) == BAD_INPUT
+    assert "gone: no such file; give a feature file" in capsys.readouterr().err
     assert cli.main(["info", "z" * 300]) == BAD_INPUT
 
 

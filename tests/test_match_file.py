@@ -162,6 +162,13 @@ def test_what_is_no_list_of_matches_is_named(tmp_path: Path, matches: np.ndarray
         reader.read(("a.jpg", "b.jpg"))
 
 
+def test_a_match_that_changed_since_it_was_written_is_damage(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file["left-a.jpg/right-b c.jpg/matches0"][0] = 1
+    with MatchReader(path) as reader, pytest.raises(InputFileError, match="no longer those that were written"):
+        reader.read(PAIR)
+
+
 def test_numbers_that_no_keypoint_has_are_no_others(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "wide.h5", "w") as file:
         file["a.jpg/b.jpg/matches0"] = np.array([2**32 + 1, -1])  # 1 in the last 32 bits
