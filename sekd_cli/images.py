@@ -208,7 +208,7 @@ def _transparent_grey(image: Image.Image) -> int | None:
         return None
     tiles: Any = getattr(image, "tile", ())
     largest = {"L;2": 3, "L;4": 15}.get(str(tiles[0][3]), 255)  # of so many bits a pixel
-    return key * 255 // largest if image.mode == "L" else key
+    return key * 255 // largest
 
 
 def _read_strips(image: Image.Image, *, colour: bool) -> np.ndarray:
