@@ -132,6 +132,7 @@ def test_ppm_of_numbers_in_text_or_of_fewer_bits_is_read(path: Path, largest: in
         (np.array([20000, 28400], dtype=np.uint16), [78, 111]),  # more than an eighth
         (np.array([0, 256], dtype=np.uint16), [0, 64]),
         (np.array([-100, 100], dtype=np.int32), [0, 255]),
+        (np.array([0, 2**16], dtype=np.int32), [0, 255]),
         (np.array([0, 2**20], dtype=np.int32), [0, 255]),
         (np.array([0, 0.5, 1], dtype=np.float32), [0, 128, 255]),
         (np.array([0, 0.25, 0.5], dtype=np.float32), [0, 64, 128]),
@@ -155,6 +156,11 @@ def test_ppm_of_numbers_in_text_or_of_fewer_bits_is_read(path: Path, largest: in
 )
 def test_the_scale_of_other_number_types(values: np.ndarray, expected: list[int]) -> None:
     np.testing.assert_array_equal(to_eight_bits(values), expected)
+
+
+def test_deep_colour_that_nothing_reads_is_told(path: Path) -> None:
+    with pytest.raises(ImageError, match="16-bit colour of an unusual kind; convert it to PNG"):
+        read(path, raw_tiff(PICTURE.astype(np.uint16) * 257, {284: 2}))  # in planes
 
 
 @pytest.mark.parametrize(("mode", "colour"), [(None, False), ("L", False), (None, True)])
