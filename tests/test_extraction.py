@@ -257,6 +257,7 @@ def test_a_gpu_finds_at_once_what_a_cpu_finds_one_by_one(
     assert len(by_one[-1]) == 0
 
 
+@pytest.mark.skipif(not torch.amp.is_autocast_available("mps"), reason="needs a torch that knows autocast there")
 def test_threads_take_turns_on_an_apple_gpu() -> None:
     held = []
 
