@@ -36,7 +36,7 @@ from sekd_cli.verification import Camera, verification_settings
 @contextmanager
 def _plain_tensors_on_the_cpu() -> Iterator[None]:
     """What the core takes for granted, whatever `torch.set_default_device` says to the program around it."""
-    if torch.get_default_device().type == "cpu":
+    if torch.empty(0).is_cpu:
         yield
     else:
         with torch.device("cpu"):
@@ -189,7 +189,7 @@ class Sekd:
             indices=indices,
             scores=torch.from_numpy(found.scores0)[index0],
             keypoints0=features0.keypoints[index0],
-            keypoints1=features1.keypoints[index1] + _offsets(found),
+            keypoints1=features1.keypoints[index1] + _offsets(found).to(features1.keypoints.device),
             turn=found.turn or 0,
             model=None if found.model is None else torch.from_numpy(found.model),
         )

@@ -25,7 +25,7 @@ from sekd_cli.seen_pixels import SeenPhotograph, SeenPixels
 from sekd_cli.stored_features import StoredFeatures
 from sekd_cli.verification import Camera
 
-CameraOf = Callable[[str, tuple[int, int]], Camera | None]
+CameraOf = Callable[[str, StoredFeatures], Camera | None]
 """The camera of an image by name and (width, height). It may raise ImageError."""
 
 
@@ -116,7 +116,7 @@ class Loader:
         self,
         features: FeatureReader,
         device: torch.device,
-        camera_of: CameraOf = lambda name, size: None,
+        camera_of: CameraOf = lambda name, features: None,
         *,
         turned: bool = False,
         folder: Path | None = None,
@@ -138,7 +138,7 @@ class Loader:
         """An image, or why there is none."""
         try:
             stored = self._features.read(name, turned=self._turned)
-            camera = self._camera_of(name, stored.image_size)
+            camera = self._camera_of(name, stored)
             pixels = None if self._folder is None else self._pixels(self._folder, name, stored)
         except (ImageError, InputFileError) as error:
             return str(error)

@@ -12,8 +12,10 @@ FILM_DIAGONAL = 43.267  # mm of a 36 x 24 mm frame, to which "35 mm equivalent" 
 UNIT_MM = {2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}  # of the resolution of the focal plane: inch, cm, mm, um
 
 
-def read_focal_length(path: Path) -> float | None:
+def read_focal_length(path: Path, size: tuple[int, int] | None = None) -> float | None:
     """Focal length in pixels of the image as stored; None if EXIF does not tell. Raises ImageError if unreadable.
+
+    size: width, height of the copy of the image whose pixels are meant, where they are others.
 
     EXIF speaks of the photograph as it was taken. If its sides were the other way round, its pixels were turned since;
     if they had another proportion it was cropped, along one edge alone.
@@ -31,7 +33,7 @@ def read_focal_length(path: Path) -> float | None:
     if not (original_width and original_height):
         before = original_width / width or original_height / height or 1.0
         original_width, original_height = before * width, before * height
-    now, original = sorted((width, height)), sorted((original_width, original_height))
+    now, original = sorted(size or (width, height)), sorted((original_width, original_height))
     shrunk = max(edge / before for edge, before in zip(now, original, strict=True))
     equivalent = _number(exif.get(ExifTags.Base.FocalLengthIn35mmFilm))
     if equivalent:

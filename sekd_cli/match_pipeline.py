@@ -54,7 +54,7 @@ class PairMatcher:
         matching: MatchingSettings,
         verification: VerificationSettings | None = None,
         *,
-        camera_of: CameraOf = lambda name, size: None,
+        camera_of: CameraOf = lambda name, features: None,
         folder: Path | None = None,
     ) -> None:
         """path: of the feature file, opened by each process for itself. cache_bytes: of features in its memory.

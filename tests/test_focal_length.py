@@ -63,6 +63,8 @@ def test_focal_lengths_are_of_the_photograph_as_it_was_taken(
     film = {TAGS.FocalLengthIn35mmFilm: 50}
     focal = read_focal_length(photograph(tmp_path / "b.jpg", film | size))
     assert focal == pytest.approx(50 / 43.267 * diagonal, rel=1e-4)
+    of_a_copy = read_focal_length(photograph(tmp_path / "b.jpg", film | size), (90, 60))
+    assert of_a_copy == pytest.approx(50 / 43.267 * diagonal / 4, rel=1e-4)
 
 
 @pytest.mark.parametrize(

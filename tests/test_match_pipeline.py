@@ -285,7 +285,7 @@ def test_every_pair_is_walked_once_with_its_own_images(pairs: list[tuple[int, in
             return dataclasses.replace(drawn_features(0, common=2, own=0, width=2), image_size=(int(name), 0))
 
     work = plan([(str(one), str(other)) for one, other in pairs])
-    camera = lambda name, size: Camera(focal=(float(name) + 1, size[0] + 1), centre=(0, 0))  # noqa: E731
+    camera = lambda name, of: Camera(focal=(float(name) + 1, of.image_size[0] + 1), centre=(0, 0))  # noqa: E731
     cache = FeatureCache(Loader(Reader(), CPU, camera), room * 2 * 4 * 4)  # type: ignore[arg-type]
     walked = []
     for pair, image0, image1 in cache.walk(work):
@@ -405,7 +405,7 @@ def test_a_pair_that_nothing_explains_keeps_no_match_and_no_model(tmp_path: Path
 
 @both_ways
 def test_a_camera_that_is_gone_costs_no_pair_that_is_done(features: Path, tmp_path: Path, processes: int) -> None:
-    def camera_of(name: str, size: tuple[int, int]) -> Camera:
+    def camera_of(name: str, features: StoredFeatures) -> Camera:
         raise ImageError(f"{name}: no such file")
 
     first, second = list(exhaustive(NAMES[:3]))[:2]
@@ -420,10 +420,10 @@ def test_a_camera_that_is_gone_costs_no_pair_that_is_done(features: Path, tmp_pa
 
 @both_ways
 def test_an_image_without_a_camera_fails_in_its_pairs_only(features: Path, tmp_path: Path, processes: int) -> None:
-    def camera_of(name: str, size: tuple[int, int]) -> Camera:
+    def camera_of(name: str, features: StoredFeatures) -> Camera:
         if name in {"view1.jpg", "view3.jpg"}:
             raise ImageError(f"{name}: no focal length")
-        return Camera(focal=(400, 400), centre=(size[0] / 2, size[1] / 2))
+        return Camera(focal=(400, 400), centre=(features.image_size[0] / 2, features.image_size[1] / 2))
 
     outcomes = run(
         features,

@@ -25,6 +25,7 @@ from sekd_cli.match_pipeline import PairMatcher, PipelineSettings, match_all
 from sekd_cli.match_writing import Outcome
 from sekd_cli.pairs import read_pairs
 from sekd_cli.shards import Shard, parse_shard
+from sekd_cli.stored_features import StoredFeatures
 from sekd_cli.verification import Camera, camera_of, verification_settings
 from sekd_cli.workers import interrupts_later, workers
 
@@ -188,15 +189,16 @@ def _verification(options: MatchOptions) -> VerificationSettings | None:
 def _cameras(verification: VerificationSettings | None, images: Path | None) -> CameraOf:
     """Where the cameras of essential matrices come from."""
 
-    def find(name: str, image_size: tuple[int, int]) -> Camera | None:
+    def find(name: str, features: StoredFeatures) -> Camera | None:
         if verification is None or verification.model != "essential":
             return None
         if verification.camera is not None:
-            return camera_of(verification.camera, image_size)
-        focal_length = read_focal_length((images or Path()) / name)
+            return camera_of(verification.camera, features.image_size)
+        size = features.image_size if features.size_stated else None
+        focal_length = read_focal_length((images or Path()) / name, size)
         if focal_length is None:
             raise ImageError(f"{name}: no focal length in EXIF data; give --camera")
-        return camera_of((focal_length,), image_size)
+        return camera_of((focal_length,), features.image_size)
 
     return find
 
