@@ -1,7 +1,10 @@
 """`sekd pairs` as a user types it."""
 
+import errno
 import io
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 
 from sekd_cli import cli
+from sekd_cli.feature_file import FeatureReader, FeatureWriter
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_with_features")
 
@@ -120,6 +124,31 @@ def test_nearest_leaves_out_images_that_cannot_be_read(capfdbinary: pytest.Captu
     assert out == b"a.jpg\tb/b 1.jpg\n"
     assert err.startswith(b"error: feats.h5: c.jpg: damaged")
     assert len(err.splitlines()) == 1
+
+
+def test_a_file_that_may_not_be_read_is_no_image_and_no_wrong_option(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def forbidden(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)  # click asks it
+    monkeypatch.setattr(Path, "open", forbidden)
+    monkeypatch.setattr(h5py, "File", forbidden)
+    to_imc = ["--to", "imc", "-o", "scene"]
+    for command, options in (("pairs", []), ("info", []), ("match", []), ("refine", []), ("convert", to_imc)):
+        assert cli.main([command, "feats.h5", *options]) == BAD_INPUT
+        assert "permission denied" in capfd.readouterr().err.lower()
+
+
+def test_lists_are_utf8_whatever_the_locale() -> None:
+    with FeatureWriter(Path("named.h5"), {}) as writer, FeatureReader(Path("feats.h5")) as reader:
+        for name in ("ä.jpg", "ö.jpg"):
+            writer.write(name, reader.read("a.jpg"))
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "sekd_cli", "pairs", "named.h5"]
+    done = subprocess.run(command, env=os.environ | ascii_only, capture_output=True, check=True)
+    assert done.stdout.decode() == "ä.jpg ö.jpg\n"
 
 
 def test_a_name_that_no_list_can_hold_is_told(capfdbinary: pytest.CaptureFixture[bytes]) -> None:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from sekd_cli.commands.options import FILE
+from sekd_cli.commands.options import FILE, PATH
 from sekd_cli.counting import counted
 from sekd_cli.errors import UsageError
 
 
 @click.command()
-@click.argument("weights", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="WEIGHTS...")
+@click.argument("weights", nargs=-1, required=True, type=PATH, metavar="WEIGHTS...")
 @click.option("--output", "-o", type=FILE, required=True, help="A new file.")
 @click.option("--share", "shares", type=click.FloatRange(min=0), multiple=True, help="Share of each; default: equal.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there.")

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import click
 
-from sekd_cli.commands.options import FOLDER
+from sekd_cli.commands.options import FOLDER, PATH
 from sekd_cli.counting import counted
 
 logger = logging.getLogger(__name__)
 
 
 @click.command()
-@click.argument("inputs", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path), metavar="IN...")
+@click.argument("inputs", nargs=-1, required=True, type=PATH, metavar="IN...")
 @click.option("--to", "layout", type=click.Choice(("imc", "kaggle", "hloc")), required=True, help="The new layout.")
-@click.option("--output", "-o", type=click.Path(path_type=Path), required=True, help="Folder; for hloc also a file.")
+@click.option("--output", "-o", type=PATH, required=True, help="Folder; for hloc also a file.")
 @click.option(
     "--images",
     type=FOLDER,

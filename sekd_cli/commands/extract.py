@@ -10,9 +10,7 @@ from sekd_cli.commands import options
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@click.option(
-    "--output", "-o", type=click.Path(path_type=Path), default=Path("feats.h5"), show_default=True, help="Feature file."
-)
+@click.option("--output", "-o", type=options.PATH, default=Path("feats.h5"), show_default=True, help="Feature file.")
 @click.option("--max-keypoints", default=2048, show_default=True, help="Best by score of each image; 0 for all.")
 @click.option("--threshold", type=float, help="Smallest keypoint probability; default: the network's own.")
 @click.option("--nms-radius", type=int, help="A keypoint is the best within so many pixels; default: the network's.")
@@ -28,7 +26,7 @@ from sekd_cli.commands import options
     default=False,
     help="Describe keypoints at all quarter turns, for sekd match --rotations: 3.5 times the time, 4 times the size.",
 )
-@click.option("--weights", type=click.Path(path_type=Path), help="A .safetensors of sekd train, or the authors' .pth.")
+@click.option("--weights", type=options.PATH, help="A .safetensors of sekd train, or the authors' .pth.")
 @click.option(
     "--descriptor-dtype",
     type=click.Choice(("float32", "float16")),

@@ -7,13 +7,15 @@ from typing import Any
 
 import click
 
+from sekd_cli.commands.options import PATH
+
 BLOCKS = "▁▂▃▄▅▆▇█"
 DISTRIBUTIONS = ("keypoints_per_image", "matches_per_pair", "rows_per_dataset")
 NAMES_SHOWN = 5
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=PATH)
 @click.option("--json", "as_json", is_flag=True, help="Everything, as JSON.")
 def info(file: Path, as_json: bool) -> None:
     """Say what a feature file, a match file or a weights file holds.

@@ -10,18 +10,16 @@ from sekd_cli.config import MODELS
 
 
 @click.command()
-@click.argument("pairs", type=click.Path(allow_dash=True, path_type=Path))
+@click.argument("pairs", type=click.Path(allow_dash=True, path_type=Path, readable=False))
 @click.option(
     "--features",
     "-f",
-    type=click.Path(path_type=Path),
+    type=options.PATH,
     default=Path("feats.h5"),
     show_default=True,
     help="Feature file.",
 )
-@click.option(
-    "--output", "-o", type=click.Path(path_type=Path), default=Path("matches.h5"), show_default=True, help="Match file."
-)
+@click.option("--output", "-o", type=options.PATH, default=Path("matches.h5"), show_default=True, help="Match file.")
 @click.option("--ratio", default=1.0, show_default=True, help="Largest ratio, best to second best distance; 1: off.")
 @click.option("--min-similarity", default=-1.0, show_default=True, help="Smallest cosine similarity; -1: off.")
 @click.option(

@@ -11,7 +11,8 @@ from sekd_cli.config import DEFAULT_MAX_PIXELS
 
 Command = Callable[..., None]
 
-FILE = click.Path(dir_okay=False, path_type=Path)
+PATH = click.Path(path_type=Path, readable=False)  # what can't be read is told where it is read, with its exit code
+FILE = click.Path(dir_okay=False, path_type=Path, readable=False)
 THREADS = click.IntRange(1, 1024)  # more than any machine has; beyond, OpenMP ends the process
 COUNT = click.IntRange(0, 1_000_000_000)  # OpenCV counts to twice that
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)

@@ -106,7 +106,7 @@ def _write(pairs: Iterable[tuple[str, str]], output: BinaryIO, *, repeats: bool)
                 continue
             seen.add(frozenset(pair))
         try:
-            output.write(os.fsencode(format_pair(pair)))
+            output.write(format_pair(pair).encode(errors="surrogateescape"))  # as read_pairs has it, in any locale
         except ValueError as error:
             unwritable.add(str(error))
     output.flush()
@@ -120,13 +120,14 @@ def _is_hdf5(path: Path) -> bool:
 
     if str(path) == "-":
         return False  # standard input, even where a file has that name
+    by_name = path.suffix.lower() in HDF5_SUFFIXES  # a feature file that is missing or not readable, or an image
     if not os.path.isfile(path):  # noqa: PTH113 - pathlib's raises where that can't be looked up
-        return path.suffix.lower() in HDF5_SUFFIXES  # a feature file that is missing, rather than an image
+        return by_name
     try:
         with path.open("rb") as stream:
             return stream.read(len(HDF5_MAGIC)) == HDF5_MAGIC
     except OSError:
-        return False  # names of images are all that is needed
+        return by_name  # of images only the names are needed
 
 
 def _names_in(feature_file: Path) -> list[str]:

@@ -1,6 +1,5 @@
 """`sekd show`: pictures of keypoints and matches. What it does is in `show_run`."""
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -9,13 +8,13 @@ from sekd_cli.commands import options
 
 
 @click.command()
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE...")
+@click.argument("images", nargs=-1, required=True, type=options.PATH, metavar="IMAGE...")
 @click.option("--features", "-f", type=options.FILE, help="Take keypoints from this file; default: extract them now.")
 @click.option("--matches", "-m", type=options.FILE, help="Take matches from this file; default: match now.")
 @click.option("--verify", type=click.Choice(("homography", "fundamental")), help="Show which matches fit this model.")
 @click.option("--refine", is_flag=True, help="Align what fits by the pixels, as sekd match --refine does.")
 @click.option("--keypoints", is_flag=True, help="Draw keypoints even if there are two images.")
-@click.option("--output", "-o", type=click.Path(path_type=Path), help="A .png, or a folder; default: the current one.")
+@click.option("--output", "-o", type=options.PATH, help="A .png, or a folder; default: the current one.")
 @click.option(
     "--open", "open_", is_flag=True, help="Open the pictures in a viewer; without -o they are in a temporary folder."
 )
