@@ -63,8 +63,8 @@ class KeptWriter(ABC):
         it holds was made with other attributes.
         """
         self.path = Path(path)
-        if str(path) == "-":
-            raise OutputError("-: HDF5 can't go to standard output; give a file with -o")
+        if str(path) in {"-", "/dev/stdout"}:
+            raise OutputError(f"{path}: HDF5 can't go to standard output; give a file with -o")
         self._writer = HDF5Writer(self.path, attributes, overwrite=overwrite)
         try:
             with self._reading():

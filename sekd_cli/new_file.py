@@ -21,10 +21,10 @@ def new_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
     place = Path(os.path.realpath(path))
     temporary = place.with_name(f".{place.name}.{os.getpid()}.part")
     try:
-        if place.exists():
+        if path.exists():  # not `place`: what /dev/stdout leads to has no path, if it is a pipe
+            refuse_devices(path.stat())
             if not overwrite:
                 raise OutputError(f"{path}: exists already; give --overwrite to replace it, or another output with -o")
-            refuse_devices(place.stat())
         _make_folder(place.parent)
         clear_away_leftovers(place)
         yield temporary

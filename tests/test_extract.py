@@ -245,6 +245,7 @@ def test_nothing_to_do_is_three(extract: Extract, arguments: list[str], capsys: 
         (["--weights", "missing.safetensors"], 4, "no such weights file"),
         (["--output", "photos"], 5, "is a folder"),
         (["--output", "-"], 5, "-: HDF5 can't go to standard output; give a file with -o"),
+        (["--output", "/dev/stdout"], 5, "/dev/stdout: HDF5 can't go to standard output; give a file with -o"),
         (["--output", "photos/a.jpg"], 5, "not an HDF5 file, so it stays"),
         (["--device", "cuda:99"], 7, "--device cuda:99"),
         (["--device", "toaster"], 2, "--device toaster"),

@@ -103,5 +103,14 @@ def test_a_link_stays_one_and_no_device_is_replaced(tmp_path: Path) -> None:
     assert link.is_symlink()
     assert (tmp_path / "real").read_text() == "new"
     os.mkfifo(pipe)
-    with pytest.raises(OutputError, match="no ordinary file"), new_file(pipe, overwrite=True):
+    for overwrite in (True, False):
+        with pytest.raises(OutputError, match="no ordinary file"), new_file(pipe, overwrite=overwrite):
+            pass
+
+
+def test_a_pipe_behind_a_descriptor_is_no_ordinary_file() -> None:
+    reading, writing = os.pipe()
+    with pytest.raises(OutputError, match="no ordinary file"), new_file(Path(f"/dev/fd/{writing}"), overwrite=False):
         pass
+    os.close(reading)
+    os.close(writing)
