@@ -173,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return BROKEN_PIPE
     except (OSError, UnicodeEncodeError) as error:
         return _output_failed(error)
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, ImportError) as error:
         result = _ran_out(error)
     return result if isinstance(result, int) else 0
 
@@ -206,7 +206,7 @@ def _output_failed(error: OSError | UnicodeEncodeError) -> int:
     return OutputError.exit_code
 
 
-def _ran_out(error: MemoryError | RuntimeError) -> int:
+def _ran_out(error: MemoryError | RuntimeError | ImportError) -> int:
     """One line where memory or threads ran out, in whatever step; other errors are faults of ours, and raised again."""
     if short_of_memory(error):
         logger.error("memory ran out; end other programs, or give less to do at once (COMMAND --help)")

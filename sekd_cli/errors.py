@@ -61,6 +61,7 @@ class DeviceError(SekdError):
 
 SHORT_OF_MEMORY = re.compile(
     r"out of memory|allocate memory|not enough memory|bad_alloc|ALLOC_FAILED"
+    r"|failed to map segment"  # the loader's words, of a library that doesn't fit
     r"|Invalid buffer size"  # Metal's words
     r"|could not create a primitive$",  # oneDNN's words
     re.MULTILINE,
