@@ -27,6 +27,9 @@ def test_there_and_back(capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["convert", "scene", "--to", "hloc", "-o", "back"]) == 0
     guessed = "warning: scene: guessed the size of 2 images; give --images\n"
     assert capfd.readouterr() == ("back\n", guessed + "features of 2 images\nmatches of 1 pair\n")
+    Path("photos").mkdir()
+    assert cli.main(["convert", "scene", "--to", "hloc", "--images", "photos", "-o", "again", "--quiet"]) == 0
+    assert "guessed the size of 2 images\n" in capfd.readouterr().err  # the folder was given
     with h5py.File("back/matches.h5") as file:
         assert list(file) == ["c"]
         assert list(file["c"]) == ["a"]
@@ -60,6 +63,7 @@ def test_errors_are_one_line_with_their_exit_code(capfd: pytest.CaptureFixture[s
         (["feats.h5", "--to", "hloc", "-o", "out"], USAGE, "already"),
         (["other.h5", "matches.h5", "--to", "imc", "-o", "out"], BAD_INPUT, "with other features of a.jpg"),
         (["text", "--to", "imc", "-o", "out"], BAD_INPUT, "text: not an HDF5 file"),
+        (["none.h5", "--to", "imc", "-o", "out"], BAD_INPUT, "none.h5: no such file"),
         (["feats.h5", "--to", "imc", "-o", "there"], BAD_OUTPUT, "scores.h5: exists already"),
     ]
     for arguments, code, message in cases:

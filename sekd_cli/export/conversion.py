@@ -155,7 +155,8 @@ def _flat_to_hloc(folder: FlatFolder, output: Path, outputs: ExitStack, *, overw
                 write_image(file, name, features, None, "float32")
         images = len(folder.names())
         if guessed:
-            logger.warning("%s: guessed the size of %s; give --images", folder.folder, counted(guessed, "image"))
+            remedy = "" if folder.images else "; give --images"  # else those without a photograph, told already
+            logger.warning("%s: guessed the size of %s%s", folder.folder, counted(guessed, "image"), remedy)
     if folder.has_matches:
         check_flat_names(folder.names())
         path = outputs.enter_context(new_file(output if as_file else output / "matches.h5", overwrite=overwrite))

@@ -28,7 +28,7 @@ class FlatFolder:
         UsageError if two images could have the same key, or two keys mean the same image.
         """  # noqa: D205 - one sentence
         self.folder = folder
-        self._images = images
+        self.images = images
         self._files: dict[str, h5py.File] = {}
         self.paths: list[Path] = []  # of all files
         for kind in (*FEATURE_FILES, "matches"):
@@ -54,9 +54,9 @@ class FlatFolder:
     @property
     def unknown(self) -> list[str]:
         """Keys for which `images` holds no photograph; they are names as they are."""
-        if self._images is None:
+        if self.images is None:
             return []
-        return [name for name in self._keys if not (self._images / name).is_file()]
+        return [name for name in self._keys if not (self.images / name).is_file()]
 
     def read(self, name: str) -> StoredFeatures:
         """The features of one image. Raises InputFileError if they are damaged, ImageError if the photograph is."""
@@ -140,8 +140,8 @@ class FlatFolder:
         raise ValueError(f"{place} {problem}")
 
     def _image_size(self, name: str) -> tuple[int, int] | None:
-        if self._images is not None and (self._images / name).is_file():
-            return read_image_size(self._images / name, max_pixels=0)
+        if self.images is not None and (self.images / name).is_file():
+            return read_image_size(self.images / name, max_pixels=0)
         return None
 
     def _array(self, kind: str, key: str) -> np.ndarray:
