@@ -1,6 +1,7 @@
 """What `sekd train` makes of its options, before anything is trained."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -80,3 +81,20 @@ def test_the_pause_is_in_minutes_and_the_cache_where_it_was_asked_for(
     assert isinstance(result.exception, UsageError)
     assert told["pause"] - told["started"] == pytest.approx(300)
     assert (cache / "photographs.bin").is_file()
+
+
+def test_a_run_that_was_moved_takes_its_photographs_along_and_one_that_hardly_learned_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    evolution = SimpleNamespace(run=lambda: True, learner=SimpleNamespace(step=3), seconds=1.0)
+    monkeypatch.setattr(self_evolution, "SelfEvolution", lambda *_, **__: evolution)
+    photos, run, moved = draw_photographs(tmp_path / "photos", 2), tmp_path / "run", tmp_path / "moved"
+    options = ["--workers=0", "--threads=1"]
+    assert CliRunner().invoke(command.train, ["--data", str(photos), "-o", str(run), *options]).exit_code == 0
+    assert "hardly began to learn" in caplog.text
+    run.rename(moved)
+    assert CliRunner().invoke(command.train, ["--resume", str(moved), *options]).exit_code == 0
+    assert (moved / "photographs.bin").is_file()
+    assert not run.exists()
+    result = CliRunner().invoke(command.train, ["--resume", str(run)])
+    assert str(result.exception) == f"{run}: holds no run; check the path"

@@ -93,6 +93,14 @@ def test_a_run_is_the_same_from_any_working_directory(tmp_path: Path, monkeypatc
     run.begin(replace(SETTINGS, start="first.safetensors"), ["a"], tmp_path)  # the same command again
 
 
+def test_what_is_decoded_into_the_run_folder_goes_where_it_goes(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.begin(SETTINGS, ["a"], run.path)
+    assert run.data()["cache"] == "."
+    run.check_photographs("digest")
+    assert RunFolder(run.path.rename(tmp_path / "moved")).data()["cache"] == "."
+
+
 def test_a_run_begun_with_a_relative_start_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     relative = replace(SETTINGS, start="first.safetensors")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from sekd_cli.training.run_folder import RunFolder
+    from sekd_cli.training.self_evolution import SelfEvolution
 
 logger = logging.getLogger(__name__)
 
@@ -117,10 +118,16 @@ def train(data: tuple[str, ...], output: Path | None, resume: Path | None, repor
     finally:
         leave()
     if first:
-        done = "finished" if finished else f"paused; sekd train --resume {run.path} goes on"
-        steps = counted(evolution.learner.step, "step")
-        logger.info("%s: %s in %.0f min", done, steps, evolution.seconds / 60)
+        _tell_end(run, evolution, settings, finished=finished)
         click.echo(os.fsencode(run.path / "model.safetensors"))
+
+
+def _tell_end(run: "RunFolder", evolution: "SelfEvolution", settings: TrainingSettings, *, finished: bool) -> None:
+    done = "finished" if finished else f"paused; sekd train --resume {run.path} goes on"
+    steps = evolution.learner.step
+    logger.info("%s: %s in %.0f min", done, counted(steps, "step"), evolution.seconds / 60)
+    if finished and not settings.start and steps < settings.warmup_steps:
+        logger.warning("the network hardly began to learn, and may find nothing; give more --minutes or --steps")
 
 
 def _resumed(run: "RunFolder", options: dict[str, Any]) -> tuple[tuple[str, ...], Path, TrainingSettings]:
@@ -134,7 +141,7 @@ def _resumed(run: "RunFolder", options: dict[str, Any]) -> tuple[tuple[str, ...]
         fixed.remove("minutes")
     _refuse(fixed, "--resume goes on with the run's own settings")
     facts = run.data()
-    return tuple(facts["data"]), Path(facts["cache"]), run.settings()
+    return tuple(facts["data"]), run.path / facts["cache"], run.settings()
 
 
 def _refuse(names: Container[str], why: str) -> None:

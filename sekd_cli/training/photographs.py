@@ -98,7 +98,8 @@ def cache_photographs(
             sizes.append((pixels.shape[2], pixels.shape[1]))
             end += pixels.size
         if not offsets:
-            raise NothingToDoError("no photograph to learn from; give --data a folder of images")
+            what = "the reasons are above" if entries else "give --data a folder of images"
+            raise NothingToDoError(f"no photograph to learn from; {what}")
     with new_file(index_file, overwrite=True) as new, new.open("wb") as stream:
         np.savez(stream, offsets=np.array(offsets, np.int64), sizes=np.array(sizes, np.int64))
     with new_file(key_file, overwrite=True) as new:  # last: the cache is whole
@@ -136,7 +137,8 @@ def _colour(path: Path, longest_edge: int) -> np.ndarray:
     if min(size) < SHORTEST_EDGE:
         shrunk = f", shrunk to {size[0]}x{size[1]}," * (size != (width, height))
         there = f"{width}x{height} pixels{shrunk}"
-        raise ImageError(f"{path}: {there} are too few; give at least {SHORTEST_EDGE} along each side")
+        remedy = "cut it into parts" if shrunk else f"give at least {SHORTEST_EDGE} along each side"
+        raise ImageError(f"{path}: {there} are too few; {remedy}")
     pixels = photograph.pixels
     if pixels.shape[1::-1] != size:
         pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)

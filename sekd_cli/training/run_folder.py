@@ -74,7 +74,8 @@ class RunFolder:
             except SekdError as error:
                 message = f"{self.path / name}: not of a run, which would replace it; give another folder to -o"
                 raise OutputError(message) from error
-        facts = {"data": data, "cache": str(cache.resolve())}
+        inside = cache.resolve() == self.path.resolve()  # so that it goes where the run folder goes
+        facts = {"data": data, "cache": "." if inside else str(cache.resolve())}
         write_whole(self.path / "data.json", json.dumps(facts, indent=1))
         write_whole(self.path / "config.toml", settings.rooted().as_toml())  # last: the run has begun
 
@@ -105,11 +106,16 @@ class RunFolder:
         return read_settings(self.path / "config.toml")
 
     def data(self) -> dict[str, Any]:
-        """What was noted of the photographs: `data` (paths), `cache` (folder) and, once decoded, their digest."""
+        """What was noted of the photographs: `data` (paths), `cache` (a folder, seen from the run's) and their digest.
+
+        The digest is there once they are decoded. Raises InputFileError if no run was started here.
+        """
         file = self.path / "data.json"
         try:
             facts: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
             return facts | {"data": [str(path) for path in facts["data"]], "cache": str(facts["cache"])}
+        except FileNotFoundError as error:
+            raise InputFileError(f"{self.path}: holds no run; check the path") from error
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputFileError(f"{file}: missing or damaged; start a new run in another folder") from error
 
