@@ -56,9 +56,8 @@ TEXT
     table "Homographies, 500 keypoints, refined" homography "$data/homography" --refine "${features[@]}"
     cat <<'TEXT'
 
-Refined: matches that agree on a homography, in poses and models on a fundamental matrix, are aligned by the pixels
-around them; all matches count. Structure from motion has the matches of `sekd match --verify fundamental --refine`, and
-keypoints as `sekd refine` moves them.
+Refined: the matches of `sekd match --verify homography --refine`, in poses and models `--verify fundamental --refine`;
+pairs that agree on none have no matches. Structure from motion has keypoints as `sekd refine` moves them.
 TEXT
     picture pose "Relative pose, 2048 keypoints" pose "$data/pose" "${features[@]}"
     cat <<'TEXT'
