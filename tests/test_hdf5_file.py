@@ -23,6 +23,8 @@ from sekd_cli.hdf5_file import (
     create_hdf5,
     member,
     open_for_reading,
+    read_arrays,
+    read_numbers,
     write_arrays,
 )
 from sekd_cli.hdf5_writer import HDF5Writer, _put_in_place
@@ -118,6 +120,55 @@ def test_an_attribute_is_what_h5py_reads(name: str, path: Path) -> None:
             np.testing.assert_array_equal(found, expected)
         assert attribute(file, f"no {name}") is None
         assert attribute(file, f"no {name}", 5) == 5
+
+
+def test_arrays_are_what_h5py_reads(path: Path) -> None:
+    numbers = {
+        "big endian": np.arange(6, dtype=">f4").reshape(2, 3),
+        "halves": np.arange(5, dtype=np.float16),
+        "bytes": np.arange(5, dtype=np.uint8),
+        "nothing": np.zeros((0, 2), np.float32),
+        "one": np.float64(3.5),
+        "\u00fc": np.arange(3),
+    }
+    with h5py.File(path, "w") as file:
+        for name, values in numbers.items():
+            file[name] = values
+        file.create_dataset("packed", data=np.arange(1000.0), chunks=(64,), compression="gzip", shuffle=True)
+        file["link"], file["nowhere"] = h5py.SoftLink("/halves"), h5py.SoftLink("/gone")
+        found = read_arrays(file, [*numbers, "packed", "link", "nowhere", "gone"])
+        assert list(found) == [*numbers, "packed", "link"]
+        for name, values in found.items():
+            expected = file[name][()]
+            assert values.dtype == expected.dtype
+            np.testing.assert_array_equal(values, expected)
+            np.testing.assert_array_equal(read_numbers(file, name), expected)
+
+
+@pytest.mark.parametrize(
+    "other", ["words", np.array([b"ab"]), np.array([1 + 2j]), np.array([True]), h5py.Empty("f4"), np.dtype("f4"), None]
+)
+def test_what_is_no_array_of_numbers_is_told(other: object, path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        if other is None:
+            file.create_group("a")
+        else:
+            file["a"] = other
+        for read in (lambda: read_numbers(file, "a"), lambda: read_arrays(file, ["a"])):
+            with pytest.raises(ValueError, match="a is no array of numbers"):
+                read()
+        with pytest.raises(ValueError, match="gone is no array of numbers"):
+            read_numbers(file, "gone")
+
+
+def test_little_of_a_files_structures_stays_in_memory(path: Path) -> None:
+    with create_hdf5(path, {}) as file:
+        for index in range(30_000):
+            file.create_group(f"{index:05}")
+        assert file.id.get_mdc_size()[2] < 3 << 20
+    with open_for_reading(path, "test") as file:
+        assert sum(1 for group in file.values() if isinstance(group, h5py.Group)) == 30_000
+        assert file.id.get_mdc_size()[2] < 3 << 20
 
 
 def test_a_member_is_what_h5py_opens_and_none_if_it_leads_nowhere(path: Path) -> None:
