@@ -18,7 +18,15 @@ from sekd_cli.training.photometric import LUMA
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # where tests run in the background a shell has it ignored
-hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.register_profile(
+    "repeatable",
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[
+        hypothesis.HealthCheck.too_slow,  # on a busy machine
+        hypothesis.HealthCheck.function_scoped_fixture,
+    ],
+)
 hypothesis.settings.load_profile("repeatable")
 
 

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 from drawn_features import ATTRIBUTES
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sekd_cli.errors import ImageError, InputFileError, OutputError
@@ -345,7 +345,6 @@ def test_a_file_cut_anywhere_is_read_or_refused_in_one_line(path: Path, tmp_path
 
 
 @given(st.binary(max_size=300))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_random_bytes_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "random.h5"
     path.write_bytes(content)
@@ -354,7 +353,7 @@ def test_random_bytes_are_refused(tmp_path: Path, content: bytes) -> None:
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=[]), max_size=12), max_size=6))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(max_examples=60)
 def test_any_name_is_kept_or_refused(tmp_path: Path, names: list[str]) -> None:
     path = tmp_path / "names.h5"
     path.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 from drawn_features import ATTRIBUTES, drawn_features
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sekd_cli.errors import InputFileError, SekdError
@@ -18,7 +18,7 @@ from sekd_cli.file_info import file_info
 from sekd_cli.match_file import MatchReader, MatchWriter
 from sekd_cli.stored_matches import StoredMatches
 
-IN_ONE_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
+IN_ONE_FOLDER = settings(max_examples=150)
 IMAGES = ["a.jpg", "b/c.jpg", "b/d e.jpg"]
 PAIRS = [("a.jpg", "b/c.jpg"), ("b/c.jpg", "b/d e.jpg")]
 MATCH_ATTRIBUTES = {**ATTRIBUTES, "content": "matches", "features": "{}"}

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 from drawn_features import ATTRIBUTES, drawn_features, write_views
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sekd_cli.errors import InputFileError, OutputError, UsageError
@@ -336,7 +336,7 @@ def test_missing_and_wrong_files_are_named(tmp_path: Path, features: Path) -> No
         MatchReader(features)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(max_examples=60)
 @given(st.data())
 def test_damage_anywhere_gives_whole_matches_or_one_clear_error(path: Path, data: st.DataObject) -> None:
     content = bytearray(path.read_bytes())
