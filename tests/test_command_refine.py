@@ -267,10 +267,10 @@ def test_a_photograph_that_does_not_do_costs_its_own_pairs_alone(kind: str, capf
         Image.open(path).resize((200, 100)).save(path)
     assert cli.main([*REFINE, "-o", "some.h5"]) == MISSING_PAIR
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error")]
-    assert len(lines) == 2
-    assert all("photos/c.png: " in line for line in lines)
+    assert len(lines) == 1
+    assert "photos/c.png: " in lines[0]
     if kind == "another size":
-        assert all("200x100 pixels, but its features are of 896x640" in line for line in lines)
+        assert "200x100 pixels, but its features are of 896x640" in lines[0]
     with MatchReader(Path("some.h5")) as reader:
         assert list(reader.pairs()) == [("a.png", "b/b 1.jpg")]
 
@@ -378,7 +378,7 @@ def test_another_photograph_of_the_name_and_size_is_refused_and_a_copy_is_not(
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error")]
     told = f"{path.stat().st_size:,} bytes, but its features are of a file of {before:,}"
     reason = f"photos/c.png: {told}; give that one, or run sekd extract --update"
-    assert sorted(lines) == [f"error: a.png and c.png: {reason}", f"error: c.png and b/b 1.jpg: {reason}"]
+    assert [line.partition(": ")[2].partition(": ")[2] for line in lines] == [reason]
 
 
 def test_of_pairs_together_one_with_a_bad_photograph_fails_alone() -> None:

@@ -208,6 +208,7 @@ class _Report:
 
     def __init__(self, failures_path: Path | None, *, refine: bool) -> None:
         self.done = self.skipped = self.failed = self.matches = self.aligned = 0
+        self._reasons: set[str] = set()  # for which pairs failed
         self._refine = refine
         self._start = time.monotonic()
         self._list = FailureList(failures_path)
@@ -216,7 +217,9 @@ class _Report:
         """Count a pair."""
         if outcome.failure is not None:
             self.failed += 1
-            logger.error("%s and %s: %s", *outcome.pair, outcome.failure)
+            level = logging.DEBUG if outcome.failure in self._reasons else logging.ERROR  # of an image in many pairs
+            logger.log(level, "%s and %s: %s", *outcome.pair, outcome.failure)
+            self._reasons.add(outcome.failure)
             self._list.add({"pair": outcome.pair, "reason": outcome.failure})
         elif outcome.skipped:
             self.skipped += 1
@@ -236,7 +239,8 @@ class _Report:
         mean = f"; {counted(self.matches, 'match')}, {self.matches / self.done:.0f} a pair" if self.done else ""
         mean += f", {self.aligned:,} of them aligned" if self.done and self._refine else ""
         rate = f", {self.done / seconds:.1f} pairs/s" if self.done else ""
-        logger.info("%s done%s, %d failed%s%s", counted(self.done, "pair"), skipped, self.failed, mean, rate)
+        reasons = f" ({counted(len(self._reasons), 'reason')}, told once)" if self.failed > len(self._reasons) else ""
+        logger.info("%s done%s, %d failed%s%s%s", counted(self.done, "pair"), skipped, self.failed, reasons, mean, rate)
 
     def exit_code(self) -> int:
         """0, or 1 if some failed. Raises NothingToDoError if no pair could be matched."""
