@@ -38,9 +38,9 @@ def test_a_run_folder_refuses_other_settings(tmp_path: Path) -> None:
     run = begun(tmp_path / "run")
     run.begin(SETTINGS, ["a"], tmp_path)
     assert run.settings() == SETTINGS
-    with pytest.raises(OutputError, match="other settings"):
+    with pytest.raises(OutputError, match=r"\(of other photographs\)"):
         run.begin(SETTINGS, ["b"], tmp_path)
-    with pytest.raises(OutputError, match="other settings"):
+    with pytest.raises(OutputError, match=r"\(rounds 2 there, 3 now\)"):
         run.begin(replace(SETTINGS, rounds=3), ["a"], tmp_path)
 
 
@@ -51,7 +51,7 @@ def test_a_run_that_came_to_nothing_is_replaced_and_a_finished_one_is_not(tmp_pa
     assert run.settings().rounds == 3
     assert run.data()["data"] == ["photos"]
     (run.path / "model.safetensors").touch()  # all that is left of a run that was cleared up
-    with pytest.raises(OutputError, match="other settings"):
+    with pytest.raises(OutputError, match="rounds 3 there, 2 now"):
         run.begin(SETTINGS, ["photos"], tmp_path)
 
 

@@ -6,11 +6,13 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from sekd_cli.errors import InputFileError, OutputError, SekdError
 from sekd_cli.file_errors import write_reason
+from sekd_cli.kept_file import changed
 from sekd_cli.new_file import new_file
 from sekd_cli.training.settings import TrainingSettings, read_settings
 
@@ -61,9 +63,11 @@ class RunFolder:
         photographs, or files that have these names and are no run's, or can't be written.
         """
         if self.has_results:
-            if self.settings().rooted() != settings.rooted() or self.data()["data"] != data:
+            differences = changed(asdict(self.settings().rooted()), asdict(settings.rooted()))
+            differences += ["of other photographs"] if self.data()["data"] != data else []
+            if differences:
                 raise OutputError(
-                    f"{self.path}: holds a run of other settings or photographs; give another folder to -o, "
+                    f"{self.path}: holds another run ({'; '.join(differences)}); give another folder to -o, "
                     f"or go on with it: sekd train --resume {self.path}"
                 )
             return
