@@ -168,15 +168,15 @@ def _numbers(stored: object, name: str) -> np.ndarray:
     """By h5py's lower level, in a third of the upper one's time, which asks itself much of every array."""
     if not isinstance(stored, h5d.DatasetID):
         raise ValueError(f"{name} is no array of numbers")
-    kind = stored.get_type()
-    if (dtype := _dtype(kind.encode())).kind not in "iuf" or stored.shape is None:
+    kind = stored.get_type().encode()
+    if (dtype := _dtype(kind)).kind not in "iuf" or stored.shape is None:
         raise ValueError(f"{name} is no array of numbers")
     size = math.prod(stored.shape)
     claimed = dtype.itemsize * size > UNPACKED * max(stored.get_storage_size(), LEAST_STORED)
     if claimed or size > MAXIMUM_VALUES:
         raise ValueError(f"{name} claims {stored.shape} numbers, which are not there")
     values = np.empty(stored.shape, dtype)
-    stored.read(h5s.ALL, h5s.ALL, values, kind)
+    stored.read(h5s.ALL, h5s.ALL, values, _in_memory(kind))
     return values
 
 
@@ -223,12 +223,12 @@ def attribute(owner: h5py.Group | h5py.Dataset, name: str, default: Any = None) 
         opened = h5a.open(owner.id, name.encode())
     except KeyError:
         return owner.attrs.get(name, default)
-    kind, shape = opened.get_type(), opened.shape
-    dtype = _dtype(kind.encode())
+    kind, shape = opened.get_type().encode(), opened.shape
+    dtype = _dtype(kind)
     if dtype.kind not in "biufS" or shape is None:
         return owner.attrs[name]
     found = np.empty(shape, dtype)
-    opened.read(found, kind)
+    opened.read(found, _in_memory(kind))
     return found[()]
 
 
@@ -237,6 +237,12 @@ def _dtype(encoded: bytes) -> np.dtype:
     """Of a type as HDF5 encodes it; to ask each attribute for its own takes as long as to read it."""
     dtype: np.dtype = h5t.decode(encoded).dtype
     return dtype
+
+
+@lru_cache(64)
+def _in_memory(encoded: bytes) -> h5t.TypeID:
+    """What numbers of such a type are read as: other tools' may have fewer bits in the file than numpy has."""
+    return h5t.py_create(_dtype(encoded))
 
 
 def lock(descriptor: int) -> None:

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 from full_disk import pwrite_until_full
+from h5py import h5a, h5d, h5s, h5t
 
 from sekd_cli.errors import InputFileError, OutputError
 from sekd_cli.file_errors import write_reason
@@ -144,6 +145,24 @@ def test_arrays_are_what_h5py_reads(path: Path) -> None:
             assert values.dtype == expected.dtype
             np.testing.assert_array_equal(values, expected)
             np.testing.assert_array_equal(read_numbers(file, name), expected)
+
+
+def test_numbers_of_other_bits_than_numpy_has_are_what_h5py_reads(path: Path) -> None:
+    halves = h5t.IEEE_F32LE.copy()  # bfloat16
+    halves.set_fields(15, 7, 8, 0, 7)
+    halves.set_ebias(127)
+    halves.set_precision(16)
+    halves.set_size(2)
+    whole = h5t.STD_I32LE.copy()
+    whole.set_precision(17)
+    values = np.arange(-3, 5)
+    with h5py.File(path, "w") as file:
+        for name, kind in ((b"halves", halves), (b"whole", whole)):
+            h5d.create(file.id, name, kind, h5s.create_simple((8,))).write(h5s.ALL, h5s.ALL, values)
+            h5a.create(file.id, name, kind, h5s.create_simple((8,))).write(values)
+        for name in ("halves", "whole"):
+            np.testing.assert_array_equal(read_numbers(file, name), values)
+            np.testing.assert_array_equal(attribute(file, name), values)
 
 
 @pytest.mark.parametrize(
