@@ -16,7 +16,15 @@ from typing import Any
 import click
 
 from sekd_cli import __version__
-from sekd_cli.errors import SHORT_OF_THREADS, DeviceError, OutputError, SekdError, UsageError, short_of_memory
+from sekd_cli.errors import (
+    NOT_LOADED,
+    SHORT_OF_THREADS,
+    DeviceError,
+    OutputError,
+    SekdError,
+    UsageError,
+    short_of_memory,
+)
 
 # Subcommands by name, with the help that `sekd --help` shows, so that it need not load them (and torch).
 COMMANDS = {
@@ -210,6 +218,9 @@ def _ran_out(error: MemoryError | RuntimeError | ImportError) -> int:
     """One line where memory or threads ran out, in whatever step; other errors are faults of ours, and raised again."""
     if short_of_memory(error):
         logger.error("memory ran out; end other programs, or give less to do at once (COMMAND --help)")
+    elif NOT_LOADED in str(error):
+        reasons = "memory ran out, or its disk is mounted noexec"
+        logger.error("a library can't be loaded: %s; end other programs, or install sekd elsewhere", reasons)
     elif SHORT_OF_THREADS in str(error):
         logger.error("the system lets this user have no more threads; end other programs, or raise ulimit -u")
     else:

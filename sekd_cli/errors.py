@@ -61,12 +61,12 @@ class DeviceError(SekdError):
 
 SHORT_OF_MEMORY = re.compile(
     r"out of memory|allocate memory|not enough memory|bad_alloc|ALLOC_FAILED"
-    r"|failed to map segment"  # the loader's words, of a library that doesn't fit
     r"|Invalid buffer size"  # Metal's words
     r"|could not create a primitive$",  # oneDNN's words
     re.MULTILINE,
 )
 SHORT_OF_THREADS = "can't start new thread"  # Python's words
+NOT_LOADED = "failed to map segment"  # the loader's words, of a library that doesn't fit or may not run where it lies
 
 
 def short_of_memory(error: BaseException) -> bool:

@@ -110,7 +110,7 @@ def test_errors_are_one_line_and_their_exit_code(
         (MemoryError(), "memory ran out"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "memory ran out"),
         (RuntimeError("can't start new thread"), "no more threads"),
-        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "memory ran out"),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "noexec"),
     ],
 )
 def test_what_runs_out_in_whatever_step_is_one_line_and_seven(
