@@ -26,7 +26,7 @@ from sekd_cli.stored_features import StoredFeatures
 from sekd_cli.verification import Camera
 
 CameraOf = Callable[[str, StoredFeatures], Camera | None]
-"""The camera of an image by name and (width, height). It may raise ImageError."""
+"""The camera of an image by its name and features. It may raise ImageError."""
 
 
 class Plan(NamedTuple):

@@ -116,8 +116,7 @@ def run(options: MatchOptions) -> int:
     work = _plan(options, shard)
     if folder is not None:
         with FeatureReader(options.features) as features:
-            names = [features.own_name(name) for name in work.names]
-            pairs = ((names[first], names[second]) for first, second in work.pairs.tolist())
+            pairs = ((work.names[first], work.names[second]) for first, second in work.pairs.tolist())
             folder.check(features.names(), pairs, overwrite=options.overwrite)
     processes = min(settings.threads, len(work.pairs)) if device.type == "cpu" else 0
     share = settings.cache_bytes // max(1, processes)  # of shards there may be more than pairs
