@@ -315,6 +315,19 @@ def test_show_draws_what_match_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     assert legend.marks[0][1] == f"{count} inliers of a homography, {count} aligned"
 
 
+def test_show_refuses_what_match_refuses(capfd: pytest.CaptureFixture[str]) -> None:
+    pair = ["show", "photos/a.png", "photos/c.png", "--verify", "homography", "--refine", "-o", "x.png", "--features"]
+    assert cli.main([*pair, "refined.h5"]) == BAD_INPUT
+    assert "refined already" in capfd.readouterr().err
+    with FeatureWriter(Path("known.h5"), ATTRIBUTES) as writer:
+        for view, name in enumerate(NAMES):
+            writer.write(name, found(view), source=source_of(Path("photos", name)))
+    assert cli.main([*pair, "known.h5"]) == 0
+    Image.fromarray(255 - np.asarray(Image.open("photos/c.png"))).save("photos/c.png", compress_level=1)
+    assert cli.main([*pair, "known.h5"]) == MISSING_PAIR
+    assert "bytes, but its features are of a file of" in capfd.readouterr().err
+
+
 def test_a_photograph_that_is_not_there_is_told_by_its_path(capfd: pytest.CaptureFixture[str]) -> None:
     Path("two.txt").write_text("a.png c.png\n")
     Path("empty").mkdir()

@@ -90,6 +90,7 @@ class _Loaded:
     name: str  # in the feature file; of a photograph whose features were extracted now that of the file
     photograph: Photograph
     features: StoredFeatures
+    file_size: int | None = None  # bytes of the file that they are of, if they are known
 
     def view(self, which: np.ndarray | slice = slice(None), moved: np.ndarray | float = 0.0) -> View:
         """The photograph as it is looked at, with some of its keypoints, moved by so many pixels."""
@@ -98,7 +99,7 @@ class _Loaded:
     def matchable(self, max_pixels: int) -> MatchableImage:
         """Its features ready to be matched, and aligned by its pixels as `sekd match --refine` reads them."""
         size = self.features.image_size if self.features.size_stated else None
-        seen = SeenPhotograph(self.path, size, finest_of(self.features.scales), max_pixels)
+        seen = SeenPhotograph(self.path, size, finest_of(self.features.scales), max_pixels, self.file_size)
         return matchable_image(self.name, self.features, pixels=seen.read)
 
 
@@ -142,7 +143,7 @@ class _FeatureSource:
                 self._names = reader.names()
 
     def load(self, path: Path) -> _Loaded:
-        """Raises ImageError, or InputFileError if the features of this image are not in the file."""
+        """Raises ImageError, or InputFileError if the file has no features of this image, or none to be refined."""
         photograph = read_image(path, max_pixels=self._options.max_pixels, colour=True)
         if self._options.features is None:
             return _Loaded(path=path, name=path.name, photograph=photograph, features=self._extract(path))
@@ -151,11 +152,13 @@ class _FeatureSource:
             file = self._options.features
             raise InputFileError(f"{file}: no features of {path}; run sekd extract on it, or leave --features out")
         with FeatureReader(self._options.features) as reader:
-            features = reader.read(name, turned=self._options.verify is not None)
+            if self._options.refine:
+                reader.refuse_refined()
+            features, file_size = reader.read(name, turned=self._options.verify is not None), reader.file_size(name)
         if features.image_size != photograph.stored_size and features.size_stated:
             there, here = ("x".join(map(str, size)) for size in (features.image_size, photograph.stored_size))
             logger.warning("%s: %s pixels, but its features are of one with %s", path, here, there)
-        return _Loaded(path=path, name=name, photograph=photograph, features=features)
+        return _Loaded(path=path, name=name, photograph=photograph, features=features, file_size=file_size)
 
     def _extract(self, path: Path) -> StoredFeatures:
         """The features that `sekd extract` finds on a CPU: it sees grey pixels, and no more of them than it needs."""
