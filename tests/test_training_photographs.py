@@ -75,6 +75,9 @@ def test_a_photograph_that_is_too_narrow_once_shrunk_is_left_out(
     cv2.imwrite(str(folder / "panorama.png"), drawn_photograph(1, 120, 900))
     assert len(cache_photographs(find_images([folder]), tmp_path / "cache", 640)) == 1
     assert "panorama.png: 900x120 pixels, shrunk to 640x85, are too few; cut it into parts" in caplog.text
+    cv2.imwrite(str(folder / "strip.png"), drawn_photograph(1, 90, 900))
+    cache_photographs(find_images([folder]), tmp_path / "again", 640)
+    assert "strip.png: 900x90 pixels, shrunk to 640x64, are too few; give at least 96 along each side" in caplog.text
 
 
 def test_a_photograph_that_was_changed_but_not_in_size_is_decoded_again(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def convert(inputs: tuple[Path, ...], layout: str, output: Path, images: Path | 
 
     Prints the path of the output. docs/EXPORT.md has the layouts.
     """  # noqa: D301 - click's mark for lines that stay as they are
-    from sekd_cli.export import conversion  # noqa: PLC0415 - loads torch, which --help needs not
+    from sekd_cli.export import conversion  # noqa: PLC0415 - loads h5py, which --help needs not
 
     done = conversion.convert(inputs, layout, output, images=images, overwrite=overwrite)
     if done.images is not None:

@@ -24,7 +24,7 @@ def info(file: Path, as_json: bool) -> None:
     sekd info feats.h5
     sekd info matches.h5 --json
     """  # noqa: D301 - click's mark for lines that stay as they are
-    from sekd_cli.file_info import file_info  # noqa: PLC0415 - loads torch, which --help needs not
+    from sekd_cli.file_info import file_info  # noqa: PLC0415 - loads h5py, which --help needs not
 
     facts = file_info(file)
     if as_json:

@@ -137,7 +137,8 @@ def _colour(path: Path, longest_edge: int) -> np.ndarray:
     if min(size) < SHORTEST_EDGE:
         shrunk = f", shrunk to {size[0]}x{size[1]}," * (size != (width, height))
         there = f"{width}x{height} pixels{shrunk}"
-        remedy = "cut it into parts" if shrunk else f"give at least {SHORTEST_EDGE} along each side"
+        least = f"give at least {SHORTEST_EDGE} along each side"
+        remedy = least if min(width, height) < SHORTEST_EDGE else "cut it into parts"
         raise ImageError(f"{path}: {there} are too few; {remedy}")
     pixels = photograph.pixels
     if pixels.shape[1::-1] != size:
