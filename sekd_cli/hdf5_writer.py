@@ -29,6 +29,8 @@ class HDF5Writer:
         self.path = path
         self._failed = False
         try:
+            if path.exists():  # not where it leads: what /dev/fd/1 leads to has no path, if it is a pipe
+                refuse_devices(path.stat())
             self._staged = _open_locked(Path(os.path.realpath(path)), attributes, overwrite=overwrite)
         except BlockingIOError as error:
             message = f"{path}: another process is using it; wait for that one, or give another output with -o"
@@ -102,7 +104,6 @@ def _open_locked(path: Path, attributes: Mapping[str, Any], *, overwrite: bool) 
         journal_of(path).unlink(missing_ok=True)  # of a file that was deleted since
     try:
         if old is not None:
-            refuse_devices(os.fstat(old))
             lock(old)
             apply_journal(old, journal_of(path))
             _refuse_other_files(old)

@@ -455,6 +455,15 @@ def test_what_is_no_ordinary_file_is_never_replaced(tmp_path: Path) -> None:
     assert pipe.is_fifo()
 
 
+def test_a_pipe_behind_a_descriptor_is_no_ordinary_file() -> None:
+    """As bash gives it for `-o >(command)`."""
+    reading, writing = os.pipe()
+    with pytest.raises(OutputError, match="no ordinary file"):
+        HDF5Writer(Path(f"/dev/fd/{writing}"), {})
+    os.close(reading)
+    os.close(writing)
+
+
 def test_a_link_stays_one_and_what_it_leads_to_is_written(tmp_path: Path) -> None:
     link, real = tmp_path / "link.h5", tmp_path / "disk" / "real.h5"
     link.symlink_to(real)
