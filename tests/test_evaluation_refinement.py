@@ -167,3 +167,5 @@ def test_refined_descriptors_that_cannot_be_compared_are_told(room: Path, off: E
     both = found, replace(found, descriptors=found.descriptors[:, :8])
     with pytest.raises(InputFileError, match="values"):
         refined_matches(both, (image.seen, image.seen), "fundamental")
+    with pytest.raises(InputFileError, match="values"):
+        refine_scene(dict(zip("ab", both, strict=True)), {"a": image.seen, "b": image.seen})

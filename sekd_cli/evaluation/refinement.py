@@ -13,6 +13,7 @@ from sekd_cli.errors import ImageError, InputFileError
 from sekd_cli.evaluation.methods import LocalFeatures
 from sekd_cli.pair_matching import MatchableImage, comparable, match_images
 from sekd_cli.seen_pixels import SeenPixels
+from sekd_cli.stored_matches import StoredMatches
 from sekd_cli.verification import verification_settings
 
 
@@ -24,10 +25,7 @@ def refined_matches(
     As `match --verify MODEL --refine` gives them. Raises InputFileError if their descriptors can't be compared.
     """
     image0, image1 = map(_matchable, features, pixels)
-    try:
-        found = match_images(image0, image1, MatchingSettings(), verification_settings(model))
-    except ImageError as error:
-        raise InputFileError(str(error)) from error
+    found = _matches(image0, image1, model)
     indices = found.indices()
     places = image1.keypoints[indices[:, 1]]
     return indices, places if found.alignment is None else places + found.alignment.offsets
@@ -38,14 +36,14 @@ def refine_scene(
 ) -> tuple[dict[str, NDArray[np.float32]], dict[tuple[str, str], NDArray[np.int64]]]:
     """Keypoints (N, 2) of each image and matches (M, 2) of all pairs.
 
-    As `match --verify fundamental --refine` and `refine` leave them.
+    As `match --verify fundamental --refine` and `refine` leave them. Raises as `refined_matches`.
     """
     images = {name: _matchable(found, pixels[name]) for name, found in features.items()}
     starts = dict(zip(images, np.cumsum([0, *map(len, features.values())]), strict=False))
     units = {name: float(1 / one.scale.min()) for name, one in pixels.items()}  # pixels of the file a seen one
     links, matches = [], {}
     for name0, name1 in combinations(images, 2):
-        found = match_images(images[name0], images[name1], MatchingSettings(), verification_settings("fundamental"))
+        found = _matches(images[name0], images[name1], "fundamental")
         matches[name0, name1] = found.indices()
         if found.alignment is not None:
             of_both = (starts[name0], starts[name1]), (units[name0], units[name1])
@@ -58,6 +56,13 @@ def refine_scene(
         for (name, image), (start, end) in zip(images.items(), ends, strict=True)
     }
     return places, matches
+
+
+def _matches(image0: MatchableImage, image1: MatchableImage, model: str) -> StoredMatches:
+    try:
+        return match_images(image0, image1, MatchingSettings(), verification_settings(model))
+    except ImageError as error:
+        raise InputFileError(str(error)) from error
 
 
 def _matchable(features: LocalFeatures, pixels: SeenPixels) -> MatchableImage:
