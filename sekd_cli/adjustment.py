@@ -50,8 +50,8 @@ def in_parts(links: Iterable[Links]) -> Iterator[Links]:
     waiting: list[Links] = []
     count = 0
     for one in links:
-        waiting.append(one)
-        count += len(one.first)
+        waiting.append(_possible(one))
+        count += len(waiting[-1].first)
         if count >= LINKS_AT_ONCE:
             yield _joined(waiting)
             waiting, count = [], 0
@@ -59,11 +59,14 @@ def in_parts(links: Iterable[Links]) -> Iterator[Links]:
         yield _joined(waiting)
 
 
+def _possible(links: Links) -> Links:
+    within = np.abs(links.offsets).max(axis=1, initial=0) <= FARTHEST
+    within &= np.abs(links.affines).max(axis=(1, 2), initial=0) <= LARGEST
+    return links if within.all() else Links(*(values[within] for values in links))
+
+
 def _joined(links: Sequence[Links]) -> Links:
-    together = Links(*(np.concatenate(columns) for columns in zip(*links, strict=True)))
-    within = np.abs(together.offsets).max(axis=1, initial=0) <= FARTHEST
-    within &= np.abs(together.affines).max(axis=(1, 2), initial=0) <= LARGEST
-    return Links(*(values[within] for values in together))
+    return Links(*(np.concatenate(columns) for columns in zip(*links, strict=True)))
 
 
 def adjust(parts: Sequence[Links], count: int, tell: Callable[[int, int], None] = lambda done, of: None) -> np.ndarray:
@@ -76,7 +79,7 @@ def adjust(parts: Sequence[Links], count: int, tell: Callable[[int, int], None] 
     moves = np.zeros((count, 2), dtype=np.float32)
     weights = [np.ones(len(part.first), dtype=np.float32) for part in parts]
     for done in range(ROUNDS):
-        if done and any(map(len, weights)):
+        if done and parts:
             errors = [np.linalg.norm(_apart(part, moves, part.offsets), axis=1) for part in parts]
             usual = max(SMALLEST_ERROR, 1.5 * float(np.median(np.concatenate(errors))))
             weights = [((1 + (one / usual) ** 2) ** -2).astype(np.float32) for one in errors]

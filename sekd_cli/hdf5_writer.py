@@ -15,7 +15,7 @@ from sekd_cli.hdf5_file import CHECKED_METADATA, HDF5_MAGIC, bound_memory, creat
 from sekd_cli.new_file import clear_away_leftovers
 from sekd_cli.staged_file import StagedFile, apply_journal, journal_of
 
-METADATA_BYTES = 256 << 10  # likewise, while photographs or pairs are added: more isn't needed again
+ADDED_METADATA_BYTES = 256 << 10  # likewise, while photographs or pairs are added: more isn't needed again
 
 
 class HDF5Writer:
@@ -43,7 +43,7 @@ class HDF5Writer:
             self._staged.close()
             message = f"{path}: {reading_reason(path, error)}, so nothing was written; give another output with -o"
             raise OutputError(message) from error
-        bound_memory(self.file, METADATA_BYTES)
+        bound_memory(self.file, ADDED_METADATA_BYTES)
 
     def commit(self) -> None:
         """Make everything added so far part of the file. Raises OutputError, and leaves the file as it was before."""

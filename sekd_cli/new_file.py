@@ -18,6 +18,8 @@ def new_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
     If the block fails, `path` stays as it was; if it is a link, what it leads to is meant. Raises OutputError if `path`
     exists (unless `overwrite`) or can't be written.
     """
+    if str(path) == "-":
+        raise OutputError("-: this can't go to standard output; give a file with -o")
     place = Path(os.path.realpath(path))
     temporary = place.with_name(f".{place.name}.{os.getpid()}.part")
     try:

@@ -134,3 +134,8 @@ def test_it_tells_how_far_it_is() -> None:
     told: list[tuple[int, int]] = []
     adjust(links, len(off), lambda done, of: told.append((done, of)))
     assert told == [(1, 2), (2, 2)]
+
+
+def test_links_that_are_all_wild_are_no_part() -> None:
+    _, links = tracks()
+    assert not list(in_parts([links._replace(offsets=np.full_like(links.offsets, np.nan))]))

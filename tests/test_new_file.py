@@ -114,3 +114,10 @@ def test_a_pipe_behind_a_descriptor_is_no_ordinary_file() -> None:
         pass
     os.close(reading)
     os.close(writing)
+
+
+def test_standard_output_takes_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutputError, match="-: this can't go to standard output"), new_file(Path("-"), overwrite=True):
+        pass
+    assert not list(tmp_path.iterdir())
