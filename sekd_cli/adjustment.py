@@ -76,7 +76,12 @@ def adjust(parts: Sequence[Links], count: int, tell: Callable[[int, int], None] 
     and of PRIOR |s|^2 over keypoints is nearly the least. One that would move more than FARTHEST stays, as a longer
     offset is none. tell: called with how many of how many rounds are done.
     """
-    moves = np.zeros((count, 2), dtype=np.float32)
+    linked = np.zeros(count, dtype=bool)
+    for part in parts:
+        linked[part.first] = linked[part.second] = True
+    numbers = np.cumsum(linked, dtype=np.int32) - 1  # most keypoints have no links, and need no memory
+    parts = [part._replace(first=numbers[part.first], second=numbers[part.second]) for part in parts]
+    moves = np.zeros((int(linked.sum()), 2), dtype=np.float32)
     weights = [np.ones(len(part.first), dtype=np.float32) for part in parts]
     for done in range(ROUNDS):
         if done and parts:
@@ -86,7 +91,9 @@ def adjust(parts: Sequence[Links], count: int, tell: Callable[[int, int], None] 
         moves = _solved(parts, weights, moves)
         tell(done + 1, ROUNDS)
     moves[np.linalg.norm(moves, axis=1) > FARTHEST] = 0
-    return moves
+    everywhere = np.zeros((count, 2), dtype=np.float32)
+    everywhere[linked] = moves
+    return everywhere
 
 
 def _apart(links: Links, moves: np.ndarray, offsets: np.ndarray | float) -> np.ndarray:
