@@ -17,7 +17,7 @@ from sekd_cli.errors import ImageError
 
 FORMATS = ("JPEG", "MPO", "PNG", "TIFF", "WEBP", "PPM", "BMP", "DIB", "GIF", "JPEG2000", "AVIF", "TGA", "HEIF")
 """What Pillow may decode here; its other formats are no photographs, and some start other programs."""
-HEIC_SUFFIXES = {".heic", ".heif"}  # of phones' photographs, which take the extra `heic`
+HEIC_SUFFIXES = {".heic", ".heif", ".hif"}  # of phones' and cameras' photographs, which take the extra `heic`
 
 WIDTH_TAG, HEIGHT_TAG = 0x0100, 0x0101  # of TIFF
 NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)  # what an error has where there can be no such file

@@ -16,7 +16,7 @@ from sekd_cli.errors import UsageError
 logger = logging.getLogger(__name__)
 
 COMMON = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".pnm", ".bmp", ".gif"}
-RARE = {".jpe", ".jfif", ".mpo", ".dib", ".jp2", ".j2k", ".avif", ".tga", ".heic", ".heif"}
+RARE = {".jpe", ".jfif", ".mpo", ".dib", ".jp2", ".j2k", ".avif", ".tga", ".heic", ".heif", ".hif"}
 SUFFIXES = frozenset(COMMON | RARE)
 """What counts as an image in a folder; HEIC takes an extra, and to say so is better than to leave it out."""
 

@@ -37,6 +37,7 @@ def test_what_counts_as_an_image_in_a_folder_is_of_a_format_that_is_read() -> No
     kinds = Image.registered_extensions()
     not_in_each_pillow = HEIC_SUFFIXES | {".avif"}
     assert {kinds[suffix] for suffix in SUFFIXES - not_in_each_pillow} <= set(FORMATS)
+    assert HEIC_SUFFIXES <= SUFFIXES
 
 
 def test_relative_folders_give_the_same_names(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -395,6 +395,7 @@ def test_what_is_no_file_is_said_and_nothing_hangs(tmp_path: Path) -> None:
         ("a.heic", b"", "an empty file; copy it again"),
         ("a.jpg", b"text", "not an image that sekd reads; convert it to JPEG or PNG"),
         ("a.HEIC", b"text", r"HEIC takes a package: pip install 'sekd\[heic\]'; or convert it to JPEG"),
+        ("a.HIF", b"text", r"HEIC takes a package: pip install 'sekd\[heic\]'; or convert it to JPEG"),
     ],
 )
 def test_what_is_no_image_gets_the_remedy_that_helps(
