@@ -234,17 +234,13 @@ def keypoints_at(places: Tensor, score_logits: Tensor, settings: DetectionSettin
 
 
 def detect_at_once(
-    score_logits: Tensor,
-    settings: DetectionSettings,
-    mask: Tensor | None = None,
-    *,
-    octaves: Tensor | float = 0.0,
+    score_logits: Tensor, settings: DetectionSettings, mask: Tensor | None, *, octaves: Tensor
 ) -> tuple[Tensor, Tensor]:
     """What `detect` finds in each of many maps, for a device that waits for launches: (B, N, 2), scores (B, N).
 
-    score_logits, mask: (B, H, W); octaves: one, or of each, (B,). N is the most that any has; where a map has fewer,
-    scores are 0. The device is waited for twice: for how many there are, and for which maps have equal scores that may
-    be one plateau, which `detect` then does again.
+    score_logits, mask: (B, H, W); octaves: (B,). N is the most that any has; where a map has fewer, scores are 0. The
+    device is waited for twice: for how many there are, and for which maps have equal scores that may be one plateau,
+    which `detect` then does again.
     """
     score_logits = score_logits.detach().float()
     radius = settings.nms_radius or 0
@@ -254,7 +250,7 @@ def detect_at_once(
     most = int(candidate.flatten(1).sum(dim=1).max())
     count = min(most, settings.max_keypoints or most)
     strengths = score_logits.masked_fill(~candidate, -torch.inf).flatten(1)
-    flat = strengths.topk(min(count + 1, strengths.shape[1]), dim=1).indices.sort(dim=1).values  # one beyond the cut
+    flat = strengths.topk(count + 1, dim=1).indices.sort(dim=1).values  # one beyond the cut
     values, order = strengths.gather(1, flat).sort(dim=1, descending=True, stable=True)
     flat = flat.gather(1, order)
     x, y = flat % score_logits.shape[2], flat // score_logits.shape[2]
@@ -265,7 +261,7 @@ def detect_at_once(
     doubtful[:, count - 1 : count] |= tied[:, count - 1 : count]
     x, y, values = x[:, :count], y[:, :count], values[:, :count]
     keypoints = refine(score_logits, x, y) if settings.subpixel else torch.stack((x, y), dim=-1).float()
-    of_each = torch.as_tensor(octaves, dtype=values.dtype, device=values.device).expand(len(values))
+    of_each = octaves.to(values)
     scores = octave_score(values, of_each[:, None]).sigmoid()
     for index, again in enumerate(doubtful.any(dim=1).tolist()):
         if again:

@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sekd_cli import detection
 from sekd_cli.config import DetectionSettings
 from sekd_cli.detection import OCTAVE_COST, detect, detect_at_once, dilate, local_maxima, max_pool, refine
 from sekd_cli.errors import UsageError
@@ -92,6 +94,7 @@ def test_what_many_maps_have_at_once_is_what_each_has_alone(
     settings = DetectionSettings(max_keypoints=most, nms_radius=radius, threshold=threshold)
     keypoints, scores = detect_at_once(maps, settings, mask if masked else None, octaves=octaves)
     assert len(keypoints) == len(scores) == 4
+    assert keypoints.shape[1] <= 22 * 29  # what the plateau has, and no other map more
     for index in range(4):
         only = mask[index] if masked else None
         alone, of_each = detect(maps[index], settings, only, octaves=float(octaves[index]))
@@ -103,8 +106,26 @@ def test_what_many_maps_have_at_once_is_what_each_has_alone(
 def test_of_three_equal_peaks_the_first_and_the_last_may_be_one_plateau() -> None:
     values = torch.full((12, 24), -9.0)
     values[5, 5] = values[5, 20] = values[6, 5] = 1.0
-    keypoints, scores = detect_at_once(values[None], replace(PIXELS, threshold=0.5))
+    keypoints, scores = detect_at_once(values[None], replace(PIXELS, threshold=0.5), None, octaves=torch.zeros(1))
     assert keypoints[0][scores[0] > 0].tolist() == [[5, 5], [20, 5]]
+
+
+def test_only_maps_with_equal_neighbours_are_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    again = []
+
+    def noted(score_logits: Tensor, *given: Any, **more: Any) -> tuple[Tensor, Tensor]:
+        again.append(score_logits)
+        return detect(score_logits, *given, **more)
+
+    monkeypatch.setattr(detection, "detect", noted)
+    maps = torch.full((4, 20, 30), -9.0)
+    maps[0, [5, 5, 5, 5], [5, 11, 17, 23]] = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    maps[1, 5, [5, 20]] = maps[2, [5, 15], 5] = maps[3, 5, [5, 7]] = 1.0
+    keypoints, scores = detect_at_once(maps, replace(PIXELS, threshold=0.5), None, octaves=torch.zeros(4))
+    assert (scores > 0).sum(dim=1).tolist() == [4, 2, 2, 1]
+    assert keypoints[1:, :1].tolist() == [[[5, 5]]] * 3
+    assert len(again) == 1
+    assert torch.equal(again[0], maps[3])
 
 
 def test_of_equal_peaks_the_first_is_kept_whichever_a_device_takes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +137,8 @@ def test_of_equal_peaks_the_first_is_kept_whichever_a_device_takes(monkeypatch: 
     monkeypatch.setattr(Tensor, "topk", last)
     values = torch.full((12, 40), -9.0)
     values[5, [5, 20, 35]] = 1.0
-    keypoints, _ = detect_at_once(values[None], replace(PIXELS, threshold=0.5, max_keypoints=1))
+    settings = replace(PIXELS, threshold=0.5, max_keypoints=1)
+    keypoints, _ = detect_at_once(values[None], settings, None, octaves=torch.zeros(1))
     assert keypoints[0].tolist() == [[5, 5]]
 
 
@@ -161,7 +183,7 @@ def test_a_slope_that_rises_towards_the_edge_has_no_keypoint() -> None:
     for values in (rising, rising.flip(1), rising[:, :20].T, rising[:, :20].T.flip(0)):
         settings = DetectionSettings(nms_radius=2, threshold=0)
         assert not len(detect(values.contiguous(), settings)[0])
-        assert not detect_at_once(values.contiguous()[None], settings)[1].any()
+        assert not detect_at_once(values.contiguous()[None], settings, None, octaves=torch.zeros(1))[1].any()
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (2, 9), (9, 2)])
