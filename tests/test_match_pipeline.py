@@ -158,9 +158,14 @@ def test_pairs_in_batches_have_the_matches_they_have_alone(
     torch.testing.assert_close(together, expected, atol=1e-5, rtol=1e-7)
 
 
+@pytest.mark.parametrize(("rotations", "expected"), [(False, [8, 10, 10]), (True, [2] * 14)])
 def test_batches_are_as_large_as_their_room_and_cost_one_call_each(
-    features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rotations: bool, expected: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With rotations a pair has four times the similarities."""
+    with FeatureWriter(tmp_path / "feats.h5", TURNED_ATTRIBUTES) as writer:
+        for view, name in enumerate(NAMES):
+            writer.write(name, turned_by(drawn_features(view), 0))
     sizes = []
 
     def together(batch: Any, *settings: Any) -> Any:
@@ -168,8 +173,9 @@ def test_batches_are_as_large_as_their_room_and_cost_one_call_each(
         return match_together(batch, *settings)
 
     monkeypatch.setattr(match_pipeline, "match_together", together)
-    run(features, tmp_path / "m.h5", list(exhaustive(NAMES)), batch_values=10 * 80 * 80)
-    assert sorted(sizes) == [8, 10, 10]
+    matching, pairs = MatchingSettings(rotations=rotations), list(exhaustive(NAMES))
+    run(tmp_path / "feats.h5", tmp_path / "m.h5", pairs, matching=matching, batch_values=10 * 80 * 80)
+    assert sorted(sizes) == expected
 
 
 @pytest.mark.parametrize("batch_values", [0, 10**9])
