@@ -263,6 +263,20 @@ def test_a_process_reads_every_image_a_few_times_only(tmp_path: Path, room: int,
     assert matcher._images.reads == reads
 
 
+def test_half_of_the_memory_is_for_pixels_where_matches_are_aligned(features: Path, tmp_path: Path) -> None:
+    plain, aligned = (PairMatcher(features, 100, MatchingSettings(), folder=folder) for folder in (None, tmp_path))
+    assert (plain.cache_bytes, aligned.cache_bytes) == (100, 50)
+
+
+def test_free_memory_is_given_back_every_so_many_tasks(features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given_back = []
+    monkeypatch.setattr(match_pipeline, "give_back_memory", lambda: given_back.append(True))
+    matcher = PairMatcher(features, 0, MatchingSettings())
+    for _ in range(2 * match_pipeline.GIVE_BACK_EVERY):
+        matcher([])
+    assert len(given_back) == 2
+
+
 @pytest.mark.parametrize(("share", "most"), [(1.1, 1), (0.5, 3), (0.25, 4)])
 def test_all_pairs_of_a_thousand_images_read_each_a_few_times_only(share: float, most: int) -> None:
     """share: of all features, what the memory holds."""
@@ -422,6 +436,19 @@ def test_a_camera_that_is_gone_costs_no_pair_that_is_done(features: Path, tmp_pa
     }
     assert told[first].skipped
     assert told[second].failure == "no such file"
+
+
+@both_ways
+def test_pairs_that_are_done_fail_where_the_features_of_either_image_are_gone(
+    features: Path, tmp_path: Path, processes: int
+) -> None:
+    pairs = list(exhaustive(NAMES[:3]))
+    run(features, tmp_path / "m.h5", pairs, processes=processes)
+    with h5py.File(features, "r+") as file:
+        del file[NAMES[1]]
+    for outcome in run(features, tmp_path / "m.h5", pairs, processes=processes):
+        assert outcome.skipped == (NAMES[1] not in outcome.pair)
+        assert ("no features of view1.jpg" in str(outcome.failure)) == (NAMES[1] in outcome.pair)
 
 
 @both_ways
