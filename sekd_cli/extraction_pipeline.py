@@ -85,8 +85,7 @@ def extract_all(
                     yield from extraction.hand_on(background)
                 yield from background.finished()
             yield from extraction.hand_on(background, everything=True)
-            background.finish()
-            yield from background.finished()
+    yield from background.finished()
 
 
 class _Extraction:
@@ -243,21 +242,14 @@ class _BackgroundWriter:
         while not self._outcomes.empty():
             yield self._outcomes.get()
 
-    def finish(self) -> None:
-        """Wait until everything is written."""
-        if self._thread.is_alive():
-            self._queue.put(None)
-            self._thread.join()
-        self._raise()
-
     def __enter__(self) -> Self:
         self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._thread.is_alive():
-            self._queue.put(None)
-            self._thread.join()
+        """Wait until everything is written."""
+        self._queue.put(None)
+        self._thread.join()
 
     def _raise(self) -> None:
         if self._error is not None:

@@ -17,7 +17,7 @@ from full_disk import pwrite_until_full
 from hostile_images import broken_files, drawn, encoded, whole_files, write_files
 
 from sekd_cli import cli, images
-from sekd_cli.batch_extraction import Job
+from sekd_cli.batch_extraction import BatchExtractor, Job
 from sekd_cli.counting import counted
 from sekd_cli.errors import ImageError
 from sekd_cli.extraction import Extractor
@@ -571,6 +571,22 @@ def test_few_images_are_done_as_many_are(extract: Extract, photos: Path, monkeyp
     assert extract("photos", "-o", "many.h5") == 0
     assert used
     assert_same(stored("few.h5"), stored("many.h5"))
+
+
+def test_free_memory_is_given_back_every_so_many_batches(
+    extract: Extract, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_back = []
+    for module in ("batch_extraction", "extraction_pipeline"):  # of a process that extracts, and of the one that writes
+        monkeypatch.setattr(f"sekd_cli.{module}.GIVE_BACK_EVERY", 2)
+        monkeypatch.setattr(f"sekd_cli.{module}.give_back_memory", lambda: given_back.append(True))
+    of_process = BatchExtractor(cast(Extractor, None))
+    for number in range(1, 5):
+        of_process([])
+        assert len(given_back) == number // 2
+    given_back.clear()
+    assert extract("photos", "--batch-size", 1) == 0
+    assert len(given_back) == 1
 
 
 def refuse() -> None:
