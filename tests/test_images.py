@@ -384,6 +384,7 @@ def test_what_is_no_file_is_said_and_nothing_hangs(tmp_path: Path) -> None:
         (tmp_path, "a folder"),
         (tmp_path / "pipe", "neither a file nor a folder"),
         (tmp_path / "missing.jpg", "no such file"),
+        (tmp_path / "pipe" / "a.jpg", "no such file"),
     ):
         with pytest.raises(ImageError, match=words):
             read_image(path)
@@ -418,9 +419,12 @@ def test_a_folder_that_nobody_may_list_is_told_as_that(tmp_path: Path, monkeypat
     [
         (OSError(errno.EIO, os.strerror(errno.EIO)), r"can't be read \(Input/output error\); copy it again"),
         (MemoryError(), "too large for the memory; make it smaller"),
+        (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), "too many files are open; raise ulimit -n"),
+        (OSError("broken data"), r"damaged or truncated \(broken data\); copy it again, or convert it to PNG"),
+        (ValueError("of Pillow's inside"), "damaged or truncated; copy it again, or convert it to PNG"),
     ],
 )
-def test_links_that_lead_in_a_circle_failing_disks_and_little_memory_are_not_damage(
+def test_links_that_lead_in_a_circle_failing_disks_little_memory_and_damage_are_told_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
 ) -> None:
     circle = tmp_path / "circle.jpg"
