@@ -442,9 +442,13 @@ def test_a_file_names_the_precision_that_auto_was_and_another_does_not_go_on_wit
 def test_images_too_large_for_several_at_once_are_done_as_well(
     extract: Extract, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    extract("photos", "-o", "ahead.h5")
+    """By this process, one after the other, though they be small for the network."""
+    extract("photos", "-o", "ahead.h5", "--threads", 1)
+    here, read = [], images.read_image
+    monkeypatch.setattr("sekd_cli.batch_extraction.read_image", lambda *a, **b: here.append(a) or read(*a, **b))
     monkeypatch.setattr("sekd_cli.extraction_pipeline.PREFETCH_PIXELS", 10)
-    extract("photos", "-o", "late.h5")
+    extract("photos", "-o", "late.h5", "--threads", 2)
+    assert len(here) == 3
     assert_same(stored("late.h5"), stored("ahead.h5"))
 
 
