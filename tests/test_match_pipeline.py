@@ -177,6 +177,11 @@ def test_batches_are_as_large_as_their_room_and_cost_one_call_each(
     run(tmp_path / "feats.h5", tmp_path / "m.h5", pairs, matching=matching, batch_values=10 * 80 * 80)
     assert sorted(sizes) == expected
 
+    sizes.clear()
+    monkeypatch.setattr(match_pipeline, "COMMIT_PAIRS", 5)
+    run(tmp_path / "feats.h5", tmp_path / "few.h5", pairs, matching=matching, batch_values=10**9)
+    assert sorted(sizes) == [3, 5, 5, 5, 5, 5]
+
 
 @pytest.mark.parametrize("batch_values", [0, 10**9])
 @pytest.mark.parametrize("verification", [None, VerificationSettings(model="homography", threshold=1, min_inliers=0)])
