@@ -18,7 +18,6 @@ import torch
 from sekd_cli.config import DEFAULT_MAX_PIXELS
 from sekd_cli.errors import ImageError, InputFileError
 from sekd_cli.feature_file import FeatureReader
-from sekd_cli.level_sizes import finest_of
 from sekd_cli.pair_matching import MatchableImage, matchable_image
 from sekd_cli.pairs import Pair
 from sekd_cli.seen_pixels import SeenPhotograph, SeenPixels
@@ -145,10 +144,9 @@ class Loader:
         return matchable_image(name, stored, self._device, camera, pixels)
 
     def _pixels(self, folder: Path, name: str, features: StoredFeatures) -> Callable[[], SeenPixels]:
-        size = features.image_size if features.size_stated else None
-        most = max(DEFAULT_MAX_PIXELS, math.prod(size or ()))  # it was extracted
+        most = max(DEFAULT_MAX_PIXELS, math.prod(features.stated_size or ()))  # it was extracted
         of_file = self._features.file_size(name)
-        photograph = SeenPhotograph(folder / name, size, finest_of(features.scales), most, of_file)
+        photograph = SeenPhotograph.of(folder / name, features, max_pixels=most, file_size=of_file)
 
         def read() -> SeenPixels:
             with self._reading:

@@ -13,9 +13,10 @@ from sekd_cli.config import DEFAULT_MAX_PIXELS
 from sekd_cli.coordinates import rescale_points
 from sekd_cli.errors import ImageError
 from sekd_cli.images import Photograph, read_image, turn_back
-from sekd_cli.level_sizes import largest_size, views_as_seen
+from sekd_cli.level_sizes import finest_of, largest_size, views_as_seen
 from sekd_cli.patch_alignment import Alignment, align
 from sekd_cli.pyramid import prepare
+from sekd_cli.stored_features import StoredFeatures
 
 
 class SeenPixels(NamedTuple):
@@ -38,6 +39,13 @@ class SeenPhotograph(NamedTuple):
     finest: float | None  # see `finest_of`
     max_pixels: int = DEFAULT_MAX_PIXELS
     file_size: int | None = None  # bytes of the file that was seen, if they are known; a copy has as many
+
+    @classmethod
+    def of(
+        cls, path: Path, features: StoredFeatures, *, max_pixels: int, file_size: int | None = None
+    ) -> "SeenPhotograph":
+        """That of these features, at a path."""
+        return cls(path, features.stated_size, finest_of(features.scales), max_pixels, file_size)
 
     def read(self) -> SeenPixels:
         """`seen_pixels` of the file. Raises ImageError if it can't be read, has another size, or is another file."""

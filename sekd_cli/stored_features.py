@@ -50,6 +50,11 @@ class StoredFeatures:
     def __len__(self) -> int:
         return len(self.keypoints)
 
+    @property
+    def stated_size(self) -> tuple[int, int] | None:
+        """`image_size`, None where it is a guess."""
+        return self.image_size if self.size_stated else None
+
 
 class Source(NamedTuple):
     """By what a changed image (or its mask) is noticed: sizes in bytes, times in nanoseconds."""

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sekd_cli.config import ViewSettings, parse_scales
-from sekd_cli.coordinates import nearest_pixels
 from sekd_cli.errors import UsageError
 from sekd_cli.images import Photograph, read_image
 from sekd_cli.level_sizes import largest_size, level_sizes
@@ -227,10 +226,3 @@ def test_sizes_are_those_of_the_file_where_a_jpeg_was_decoded_smaller(tmp_path: 
     photograph = read_image(tmp_path / "a.jpg", enough=partial(largest_size, settings=views))
     assert photograph.pixels.shape == (240, 320)
     assert [one.grey.shape for one in prepare(photograph, views).levels] == [(240, 320), (120, 160)]
-
-
-@pytest.mark.parametrize(("new", "old"), [(1, 7), (3, 7), (7, 7), (320, 640), (213, 641), (300, 100)])
-def test_the_nearest_pixel_is_the_one_that_opencv_takes(new: int, old: int) -> None:
-    axis = np.arange(old, dtype=np.uint16)[None]
-    expected = cv2.resize(axis, (new, 1), interpolation=cv2.INTER_NEAREST_EXACT)
-    np.testing.assert_array_equal(nearest_pixels(new, old), expected[0])

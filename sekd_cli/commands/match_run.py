@@ -113,9 +113,9 @@ def run(options: MatchOptions) -> int:
         batch_values=0 if device.type == "cpu" else GPU_BATCH_VALUES,
     )
     folder = layout_folder(options.output, options.layout, MATCH_FILES, sharded=shard.count > 1)
-    work = _plan(options, shard)
-    if folder is not None:
-        with FeatureReader(options.features) as features:
+    with FeatureReader(options.features) as features:
+        work = _plan(options, shard, features)
+        if folder is not None:
             pairs = ((work.names[first], work.names[second]) for first, second in work.pairs.tolist())
             folder.check(features.names(), pairs, overwrite=options.overwrite)
     processes = min(settings.threads, len(work.pairs)) if device.type == "cpu" else 0
@@ -160,11 +160,10 @@ def _open_features(options: MatchOptions) -> FeatureReader:
     return features
 
 
-def _plan(options: MatchOptions, shard: Shard) -> Plan:
+def _plan(options: MatchOptions, shard: Shard, features: FeatureReader) -> Plan:
     """The pairs of this shard. Raises NothingToDoError if all shards together have none."""
     source = "standard input" if str(options.pairs) == "-" else str(options.pairs)
-    with FeatureReader(options.features) as features:
-        work = plan(read_pairs(options.pairs), features.own_name)
+    work = plan(read_pairs(options.pairs), features.own_name)
     if not len(work.pairs):
         raise NothingToDoError(f"{source}: no pairs of two different images; give two names a line")
     check_flat_names(work.names)
@@ -193,8 +192,7 @@ def _cameras(verification: VerificationSettings | None, images: Path | None) -> 
             return None
         if verification.camera is not None:
             return camera_of(verification.camera, features.image_size)
-        size = features.image_size if features.size_stated else None
-        focal_length = read_focal_length((images or Path()) / name, size)
+        focal_length = read_focal_length((images or Path()) / name, features.stated_size)
         if focal_length is None:
             raise ImageError(f"{name}: no focal length in EXIF data; give --camera")
         return camera_of((focal_length,), features.image_size)

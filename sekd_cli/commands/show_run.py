@@ -31,7 +31,6 @@ from sekd_cli.extraction import Extractor
 from sekd_cli.feature_file import FeatureReader, name_of
 from sekd_cli.image_opening import open_unlimited
 from sekd_cli.images import Photograph, read_image
-from sekd_cli.level_sizes import finest_of
 from sekd_cli.match_file import MatchReader
 from sekd_cli.networks.weights_file import load_network, packaged_weights
 from sekd_cli.new_file import new_file
@@ -98,8 +97,7 @@ class _Loaded:
 
     def matchable(self, max_pixels: int) -> MatchableImage:
         """Its features ready to be matched, and aligned by its pixels as `sekd match --refine` reads them."""
-        size = self.features.image_size if self.features.size_stated else None
-        seen = SeenPhotograph(self.path, size, finest_of(self.features.scales), max_pixels, self.file_size)
+        seen = SeenPhotograph.of(self.path, self.features, max_pixels=max_pixels, file_size=self.file_size)
         return matchable_image(self.name, self.features, pixels=seen.read)
 
 
