@@ -53,6 +53,8 @@ curve of corner errors, MAGSAC. MMA: share of matches that are right. rep. and l
 error of keypoints at 3 px.
 TEXT
     table "Homographies, 2048 keypoints" homography "$data/homography" --max-keypoints 2048 "${features[@]}"
+    table "Homographies, 2048 keypoints, more and finer sizes" homography "$data/homography" --max-keypoints 2048 \
+        --scales 1 --scales 1,0.5 --scales 1,0.71,0.5 --scales 1.41,1,0.71,0.5
     table "Homographies, 500 keypoints, refined" homography "$data/homography" --refine "${features[@]}"
     cat <<'TEXT'
 
