@@ -8,7 +8,8 @@ that starts with `#`, it keeps the line from being a comment.
 import codecs
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
 from itertools import combinations
 from pathlib import Path
 from typing import BinaryIO
@@ -88,6 +89,14 @@ def _sort_key(part: str) -> tuple[int, str]:
 def exhaustive(names: Iterable[str]) -> Iterator[Pair]:
     """Every pair of different images once, in natural order."""
     return combinations(natural_order(set(names)), 2)
+
+
+def split_queries(names: Iterable[str], patterns: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names that fit one of the patterns, whose `*` stands for any text, folders too, and the others; both in order."""
+    ordered = natural_order(set(names))
+    queries = [name for name in ordered if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    fitting = set(queries)
+    return queries, [name for name in ordered if name not in fitting]
 
 
 def sequential(names: Iterable[str], overlap: int, *, loop: bool = False) -> Iterator[Pair]:

@@ -36,16 +36,20 @@ def nearest(
     count: int,
     unreadable: dict[str, str],
     done: Callable[[int], object] = lambda images: None,
+    *,
+    queries: Sequence[str] = (),
 ) -> Iterator[tuple[str, str]]:
     """Pairs of each image with the `count` that look most like it, each pair once, in the order of `names`.
 
-    Reads every image's features twice at most; depends on nothing but these. Of equally alike ones the first named.
+    With queries, which are no `names`, pairs of each of these, first, with the `count` of `names` that look most like
+    it. Reads every image's features twice at most; depends on nothing but these. Of equally alike ones the first named.
     Images whose features can't be read are left out; why is put into `unreadable`, by name. `done` is told of so many
     more images when they are read, and again of those that can be read when they are compared.
     """
-    codebook = learn_codebook(_sample(features, names, unreadable))
+    everything = [*queries, *names]
+    codebook = learn_codebook(_sample(features, everything, unreadable))
     described: dict[str, Directions] = {}
-    for index, name in enumerate(names):
+    for index, name in enumerate(everything):
         if index % GIVE_BACK_EVERY == 0:
             give_back_memory()
         found = _descriptors(features, name, KEYPOINTS, unreadable)
@@ -53,7 +57,10 @@ def nearest(
             described[name] = directions(found, codebook)
         done(1)
     readable = list(described)
-    for first, second in nearest_pairs(similarities(list(described.values())), count, done):
+    asked = sum(name in described for name in queries)
+    if queries and not asked:
+        return
+    for first, second in nearest_pairs(similarities(list(described.values()), asked), count, done, asked):
         yield readable[first], readable[second]
 
 
@@ -92,10 +99,11 @@ def directions(descriptors: Tensor, codebook: Tensor) -> Directions:
     return Directions(words, (STEPS * F.normalize(sums, dim=1)).round().to(torch.int8).numpy())
 
 
-def similarities(images: Sequence[Directions]) -> Iterator[np.ndarray]:
+def similarities(images: Sequence[Directions], asked: int = 0) -> Iterator[np.ndarray]:
     """How alike images are to each other: some rows (B, I) after others, each value up to 1.
 
-    To an image without words all are less alike (-1) than to any other.
+    asked: only the first so many have rows; 0 for all. To an image without words all are less alike (-1) than to any
+    other.
     """
     count, sizes = len(images), [len(image.words) for image in images]
     every_word = np.concatenate([np.zeros(0, np.int64), *(image.words for image in images)])
@@ -108,8 +116,9 @@ def similarities(images: Sequence[Directions]) -> Iterator[np.ndarray]:
     norms = np.sqrt(np.bincount(image_of, np.repeat(rarity, having), minlength=count)).astype(np.float32)
     nothing = norms == 0
     norms[nothing] = 1
-    for first in range(0, count, COMPARED_AT_ONCE):
-        last = min(first + COMPARED_AT_ONCE, count)
+    rows = asked or count
+    for first in range(0, rows, COMPARED_AT_ONCE):
+        last = min(first + COMPARED_AT_ONCE, rows)
         alike = np.zeros((last - first, count), np.float32)
         for end, size, worth in zip(ends.tolist(), having.tolist(), rarity, strict=True):
             images_here = image_of[end - size : end]
@@ -119,27 +128,28 @@ def similarities(images: Sequence[Directions]) -> Iterator[np.ndarray]:
             vectors = torch.from_numpy(there[end - size : end]).float() / STEPS
             cosines = torch.mm(vectors[low:high], vectors.T).numpy().ravel()  # numpy's own threads wait for each other
             close = np.flatnonzero(cosines > LEAST_COSINE)
-            rows, columns = images_here[low + close // size] - first, images_here[close % size]
-            alike[rows, columns] += worth * cosines[close] ** SELECTIVITY
+            pairs = images_here[low + close // size] - first, images_here[close % size]
+            alike[pairs] += worth * cosines[close] ** SELECTIVITY
         alike /= norms[first:last, None] * norms
         alike[:, nothing] = -1
         yield alike
 
 
 def nearest_pairs(
-    alike: Iterable[np.ndarray], count: int, done: Callable[[int], object] = lambda images: None
+    alike: Iterable[np.ndarray], count: int, done: Callable[[int], object] = lambda images: None, asked: int = 0
 ) -> Iterator[tuple[int, int]]:
     """Pairs i < j of images where one is among the `count` most similar to the other, sorted.
 
-    alike: similarities, rows (B, I) after others until there are I; of equal ones the first image counts as nearer.
-    `done` is told how many rows more.
+    alike: `similarities`, rows (B, I) after others; of equal ones the first image counts as nearer. asked: only the
+    first so many have rows, and only the others are neighbours. `done` is told how many rows more.
     """
     found: set[tuple[int, int]] = set()
     start = 0
     for rows in alike:
-        most = min(count, rows.shape[1] - 1)
+        most = min(count, rows.shape[1] - (asked or 1))
         own = np.arange(len(rows))
         rows[own, start + own] = -np.inf  # an image is not a neighbour of its own
+        rows[:, :asked] = -np.inf
         ranked = np.argsort(-rows, axis=1, kind="stable")[:, :most]
         for row, neighbours in enumerate(ranked.tolist(), start):
             found.update((min(row, other), max(row, other)) for other in neighbours)

@@ -38,6 +38,21 @@ def test_pairs_of_a_feature_file_are_listed(capfdbinary: pytest.CaptureFixture[b
     assert sorted(listed(capfdbinary, "feats.h5", "--sequential", "1", "--nearest", "2")) == everything
 
 
+def test_queries_are_paired_with_the_others_alone(
+    capfdbinary: pytest.CaptureFixture[bytes],
+) -> None:
+    expected = ["c.jpg a.jpg", "c.jpg\tb/b 1.jpg"]
+    assert listed(capfdbinary, "feats.h5", "--queries", "c*") == expected
+    assert listed(capfdbinary, "feats.h5", "--queries", "c*", "--nearest", "5") == expected
+    assert listed(capfdbinary, "feats.h5", "--queries", "c*", "--nearest", "5", "--exhaustive") == expected
+    assert len(listed(capfdbinary, "feats.h5", "--queries", "c*", "--nearest", "1")) == 1
+    assert listed(capfdbinary, "feats.h5", "--queries", "a*", "--queries", "b/*") == ["a.jpg c.jpg", "b/b 1.jpg\tc.jpg"]
+    for pattern, reason in (("*", "all images fit"), ("d*", "no image fits")):
+        assert cli.main(["pairs", "feats.h5", "--queries", pattern]) == NOTHING
+        assert reason in capfdbinary.readouterr().err.decode()
+    assert cli.main(["pairs", "feats.h5", "--queries", "c*", "--sequential", "1"]) == USAGE
+
+
 def test_pairs_go_into_a_file_if_one_is_named(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     assert cli.main(["pairs", "feats.h5"]) == 0
     piped = capfdbinary.readouterr().out

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sekd_cli.errors import InputFileError
-from sekd_cli.pairs import exhaustive, format_pair, natural_order, parse_pairs, read_pairs, sequential
+from sekd_cli.pairs import exhaustive, format_pair, natural_order, parse_pairs, read_pairs, sequential, split_queries
 
 
 def parsed(text: bytes) -> list[tuple[str, str]]:
@@ -127,6 +127,17 @@ def test_sequential_pairs_are_neighbours() -> None:
     assert list(sequential(names, 1)) == [("f8", "f9"), ("f9", "f10"), ("f10", "f11")]
     assert list(sequential(names, 1, loop=True))[3:] == [("f11", "f8")]
     assert list(sequential(names, 2)) == [("f8", "f9"), ("f8", "f10"), ("f9", "f10"), ("f9", "f11"), ("f10", "f11")]
+
+
+def test_queries_are_the_images_whose_names_fit_a_pattern() -> None:
+    names = ["new/10.jpg", "new/sub/x.png", "old/new/1.jpg", "new/9.jpg", "New/1.jpg", "new/9.jpg"]
+    fitting, others = ["new/9.jpg", "new/10.jpg", "new/sub/x.png"], ["New/1.jpg", "old/new/1.jpg"]
+    assert split_queries(names, ["new/*"]) == (fitting, others)
+    assert split_queries(names, ["new/?.jpg", "*.png"]) == (
+        ["new/9.jpg", "new/sub/x.png"],
+        ["New/1.jpg", "new/10.jpg", "old/new/1.jpg"],
+    )
+    assert split_queries(names, []) == ([], natural_order(set(names)))
 
 
 @given(st.integers(0, 12), st.integers(1, 15))

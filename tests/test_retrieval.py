@@ -95,6 +95,14 @@ def test_neighbours_of_either_are_pairs_once() -> None:
     assert pairs(np.zeros((99, 99)), 1) == [(0, other) for other in range(1, 99)]  # of equals the first
 
 
+def test_queries_have_the_others_as_neighbours_alone() -> None:
+    turns = np.deg2rad([0.0, 10.0, 5.0, 40.0, 12.0])
+    rows = np.cos(turns[:, None] - turns)[:2]  # of two queries
+    assert list(nearest_pairs([rows.copy()], 1, asked=2)) == [(0, 2), (1, 4)]
+    assert list(nearest_pairs([rows[:1].copy(), rows[1:].copy()], 2, asked=2)) == [(0, 2), (0, 4), (1, 2), (1, 4)]
+    assert list(nearest_pairs([rows.copy()], 9, asked=2)) == [(query, other) for query in (0, 1) for other in (2, 3, 4)]
+
+
 def test_views_of_a_plane_find_each_other(tmp_path: Path) -> None:
     names = [f"plane{plane}/view{view}.jpg" for plane in range(5) for view in range(3)]
     with FeatureWriter(tmp_path / "feats.h5", ATTRIBUTES) as writer:
@@ -106,6 +114,27 @@ def test_views_of_a_plane_find_each_other(tmp_path: Path) -> None:
         assert pairs == list(nearest(reader, names, 2, {}, done.append))
         assert done == [1] * len(names) + [len(names)]
     assert pairs == [(one, other) for one in names for other in names if one < other and one[:6] == other[:6]]
+
+
+def test_queries_find_their_plane_among_the_others(tmp_path: Path) -> None:
+    names = [f"plane{plane}/view{view}.jpg" for plane in range(5) for view in range(3)]
+    with FeatureWriter(tmp_path / "feats.h5", ATTRIBUTES) as writer:
+        for index, name in enumerate(names):
+            writer.write(name, drawn_features(index, plane=index // 3))
+    queries, others = names[2::3], [name for name in names if "view2" not in name]
+    with FeatureReader(tmp_path / "feats.h5") as reader:
+        done: list[int] = []
+        found = list(nearest(reader, others, 2, {}, done.append, queries=queries))
+        assert done == [1] * len(names) + [len(queries)]
+    assert found == [(query, other) for query in queries for other in others if query[:6] == other[:6]]
+    with h5py.File(tmp_path / "feats.h5", "r+") as file:
+        for name in queries[:2]:
+            file[name]["descriptors"][:] += 1  # damaged
+    for asked, expected in ((queries, found[4:]), (queries[:2], [])):
+        with FeatureReader(tmp_path / "feats.h5") as reader:
+            unreadable: dict[str, str] = {}
+            assert list(nearest(reader, others, 2, unreadable, queries=asked)) == expected
+            assert list(unreadable) == queries[:2]
 
 
 @pytest.mark.parametrize(("most", "chosen"), [(3, "adg"), (5, "abcdefghi"), (99, "abcdefghi")])

@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,6 +22,12 @@ logger = logging.getLogger(__name__)
 @click.option("--sequential", type=click.IntRange(1), metavar="K", help="Each with the K that follow it.")
 @click.option("--loop", is_flag=True, help="With --sequential: the first images follow the last.")
 @click.option("--nearest", type=click.IntRange(1), metavar="K", help="Each with the K that look most like it.")
+@click.option(
+    "--queries",
+    multiple=True,
+    metavar="PATTERN",
+    help="Only pairs of an image whose name fits, first, with one whose name doesn't; * fits slashes too; repeat.",
+)
 @click.option("--root", type=FOLDER, help="Folder that image names are relative to.")
 @click.option("--output", "-o", type=FILE, help="A file; default, or -: standard output.")
 @click.option("--overwrite", is_flag=True, help="With -o: replace a file that is there.")
@@ -32,6 +38,7 @@ def pairs(
     sequential: int | None,
     loop: bool,
     nearest: int | None,
+    queries: tuple[str, ...],
     root: Path | None,
     output: Path | None,
     overwrite: bool,
@@ -41,6 +48,7 @@ def pairs(
     \b
     sekd pairs photos --sequential 10 --loop > pairs.txt
     sekd pairs feats.h5 --nearest 20 | sekd match - --features feats.h5
+    sekd pairs feats.h5 --nearest 20 --queries 'new/*' > localise.txt
 
     Give photographs (folders, files, patterns, - for a list of paths on stdin), or a feature file, which stands for its
     images; --nearest needs that. Images are sorted by name, numbers in names by value. With several choices, all their
@@ -48,8 +56,8 @@ def pairs(
     """  # noqa: D301 - click's mark for lines that stay as they are
     from sekd_cli.new_file import new_file  # noqa: PLC0415
     from sekd_cli.pairs import exhaustive as every_pair  # noqa: PLC0415
-    from sekd_cli.pairs import natural_order  # noqa: PLC0415
     from sekd_cli.pairs import sequential as neighbours  # noqa: PLC0415
+    from sekd_cli.pairs import split_queries  # noqa: PLC0415
 
     output = None if str(output) == "-" else output
     if overwrite and output is None:
@@ -58,18 +66,23 @@ def pairs(
         raise UsageError("standard output is closed; give -o FILE")
     if loop and not sequential:
         raise UsageError("--loop: only with --sequential")
+    if queries and sequential:
+        raise UsageError("--queries: not with --sequential; give --nearest, or neither for all pairs")
     feature_file = _feature_file(source, root, nearest)
     names, failures = (_names_in(feature_file), 0) if feature_file else _names_of_images(source, root)
     if len(names) < 2:
         raise NothingToDoError(f"{', '.join(source)}: {'one image' if names else 'no images'}; a pair takes two")
+    asked, others = split_queries(names, queries)
+    if queries and not (asked and others):
+        raise NothingToDoError(f"--queries {' '.join(queries)}: {'all images fit' if asked else 'no image fits'}")
     chosen: list[Iterator[tuple[str, str]]] = []
     unreadable: dict[str, str] = {}
     if exhaustive or not (sequential or nearest):
-        chosen.append(every_pair(names))
+        chosen.append(product(asked, others) if queries else every_pair(names))
     if sequential:
         chosen.append(neighbours(names, sequential, loop=loop))
     if nearest and feature_file:
-        chosen.append(_nearest(feature_file, natural_order(names), nearest, unreadable))
+        chosen.append(_nearest(feature_file, others, nearest, unreadable, asked))
     every, repeats = chain.from_iterable(chosen), len(chosen) > 1
     if output is None:
         failures += _write(every, sys.stdout.buffer, repeats=repeats)  # names may hold bytes that are no text
@@ -153,13 +166,16 @@ def _names_of_images(source: tuple[str, ...], root: Path | None) -> tuple[list[s
     return names, len(entries) - len(names)
 
 
-def _nearest(feature_file: Path, names: list[str], count: int, unreadable: dict[str, str]) -> Iterator[tuple[str, str]]:
+def _nearest(
+    feature_file: Path, names: list[str], count: int, unreadable: dict[str, str], queries: list[str]
+) -> Iterator[tuple[str, str]]:
     from sekd_cli.commands.progress import progress_bar  # noqa: PLC0415
     from sekd_cli.device import set_threads  # noqa: PLC0415
     from sekd_cli.feature_file import FeatureReader  # noqa: PLC0415
     from sekd_cli.retrieval import nearest  # noqa: PLC0415
 
     set_threads(1)  # several wait for each other longer than its many small products take
-    with FeatureReader(feature_file) as reader, progress_bar("read, compare", 2 * len(names)) as bar:
-        found = list(nearest(reader, names, count, unreadable, bar.advance))
+    steps = len(names) + len(queries) + len(queries or names)
+    with FeatureReader(feature_file) as reader, progress_bar("read, compare", steps) as bar:
+        found = list(nearest(reader, names, count, unreadable, bar.advance, queries=queries))
     yield from found
