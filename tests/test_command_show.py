@@ -265,6 +265,7 @@ def test_no_photograph_is_overwritten(capfd: pytest.CaptureFixture[str]) -> None
 
 def test_errors_are_one_line_with_their_exit_code(capfd: pytest.CaptureFixture[str]) -> None:
     write_views(Path("other.h5"), NAMES, own=30)
+    write_views(Path("again.h5"), NAMES, plane=1)  # as many keypoints, elsewhere
     with FeatureWriter(Path("fewer.h5"), ATTRIBUTES) as writer:
         for view, name in enumerate(NAMES):
             writer.write(name, drawn_features(view, own=20 - 15 * view))  # as many as were matched, and fewer
@@ -284,6 +285,8 @@ def test_errors_are_one_line_with_their_exit_code(capfd: pytest.CaptureFixture[s
         (["elsewhere.jpg", "-f", "feats.h5"], BAD_INPUT, "no features of elsewhere.jpg"),
         ([*PHOTOS, "-f", "other.h5", "-m", "matches.h5"], BAD_INPUT, "not of these features"),
         ([*PHOTOS, "-f", "fewer.h5", "-m", "matches.h5"], BAD_INPUT, "not of these features"),
+        ([*PHOTOS, "-f", "again.h5", "-m", "matches.h5"], BAD_INPUT, "not of these features"),
+        ([*PHOTOS[::-1], "-f", "again.h5", "-m", "matches.h5"], BAD_INPUT, "not of these features"),
         ([PHOTOS[0], PHOTOS[0], *FILES], BAD_INPUT, "no matches of a.jpg and a.jpg"),
     ]
     for arguments, code, message in cases:

@@ -31,7 +31,7 @@ from sekd_cli.extraction import Extractor
 from sekd_cli.feature_file import FeatureReader, name_of
 from sekd_cli.image_opening import open_unlimited
 from sekd_cli.images import Photograph, read_image
-from sekd_cli.match_file import MatchReader
+from sekd_cli.match_file import MatchReader, fingerprint
 from sekd_cli.networks.weights_file import load_network, packaged_weights
 from sekd_cli.new_file import new_file
 from sekd_cli.pair_matching import MatchableImage, match_images, matchable_image, verified
@@ -207,10 +207,15 @@ def _draw_pair(first: _Loaded, second: _Loaded, options: ShowOptions) -> np.ndar
 def _stored(first: _Loaded, second: _Loaded, options: ShowOptions) -> StoredMatches:
     """The matches in the file. Raises InputFileError if they are of other features."""
     assert options.matches is not None, "else they are found"
+    names, features = (first.name, second.name), (first.features, second.features)
     with MatchReader(options.matches) as reader:
-        matches = reader.read((first.name, second.name), count0=len(first.features))
-    if len(matches.matches0) != len(first.features) or matches.matches0.max(initial=-1) >= len(second.features):
-        raise InputFileError(f"{options.matches}: not of these features; give the file that was matched")
+        matches = reader.read(names, count0=len(first.features))
+        matched = reader.fingerprints(names) or reader.fingerprints(names[::-1])[::-1]
+    same = matched in {(), tuple(map(fingerprint, features))}
+    if not same or len(matches.matches0) != len(features[0]) or matches.matches0.max(initial=-1) >= len(features[1]):
+        raise InputFileError(
+            f"{options.matches}: not of these features; give those that were matched, or run sekd match --update"
+        )
     return matches
 
 
