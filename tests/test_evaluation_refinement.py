@@ -91,7 +91,7 @@ def test_bits_match_and_are_refined_as_vectors_are(room: Path, off: Exact) -> No
     found = {}
     for method in (off, Bits(off.points, noise=off.noise)):
         features = {name: method.features(image) for name, image in images.items()}
-        found[type(method)] = refine_scene(features, pixels)
+        found[type(method)] = refine_scene(features, pixels, label=method.label)
     for name in images:
         assert np.median(np.abs(found[Bits][0][name] - found[Exact][0][name])) < 0.05  # other samples come first
     for pair, matches in found[Exact][1].items():
@@ -104,7 +104,7 @@ def test_where_nothing_can_be_aligned_keypoints_and_matches_are_as_found(room: P
     images = [read_evaluation_image(path, 0) for path in sorted((room / "images").iterdir())[:2]]
     features = {str(number): off.features(image) for number, image in enumerate(images)}
     grey = SeenPixels(np.full((HEIGHT, WIDTH), 128, dtype=np.uint8), np.ones(2))
-    places, matches = refine_scene(features, dict.fromkeys(features, grey))
+    places, matches = refine_scene(features, dict.fromkeys(features, grey), label=off.label)
     for name, found in features.items():
         np.testing.assert_array_equal(places[name], found.keypoints)
     assert len(matches["0", "1"]) > 50
@@ -115,7 +115,7 @@ def test_a_pair_without_a_model_has_no_matches(room: Path, off: Exact) -> None:
     found = off.features(image)
     elsewhere = np.random.default_rng(0).uniform(0, 200, found.keypoints.shape).astype(np.float32)
     features = {"here": found, "elsewhere": replace(found, keypoints=elsewhere)}
-    places, matches = refine_scene(features, dict.fromkeys(features, image.seen))
+    places, matches = refine_scene(features, dict.fromkeys(features, image.seen), label=off.label)
     assert {pair: len(rows) for pair, rows in matches.items()} == {("here", "elsewhere"): 0}
     np.testing.assert_array_equal(places["elsewhere"], elsewhere)
 
@@ -157,7 +157,7 @@ def test_a_pair_without_a_model_has_no_refined_matches(room: Path, off: Exact) -
     found = off.features(image)
     elsewhere = np.random.default_rng(0).uniform(0, 200, found.keypoints.shape).astype(np.float32)
     both = found, replace(found, keypoints=elsewhere)
-    indices, places = refined_matches(both, (image.seen, image.seen), "fundamental")
+    indices, places = refined_matches(both, (image.seen, image.seen), "fundamental", label=off.label)
     assert indices.shape == places.shape == (0, 2)
 
 
@@ -165,7 +165,7 @@ def test_refined_descriptors_that_cannot_be_compared_are_told(room: Path, off: E
     image = read_evaluation_image(next((room / "images").iterdir()), 0)
     found = off.features(image)
     both = found, replace(found, descriptors=found.descriptors[:, :8])
-    with pytest.raises(InputFileError, match="values"):
-        refined_matches(both, (image.seen, image.seen), "fundamental")
-    with pytest.raises(InputFileError, match="values"):
-        refine_scene(dict(zip("ab", both, strict=True)), {"a": image.seen, "b": image.seen})
+    with pytest.raises(InputFileError, match="exact: descriptors of 32 and of 8 values"):
+        refined_matches(both, (image.seen, image.seen), "fundamental", label=off.label)
+    with pytest.raises(InputFileError, match="exact: descriptors of 32 and of 8 values"):
+        refine_scene(dict(zip("ab", both, strict=True)), {"a": image.seen, "b": image.seen}, label=off.label)

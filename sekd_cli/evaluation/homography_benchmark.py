@@ -142,7 +142,7 @@ def _evaluate_sequence(
         second = method.features(image)
         if protocol.refine:
             pixels = _as_evaluated(images[0]), _as_evaluated(image)
-            found, xy1 = refined_matches((first, second), pixels, "homography")
+            found, xy1 = refined_matches((first, second), pixels, "homography", label=method.label)
         else:
             found = method.match(first, second)
             xy1 = second.keypoints[found[:, 1]]

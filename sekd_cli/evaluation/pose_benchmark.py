@@ -106,7 +106,8 @@ def _evaluate_pair(
 ) -> PoseResult:
     first, second = features[pair.name0], features[pair.name1]
     if protocol.refine:
-        found, xy1 = refined_matches((first, second), (pixels[pair.name0], pixels[pair.name1]), "fundamental")
+        seen = pixels[pair.name0], pixels[pair.name1]
+        found, xy1 = refined_matches((first, second), seen, "fundamental", label=method.label)
     else:
         found = method.match(first, second)
         xy1 = second.keypoints[found[:, 1]]

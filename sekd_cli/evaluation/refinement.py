@@ -18,21 +18,22 @@ from sekd_cli.verification import verification_settings
 
 
 def refined_matches(
-    features: tuple[LocalFeatures, LocalFeatures], pixels: tuple[SeenPixels, SeenPixels], model: str
+    features: tuple[LocalFeatures, LocalFeatures], pixels: tuple[SeenPixels, SeenPixels], model: str, *, label: str
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Matches (M, 2) of a pair and their places (M, 2) in the second image.
 
-    As `match --verify MODEL --refine` gives them. Raises InputFileError if their descriptors can't be compared.
+    As `match --verify MODEL --refine` gives them. Raises InputFileError with the label of the method that they are of
+    if their descriptors can't be compared.
     """
     image0, image1 = map(_matchable, features, pixels)
-    found = _matches(image0, image1, model)
+    found = _matches(image0, image1, model, label)
     indices = found.indices()
     places = image1.keypoints[indices[:, 1]]
     return indices, places if found.alignment is None else places + found.alignment.offsets
 
 
 def refine_scene(
-    features: dict[str, LocalFeatures], pixels: dict[str, SeenPixels]
+    features: dict[str, LocalFeatures], pixels: dict[str, SeenPixels], *, label: str
 ) -> tuple[dict[str, NDArray[np.float32]], dict[tuple[str, str], NDArray[np.int64]]]:
     """Keypoints (N, 2) of each image and matches (M, 2) of all pairs.
 
@@ -43,7 +44,7 @@ def refine_scene(
     units = {name: float(1 / one.scale.min()) for name, one in pixels.items()}  # pixels of the file a seen one
     links, matches = [], {}
     for name0, name1 in combinations(images, 2):
-        found = _matches(images[name0], images[name1], "fundamental")
+        found = _matches(images[name0], images[name1], "fundamental", label)
         matches[name0, name1] = found.indices()
         if found.alignment is not None:
             of_both = (starts[name0], starts[name1]), (units[name0], units[name1])
@@ -58,11 +59,11 @@ def refine_scene(
     return places, matches
 
 
-def _matches(image0: MatchableImage, image1: MatchableImage, model: str) -> StoredMatches:
+def _matches(image0: MatchableImage, image1: MatchableImage, model: str, label: str) -> StoredMatches:
     try:
         return match_images(image0, image1, MatchingSettings(), verification_settings(model))
     except ImageError as error:
-        raise InputFileError(str(error)) from error
+        raise InputFileError(f"{label}: {error}") from error
 
 
 def _matchable(features: LocalFeatures, pixels: SeenPixels) -> MatchableImage:

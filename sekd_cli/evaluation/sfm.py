@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sekd_cli.coordinates import COLMAP_OFFSET
-from sekd_cli.errors import ImageError, InputFileError
+from sekd_cli.errors import InputFileError
 from sekd_cli.evaluation.cameras import Camera, Pose
 from sekd_cli.evaluation.methods import LocalFeatures, Method
 from sekd_cli.evaluation.plots import Panel
@@ -72,10 +72,8 @@ def evaluate_scenes(
             features = scene_features(scene, method, protocol.max_size)
             keypoints = float(np.mean([len(found) for found in features.values()]))
             if protocol.refine:
-                try:
-                    places, matches = refine_scene(features, scene_pixels(scene, protocol.max_size))
-                except ImageError as error:
-                    raise InputFileError(f"{method.label}: {error}") from error
+                pixels = scene_pixels(scene, protocol.max_size)
+                places, matches = refine_scene(features, pixels, label=method.label)
                 features = {name: replace(found, keypoints=places[name]) for name, found in features.items()}
             else:
                 matches = {
