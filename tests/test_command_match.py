@@ -106,6 +106,14 @@ def test_images_without_features_are_told_one_line_each(capfd: pytest.CaptureFix
     assert "no features of gone.jpg" in failed[0]["reason"]
 
 
+def test_the_other_pairs_of_an_image_without_features_are_counted_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    Path("pairs.txt").write_text("a.jpg gone.jpg\ngone.jpg c.jpg\na.jpg c.jpg\n", encoding="utf-8")
+    assert cli.main(["match", "pairs.txt"]) == MISSING_PAIR
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert "2 failed (1 reason, told once)" in lines[1]
+
+
 def test_repeated_pairs_are_matched_once(capfd: pytest.CaptureFixture[str]) -> None:
     Path("pairs.txt").write_text("a.jpg c.jpg\nc.jpg a.jpg\na.jpg a.jpg\na.jpg c.jpg\n", encoding="utf-8")
     assert cli.main(["match", "pairs.txt"]) == 0
@@ -297,15 +305,16 @@ def test_focal_lengths_come_from_the_images(capfd: pytest.CaptureFixture[str]) -
         np.testing.assert_array_equal(one.read(pair).matches0, other.read(pair).matches0)
 
 
-def test_a_pair_without_any_focal_length_is_told_so_once(capfd: pytest.CaptureFixture[str]) -> None:
+def test_pairs_without_any_focal_length_are_told_so_once_and_counted(capfd: pytest.CaptureFixture[str]) -> None:
     Path("photos/b").mkdir(parents=True)
     for name in NAMES:
         Image.new("L", (400, 400)).save(f"photos/{name}")
     assert cli.main(["match", "pairs.txt", "--verify", "essential", "--images", "photos"]) == NOTHING
     lines = capfd.readouterr().err.splitlines()
-    assert [line.partition(": ")[2].partition(": ")[2] for line in lines if "focal" in line] == [
-        "no focal length in EXIF data; give --camera"
-    ]
+    told, more = (line.removeprefix("error: ").split(": ") for line in lines if "focal" in line)
+    assert told[0] in {"a.jpg and b/b 1.jpg", "a.jpg and c.jpg"}
+    assert more[0] == "1 more pair"
+    assert told[1] == more[1] == "no focal length in EXIF data; give --camera"
     assert any("2 failed (1 reason, told once)" in line for line in lines)
 
 

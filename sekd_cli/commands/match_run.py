@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
@@ -206,6 +207,7 @@ class _Report:
     def __init__(self, failures_path: Path | None, *, refine: bool) -> None:
         self.done = self.skipped = self.failed = self.matches = self.aligned = 0
         self._reasons: set[str] = set()  # for which pairs failed
+        self._more: Counter[str] = Counter()  # pairs whose reason was told of another, and names neither of its images
         self._refine = refine
         self._start = time.monotonic()
         self._list = FailureList(failures_path)
@@ -216,6 +218,8 @@ class _Report:
             self.failed += 1
             level = logging.DEBUG if outcome.failure in self._reasons else logging.ERROR  # of an image in many pairs
             logger.log(level, "%s and %s: %s", *outcome.pair, outcome.failure)
+            if outcome.failure in self._reasons and not any(name in outcome.failure for name in outcome.pair):
+                self._more[outcome.failure] += 1
             self._reasons.add(outcome.failure)
             self._list.add({"pair": outcome.pair, "reason": outcome.failure})
         elif outcome.skipped:
@@ -231,6 +235,8 @@ class _Report:
 
     def __exit__(self, *error: object) -> None:
         self._list.close()
+        for reason, count in self._more.items():
+            logger.error("%s: %s", counted(count, "more pair"), reason)
         seconds = max(time.monotonic() - self._start, 1e-9)
         skipped = f", {self.skipped} done before" if self.skipped else ""
         mean = f"; {counted(self.matches, 'match')}, {self.matches / self.done:.0f} a pair" if self.done else ""
