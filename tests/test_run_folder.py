@@ -66,14 +66,15 @@ def test_weights_whose_checkpoint_was_deleted_are_not_replaced(tmp_path: Path) -
         run.check_what_is_left()
 
 
-def test_weights_of_no_run_are_in_nobodys_way_unless_they_have_the_name_of_a_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["model.safetensors", "best.safetensors"])
+def test_weights_of_no_run_are_in_nobodys_way_unless_they_have_the_name_of_a_runs(name: str, tmp_path: Path) -> None:
     (tmp_path / "sekd.safetensors").touch()
     RunFolder(tmp_path).check_what_is_left()
     RunFolder(tmp_path).begin(SETTINGS, ["a"], tmp_path)
     assert RunFolder(tmp_path).settings() == SETTINGS
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "model.safetensors").touch()
-    with pytest.raises(OutputError, match="another folder"):
+    (tmp_path / "other" / name).touch()
+    with pytest.raises(OutputError, match=f"{name}: a new run would replace it"):
         RunFolder(tmp_path / "other").check_what_is_left()
 
 

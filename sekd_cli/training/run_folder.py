@@ -85,10 +85,10 @@ class RunFolder:
 
     def check_what_is_left(self) -> None:
         """Raise OutputError if there are weights, which a new run would replace, but no checkpoint to go on from."""
-        weights = self.path / "model.safetensors"
-        if weights.is_file() and not self.has_checkpoint:
-            message = f"{weights}: a new run would replace it, and there is no checkpoint to go on from"
-            raise OutputError(f"{message}; start the run in another folder")
+        for weights in (self.path / "model.safetensors", self.path / "best.safetensors"):
+            if weights.is_file() and not self.has_checkpoint:
+                message = f"{weights}: a new run would replace it, and there is no checkpoint to go on from"
+                raise OutputError(f"{message}; start the run in another folder")
 
     def check_photographs(self, digest: str) -> None:
         """Note the digest of the photographs; OutputError if there are labels of others, which would go astray.
