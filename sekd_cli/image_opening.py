@@ -40,10 +40,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_nobody_is_opening)
 
 
-def check_file(path: Path) -> None:
-    """Raises ImageError if there is no file, whatever it holds."""
+def check_file(path: Path) -> os.stat_result:
+    """The status of a file, whatever it holds. Raises ImageError if there is none."""
     try:
-        mode = path.stat().st_mode
+        status = path.stat()
+        mode = status.st_mode
         if stat.S_ISDIR(mode) and not os.access(path, os.R_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
@@ -51,6 +52,7 @@ def check_file(path: Path) -> None:
     if not stat.S_ISREG(mode):
         what = "a folder" if stat.S_ISDIR(mode) else "neither a file nor a folder"
         raise ImageError(f"{path}: {what}, not an image; leave it out")
+    return status
 
 
 @contextmanager

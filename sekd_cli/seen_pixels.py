@@ -12,6 +12,7 @@ import numpy as np
 from sekd_cli.config import DEFAULT_MAX_PIXELS
 from sekd_cli.coordinates import rescale_points
 from sekd_cli.errors import ImageError
+from sekd_cli.image_opening import check_file
 from sekd_cli.images import Photograph, read_image, turn_back
 from sekd_cli.level_sizes import finest_of, largest_size, views_as_seen
 from sekd_cli.patch_alignment import Alignment, align
@@ -58,7 +59,7 @@ class SeenPhotograph(NamedTuple):
             seen = seen_pixels(photograph, self.image_size, self.finest)
         except ImageError as error:
             raise ImageError(f"{self.path}: {error}") from error
-        here = self.path.stat().st_size
+        here = check_file(self.path).st_size
         if self.file_size not in {None, here}:
             told = f"{here:,} bytes, but its features are of a file of {self.file_size:,}"
             raise ImageError(f"{self.path}: {told}; give that one, or run sekd extract --update")

@@ -1,6 +1,7 @@
 """The pixels in which keypoints were found: as the file lies, as large as the network saw it."""
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -9,7 +10,7 @@ from drawn import drawn_photograph
 from PIL import Image
 
 from sekd_cli.errors import ImageError
-from sekd_cli.images import Photograph
+from sekd_cli.images import Photograph, read_image
 from sekd_cli.level_sizes import finest_of, pixel_size
 from sekd_cli.seen_pixels import SeenPhotograph, align_matches, seen_pixels
 
@@ -80,6 +81,22 @@ def test_a_jpeg_is_decoded_no_larger_than_needed(tmp_path: Path) -> None:
     seen = SeenPhotograph(tmp_path / "large.jpg", (1600, 1280), 4.0).read()
     assert seen.grey.shape == (320, 400)
     assert seen.scale.tolist() == [0.25, 0.25]
+
+
+def test_a_photograph_that_is_deleted_while_it_is_read_is_told_as_any_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "gone.png"
+    Image.fromarray(drawn_photograph(0)).save(path)
+
+    def read_and_deleted(path: Path, **options: Any) -> Photograph:
+        photograph = read_image(path, **options)
+        path.unlink()
+        return photograph
+
+    monkeypatch.setattr("sekd_cli.seen_pixels.read_image", read_and_deleted)
+    with pytest.raises(ImageError, match=f"{path}: no such file"):
+        SeenPhotograph(path, None, None).read()
 
 
 def test_another_photograph_is_told_with_its_name(tmp_path: Path) -> None:
