@@ -46,7 +46,7 @@ def test_the_report_tells_speed_waiting_validation_and_what_was_changed(run: Run
     assert "| skipped | 1 step, whose gradient wasn't finite |" in report
     assert "| round 0, both | 50.0 | 1.25 | 25.0 / 50.0 / 62.5 | 75.0 |" in report
     assert "- `minutes = 2.0`" in report
-    assert "![Curves of losses, validation, learning rate and speed](curves.png)" in report
+    assert "![Curves of losses and other figures](curves.png)" in report
     curves = cv2.imread(str(run.path / "curves.png"))
     assert curves.shape == (2 * HEIGHT, 2 * WIDTH, 3)
     for down in (0, 1):
@@ -170,15 +170,23 @@ def test_a_loss_that_an_update_has_not_leaves_a_gap_and_an_alternating_run_count
         | ({"held": 5.0} if step % 6 < 3 else {})
         for step in range(12)
     ]
-    losses, validation, *_ = panels(steps, [], PRESETS["paper"])
+    validations = [VALIDATION | {"homography_accuracy": 0.75}]
+    losses, validation, *_ = panels(steps, validations, PRESETS["paper"])
     assert losses.curves == {"held": [([0, 1, 2], [5, 5, 5]), ([6, 7, 8], [5, 5, 5])]}
     assert validation.x_label == "update"
-    assert panels(steps, [], PRESETS["default"])[1].x_label == "round"
+    assert panels(steps, validations, PRESETS["default"])[1].x_label == "round"
     drawn = draw_panels([losses])[TOP : HEIGHT - BOTTOM, LEFT : WIDTH - RIGHT]
     columns = near(drawn, COLOURS[0]).any(axis=0)
     assert columns[: len(columns) // 5].any()
     assert columns[-len(columns) // 5 :].any()
     assert not columns[3 * len(columns) // 8 : 5 * len(columns) // 8].any()
+
+
+def test_a_run_without_photographs_held_out_has_no_panel_of_their_figures() -> None:
+    step = {"run_step": 1, "learning_rate": 0.1, "waited": 0.0, "seconds": 1.0, "held": 5.0}
+    drawn = panels([step], [], PRESETS["default"])
+    assert [panel.title for panel in drawn] == ["Losses", "Learning rate", "Speed"]
+    assert (draw_panels(drawn)[HEIGHT:, WIDTH:] == 255).all()  # of four places the last stays white
 
 
 def test_tensorboard_sees_each_step_once_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,7 @@ def write_report(run: RunFolder) -> Path:
         parts += ["## Validation, on photographs never trained on", _validation_table(validations)]
     if steps:
         save_picture(run.path / "curves.png", draw_panels(panels(steps, validations, settings)))
-        parts += ["## Curves", "![Curves of losses, validation, learning rate and speed](curves.png)"]
+        parts += ["## Curves", "![Curves of losses and other figures](curves.png)"]
     pictures = sorted((run.path / "pictures").glob("*.jpg"))
     if pictures:
         parts.append("## Pictures")
@@ -72,7 +72,7 @@ def _is_whole(entry: dict[str, Any]) -> bool:
 
 
 def panels(steps: Entries, validations: Entries, settings: TrainingSettings) -> list[Panel]:
-    """Losses, validation, learning rate and speed over the steps of the whole run."""
+    """Losses, validation if there was any, learning rate and speed over the steps of the whole run."""
     at = [float(_run_step(entry)) for entry in steps]
     names = [name for name in dict.fromkeys(key for entry in steps for key in entry) if name not in NOT_LOSSES]
 
@@ -87,9 +87,10 @@ def panels(steps: Entries, validations: Entries, settings: TrainingSettings) -> 
     measured = {name: [(rounds, [100 * entry[key] for entry in validations])] for name, key in shares.items()}
     speed = [settings.batch_size / max(entry["seconds"], 1e-9) for entry in steps]
     waited = [100 * entry["waited"] / max(entry["seconds"], 1e-9) for entry in steps]
+    validation = Panel(title="Validation, %", x_label=after, curves=measured, dots=True)
     return [
         Panel(title="Losses", x_label="step", curves={name: over(name) for name in names}),
-        Panel(title="Validation, %", x_label=after, curves=measured if validations else {}, dots=True),
+        *([validation] if validations else []),
         Panel(title="Learning rate", x_label="step", curves={"learning rate": over("learning_rate")}),
         Panel(
             title="Speed",
