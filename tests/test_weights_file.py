@@ -233,9 +233,14 @@ def test_a_checkpoint_without_a_state_dict_of_tensors_is_refused(tmp_path: Path,
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
-    for path in (tmp_path / "missing.safetensors", tmp_path):
-        with pytest.raises(InputFileError, match="no such weights file"):
-            load_network(path)
+    with pytest.raises(InputFileError, match="no such weights file"):
+        load_network(tmp_path / "missing.safetensors")
+    with pytest.raises(InputFileError, match=r"a folder; give a \.safetensors of sekd train"):
+        load_network(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.touch()
+    with pytest.raises(InputFileError, match=f"{tmp_path}: a folder; give {weights}"):
+        load_network(tmp_path)  # a run's
     with pytest.raises(InputFileError, match=r"give a \.safetensors"):
         load_network(tmp_path / ("z" * 300))  # can't be looked up, as in a folder that isn't ours
 

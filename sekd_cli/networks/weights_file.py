@@ -70,6 +70,10 @@ def load_network(path: Path) -> DenseNetwork:
     missing, extra, of another shape or of a kind that holds no plain numbers.
     """
     try:
+        if path.is_dir():
+            of_run = path / "model.safetensors"
+            remedy = of_run if of_run.is_file() else "a .safetensors of sekd train"
+            raise InputFileError(f"{path}: a folder; give {remedy}")
         if not path.is_file():
             raise InputFileError(f"{path}: no such weights file; give a .safetensors of sekd train")
         name, tensors = _read_safetensors(path) if _is_safetensors(path) else _read_authors_checkpoint(path)
