@@ -11,7 +11,7 @@ from evaluation_sets import Exact, Orbit, change_line, nothing, write_grey
 
 from sekd_cli.errors import InputFileError
 from sekd_cli.evaluation import pose_benchmark
-from sekd_cli.evaluation.cameras import Camera
+from sekd_cli.evaluation.cameras import CalibratedCamera
 from sekd_cli.evaluation.colmap_model import read_colmap_model
 from sekd_cli.evaluation.estimators import estimate_pose
 from sekd_cli.evaluation.pose import (
@@ -86,11 +86,11 @@ def test_the_viewing_angle_does_not_see_a_roll() -> None:
 
 
 def test_normalising_takes_the_principal_point_to_the_origin_and_undoes_distortion() -> None:
-    plain = Camera(matrix=Orbit.matrix)
+    plain = CalibratedCamera(matrix=Orbit.matrix)
     np.testing.assert_allclose(plain.normalise(np.array([(319.5, 239.5), (919.5, 829.5)])), [(0, 0), (1, 1)])
     assert plain.normalise(np.zeros((0, 2))).shape == (0, 2)
     for distortion in ((-0.1,), (-0.1, 0.02, 0.001, -0.001), (-0.1, 0.02, 0, 0, 0.01, 0, 0, 0)):
-        camera = Camera(matrix=Orbit.matrix, distortion=distortion)
+        camera = CalibratedCamera(matrix=Orbit.matrix, distortion=distortion)
         directions = np.array([(0.1, 0.2), (-0.3, 0.05)])
         space = np.column_stack((directions, np.ones(2)))
         padded = np.pad(distortion, (0, 8 - len(distortion)))
@@ -99,7 +99,7 @@ def test_normalising_takes_the_principal_point_to_the_origin_and_undoes_distorti
 
 
 def test_a_lens_that_none_has_gives_numbers_all_the_same() -> None:
-    camera = Camera(matrix=Orbit.matrix, distortion=(1e200,))
+    camera = CalibratedCamera(matrix=Orbit.matrix, distortion=(1e200,))
     edges = np.array([[0.0, 0.0], [1e4, 1e4], [-1e6, 3.0], [400.0, 300.0]])
     assert np.isfinite(camera.normalise(edges)).all()
 
@@ -112,7 +112,7 @@ def test_distortion_is_undone_at_the_corners_of_a_wide_photograph_too(distortion
     space = np.stack((x, y, np.ones_like(x)), axis=-1).reshape(-1, 3)
     padded = np.pad(distortion, (0, 8 - len(distortion)))
     pixels = cv2.projectPoints(space, np.zeros(3), np.zeros(3), Orbit.matrix, padded)[0][:, 0]
-    camera = Camera(matrix=Orbit.matrix, distortion=distortion)
+    camera = CalibratedCamera(matrix=Orbit.matrix, distortion=distortion)
     np.testing.assert_allclose(camera.normalise(pixels), space[:, :2], atol=1e-9)
 
 
@@ -121,8 +121,8 @@ def test_exact_matches_among_wrong_ones_give_the_pose_whatever_the_seed() -> Non
     truth = relative_pose((orbit.rotations[0], orbit.translations[0]), (orbit.rotations[2], orbit.translations[2]))
     xy0, xy1 = orbit.seen(0), orbit.seen(2)
     xy1[::4] = xy1[::4][::-1]  # a quarter of them wrong
-    camera = Camera(matrix=orbit.matrix)
-    half = Camera(matrix=np.diag((0.5, 0.5, 1)) @ orbit.matrix)
+    camera = CalibratedCamera(matrix=orbit.matrix)
+    half = CalibratedCamera(matrix=np.diag((0.5, 0.5, 1)) @ orbit.matrix)
     for seed in range(3):
         assert pose_error(estimate_pose(xy0, xy1, (camera, camera), seed=seed), truth) < 0.01
         assert pose_error(estimate_pose(xy0, xy1 / 2, (camera, half), seed=seed), truth) < 0.01
@@ -145,12 +145,12 @@ def test_of_several_essential_matrices_the_one_with_most_points_in_front_gives_t
         return np.concatenate([*others[:place], found, *others[place:]]), mask
 
     monkeypatch.setattr("sekd_cli.evaluation.estimators.fit_essential", several)
-    cameras = Camera(matrix=orbit.matrix), Camera(matrix=np.diag((0.5, 0.5, 1)) @ orbit.matrix)
+    cameras = CalibratedCamera(matrix=orbit.matrix), CalibratedCamera(matrix=np.diag((0.5, 0.5, 1)) @ orbit.matrix)
     assert pose_error(estimate_pose(orbit.seen(0), orbit.seen(2) / 2, cameras), truth) < 0.01
 
 
 def test_too_few_or_degenerate_matches_give_no_pose_or_a_wrong_one_but_no_crash() -> None:
-    camera = Camera(matrix=Orbit.matrix)
+    camera = CalibratedCamera(matrix=Orbit.matrix)
     assert estimate_pose(np.zeros((4, 2)), np.zeros((4, 2)), (camera, camera)) is None
     for count in (5, 20):
         same = np.full((count, 2), 100.0)
@@ -379,7 +379,7 @@ def test_points_farther_than_50_baselines_give_the_pose_too() -> None:
     random = np.random.default_rng(0)
     space = np.column_stack((random.uniform(-20, 20, (300, 2)), random.uniform(60, 90, 300)))
     turn = cv2.Rodrigues(np.array([0.02, -0.03, 0.01]))[0]
-    camera = Camera(matrix=Orbit.matrix)
+    camera = CalibratedCamera(matrix=Orbit.matrix)
     for seed, step in enumerate(np.array([[0.8, 0.1, 0.0], [-0.8, -0.1, 0.0], [0.0, 0.8, 0.1], [0.0, -0.8, -0.1]])):
         views = [space @ Orbit.matrix.T, (space @ turn.T + step) @ Orbit.matrix.T]
         xy0, xy1 = (view[:, :2] / view[:, 2:] for view in views)

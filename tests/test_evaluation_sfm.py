@@ -8,7 +8,7 @@ from evaluation_sets import Exact, Orbit, change_line, nothing
 
 from sekd_cli.errors import InputFileError
 from sekd_cli.evaluation import sfm
-from sekd_cli.evaluation.cameras import Camera
+from sekd_cli.evaluation.cameras import CalibratedCamera
 from sekd_cli.evaluation.scenes import PairSelection, find_scenes
 
 
@@ -92,11 +92,11 @@ def test_one_image_is_no_scene(tmp_path: Path) -> None:
 
 
 def test_cameras_reach_colmap_half_a_pixel_on() -> None:
-    assert sfm.colmap_camera(Camera(matrix=Orbit.matrix)) == ("PINHOLE", "600.0,590.0,320.0,240.0")
-    model, parameters = sfm.colmap_camera(Camera(matrix=Orbit.matrix, distortion=(-0.1,)))
+    assert sfm.colmap_camera(CalibratedCamera(matrix=Orbit.matrix)) == ("PINHOLE", "600.0,590.0,320.0,240.0")
+    model, parameters = sfm.colmap_camera(CalibratedCamera(matrix=Orbit.matrix, distortion=(-0.1,)))
     assert (model, parameters) == ("OPENCV", "600.0,590.0,320.0,240.0,-0.1,0.0,0.0,0.0")
     for count, name in ((4, "OPENCV"), (5, "FULL_OPENCV"), (8, "FULL_OPENCV")):
-        assert sfm.colmap_camera(Camera(matrix=Orbit.matrix, distortion=(0.1,) * count))[0] == name
+        assert sfm.colmap_camera(CalibratedCamera(matrix=Orbit.matrix, distortion=(0.1,) * count))[0] == name
 
 
 def result(registered: int, points: int, *errors: float) -> sfm.SfmResult:

@@ -16,7 +16,7 @@ UNDISTORTED = (cv2.TERM_CRITERIA_MAX_ITER | cv2.TERM_CRITERIA_EPS, 1000, 1e-12)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Camera:
+class CalibratedCamera:
     """A pinhole camera, distorted perhaps, in the pixels of the file: the top-left pixel's centre is (0, 0)."""
 
     matrix: NDArray[np.float64]  # (3, 3), K
@@ -49,6 +49,6 @@ class Camera:
 class View:
     """One photograph of a scene: its camera, its pose, and the scene's points it shows where they are known."""
 
-    camera: Camera
+    camera: CalibratedCamera
     camera_from_world: Pose
     points: frozenset[int] = frozenset()

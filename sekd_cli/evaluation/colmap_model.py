@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from sekd_cli.coordinates import COLMAP_OFFSET
 from sekd_cli.errors import InputFileError
-from sekd_cli.evaluation.cameras import Camera, View
+from sekd_cli.evaluation.cameras import CalibratedCamera, View
 from sekd_cli.evaluation.homography import invertible
 from sekd_cli.pycolmap_extra import require_pycolmap
 
@@ -61,7 +61,7 @@ def _lines(file: Path) -> Iterator[str]:
             yield line.strip()
 
 
-def _camera(line: str) -> tuple[int, Camera]:
+def _camera(line: str) -> tuple[int, CalibratedCamera]:
     identity, model, width, height, *rest = line.split()
     values = [float(value) for value in rest]
     if model in SINGLE_FOCAL:
@@ -76,10 +76,10 @@ def _camera(line: str) -> tuple[int, Camera]:
     if not (invertible(matrix) and np.isfinite(distortion).all()):
         raise ValueError(f"camera {identity}: no focal length, or numbers that aren't finite")
     size = int(width), int(height)
-    return int(identity), Camera(matrix=matrix, distortion=tuple(distortion), image_size=size)
+    return int(identity), CalibratedCamera(matrix=matrix, distortion=tuple(distortion), image_size=size)
 
 
-def _view(head: str, points: str, cameras: dict[int, Camera]) -> tuple[str, View]:
+def _view(head: str, points: str, cameras: dict[int, CalibratedCamera]) -> tuple[str, View]:
     _, *pose, camera, name = head.split(maxsplit=9)
     values = np.array([float(value) for value in pose])
     if not (np.isfinite(values).all() and values[:4].any()):

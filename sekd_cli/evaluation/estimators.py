@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from sekd_cli.evaluation.cameras import Camera, Pose
+from sekd_cli.evaluation.cameras import CalibratedCamera, Pose
 from sekd_cli.evaluation.homography import FloatArray
 from sekd_cli.verification import fit_essential
 
@@ -47,7 +47,12 @@ def estimate_homography(
 
 
 def estimate_pose(
-    xy0: FloatArray, xy1: FloatArray, cameras: tuple[Camera, Camera], *, threshold: float = 1.0, seed: int = 0
+    xy0: FloatArray,
+    xy1: FloatArray,
+    cameras: tuple[CalibratedCamera, CalibratedCamera],
+    *,
+    threshold: float = 1.0,
+    seed: int = 0,
 ) -> Pose | None:
     """Pose `1_from_0` (translation of unit length) by matched points (M, 2) in pixels; None where none is found.
 

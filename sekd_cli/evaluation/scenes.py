@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from sekd_cli.errors import InputFileError
-from sekd_cli.evaluation.cameras import Camera, Pose, View
+from sekd_cli.evaluation.cameras import CalibratedCamera, Pose, View
 from sekd_cli.evaluation.colmap_model import holds_colmap_model, read_colmap_model
 from sekd_cli.evaluation.homography import invertible
 from sekd_cli.evaluation.images import folder_name
@@ -36,8 +36,8 @@ class PosePair:
 
     name0: str
     name1: str
-    camera0: Camera
-    camera1: Camera
+    camera0: CalibratedCamera
+    camera1: CalibratedCamera
     pose_1_from_0: Pose
 
 
@@ -128,7 +128,7 @@ def _read_camera(file: Path) -> View:
         raise InputFileError(f"{file}: not K, distortion, R, centre and size, a row a line ({error})") from error
     if any(rows[3]):
         raise InputFileError(f"{file}: distorted images; undistort them first")
-    return View(camera=Camera(matrix=matrix), camera_from_world=(rotation.T, -rotation.T @ centre))
+    return View(camera=CalibratedCamera(matrix=matrix), camera_from_world=(rotation.T, -rotation.T @ centre))
 
 
 def select_pairs(views: dict[str, View], selection: PairSelection) -> tuple[PosePair, ...]:
@@ -188,8 +188,8 @@ def _read_pairs(file: Path) -> Scene:
             PosePair(
                 name0=fields[0],
                 name1=fields[1],
-                camera0=Camera(matrix=matrices[0]),
-                camera1=Camera(matrix=matrices[1]),
+                camera0=CalibratedCamera(matrix=matrices[0]),
+                camera1=CalibratedCamera(matrix=matrices[1]),
                 pose_1_from_0=(pose[:3, :3], pose[:3, 3]),
             )
         )

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sekd_cli.coordinates import COLMAP_OFFSET
 from sekd_cli.errors import InputFileError
-from sekd_cli.evaluation.cameras import Camera, Pose
+from sekd_cli.evaluation.cameras import CalibratedCamera, Pose
 from sekd_cli.evaluation.methods import LocalFeatures, Method
 from sekd_cli.evaluation.plots import Panel
 from sekd_cli.evaluation.pose import mean_average_accuracy, pose_error, relative_pose
@@ -127,7 +127,7 @@ def _write_database(
             database.write_matches(numbers[name0], numbers[name1], pairs.astype(np.uint32))
 
 
-def colmap_camera(camera: Camera) -> tuple[str, str]:
+def colmap_camera(camera: CalibratedCamera) -> tuple[str, str]:
     """COLMAP's name of a camera model and its parameters."""
     k = camera.matrix
     pinhole = [k[0, 0], k[1, 1], k[0, 2] + COLMAP_OFFSET, k[1, 2] + COLMAP_OFFSET]
