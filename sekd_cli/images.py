@@ -160,14 +160,14 @@ def _decode(image: Image.Image, path: Path, *, colour: bool, opaque: bool = Fals
 
     opaque: as if nothing were transparent.
     """
-    deep_colour = _has_deep_colour(image)  # asked first, as the next: reading EXIF may decode, and forget it
+    deep_bits = _deep_colour_bits(image)  # asked first, as the next: reading EXIF may decode, and forget it
     see_through = _transparent_grey(image)
     orientation = _orientation(image)
     if image.format in JPEGS and image.mode == "RGB" and not colour:
         image.draft("L", None)  # its own luma, as OpenCV reads it: a third of the time and of the memory
     image.load()
-    if deep_colour:
-        deep = _read_deep_colour(path, image)
+    if deep_bits:
+        deep = _read_deep_colour(path, image, deep_bits)
         pixels = _finish(deep[..., :3] if opaque and deep.ndim == 3 else deep, colour=colour)
     elif _has_numbers(image):
         values = _numbers(image)
@@ -251,22 +251,22 @@ def _finish(pixels: np.ndarray, *, colour: bool) -> np.ndarray:
     return pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
 
 
-def _has_deep_colour(image: Image.Image) -> bool:
-    """16-bit colour, of which Pillow keeps the upper byte: black for a camera's 12 bits.
+def _deep_colour_bits(image: Image.Image) -> int:
+    """Bits a channel of 16-bit colour, of which Pillow keeps the upper byte: black for a camera's 12 bits; else 0.
 
-    Of a JPEG 2000 more than 8 bits, which it rounds up to 256 and so to black where they are white.
+    Of a JPEG 2000 more than 8 bits, which it rounds up to 256 and so to black, or transparent, where they are most.
     """
     if image.mode not in {"RGB", "RGBA", "LA"}:
-        return False
+        return 0
     tiles: Any = getattr(image, "tile", ())
     if image.format == "PNG":
-        return any("16" in str(tile[3]) for tile in tiles)
+        return 16 * any("16" in str(tile[3]) for tile in tiles)
     if image.format == "PPM":
-        return any(tile[0] == "ppm" and "65535" in str(tile[3]) for tile in tiles)  # not of text
+        return 16 * any("65535" in str(tile[3]) for tile in tiles)
     if image.format == "JPEG2000":
         bits = _jpeg2000_bits(image)
-        return (image.mode == "RGB" and bits > 8) or (image.mode == "RGBA" and bits == 16)
-    return 16 in tuple(_tags(image).get(BITS_TAG, ()))
+        return bits if bits > 8 and image.mode != "LA" else 0
+    return 16 * (16 in tuple(_tags(image).get(BITS_TAG, ())))
 
 
 def _jpeg2000_bits(image: Image.Image) -> int:
@@ -277,8 +277,8 @@ def _jpeg2000_bits(image: Image.Image) -> int:
     return (code[JPEG2000_BITS_AT] & 127) + 1 if start and len(code) > JPEG2000_BITS_AT else 0
 
 
-def _read_deep_colour(path: Path, image: Image.Image) -> np.ndarray:
-    """(H, W, 3 or 4) uint8 of an image with 16 bits a channel; called when Pillow found it sound.
+def _read_deep_colour(path: Path, image: Image.Image, bits: int) -> np.ndarray:
+    """(H, W, 3 or 4) uint8 of an image with so many bits a channel; called when Pillow found it sound.
 
     A fourth channel that isn't said to be alpha, such as infrared, is left out.
     """
@@ -292,7 +292,7 @@ def _read_deep_colour(path: Path, image: Image.Image) -> np.ndarray:
     colour = to_eight_bits(cv2.cvtColor(pixels[..., :3], cv2.COLOR_BGR2RGB))
     if pixels.shape[2] == 3 or (image.format == "TIFF" and not ALPHA.intersection(tags.get(EXTRA_TAG, ())[:1])):
         return colour
-    return np.concatenate((colour, (pixels[..., 3:] // 257).astype(np.uint8)), axis=2)
+    return np.concatenate((colour, (pixels[..., 3:] // ((2**bits - 1) // 255)).astype(np.uint8)), axis=2)
 
 
 def to_eight_bits(values: np.ndarray) -> np.ndarray:

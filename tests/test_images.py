@@ -100,21 +100,29 @@ def test_deep_colour_is_scaled_in_the_formats_of_scanners_and_satellites_too(
     assert np.abs(read(path, content).astype(int) - GREY).max() <= 1
 
 
-def test_white_in_a_jpeg_2000_of_twelve_bits_stays_white(path: Path) -> None:
-    """Pillow makes it black. No encoder here writes one: a file of 16 bits is said to be of 12, its middle moved."""
-    values = np.rint(PICTURE * (4095 / 255)).astype(np.uint16)
-    content = bytearray(deep(values + 2**15 - 2**11, ".jp2"))
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_white_in_a_jpeg_2000_of_fewer_bits_stays_white_and_what_is_opaque_opaque(
+    path: Path, bits: int, channels: int
+) -> None:
+    """Pillow makes it black, or clear. No encoder here writes one: a file of 16 bits is said to be of fewer, its
+    middle moved.
+    """
+    largest = 2**bits - 1
+    opaque = np.full((*GREY.shape, 1), largest)
+    values = np.concatenate((np.rint(PICTURE * (largest / 255)), opaque), axis=2)[..., :channels].astype(np.uint16)
+    content = bytearray(deep(values + 2**15 - 2 ** (bits - 1), ".jp2"))
     first, header = content.index(b"\xff\x4f\xff\x51") + 42, content.index(b"ihdr")
-    for place in (first, first + 3, first + 6, header + 14):
+    for place in (*range(first, first + 3 * channels, 3), header + 14):
         assert content[place] == 16 - 1
-        content[place] = 12 - 1
+        content[place] = bits - 1
     assert np.abs(read(path, bytes(content)).astype(int) - GREY).max() <= 1
 
 
-@pytest.mark.parametrize("largest", [4095, 65535])
-def test_ppm_of_numbers_in_text_or_of_fewer_bits_is_read(path: Path, largest: int) -> None:
+@pytest.mark.parametrize(("largest", "told"), [(4095, 4095), (65535, 65535), (4095, 65535)])
+def test_ppm_of_numbers_in_text_or_of_fewer_bits_is_read(path: Path, largest: int, told: int) -> None:
     values = np.rint(PICTURE.astype(float) * (largest / 255)).astype(">u2")
-    size = f"{GREY.shape[1]} {GREY.shape[0]} {largest}\n"
+    size = f"{GREY.shape[1]} {GREY.shape[0]} {told}\n"
     text = " ".join(map(str, values.ravel()))
     for content in (f"P6 {size}".encode() + values.tobytes(), f"P3 {size}{text}\n".encode()):
         assert np.abs(read(path, content).astype(int) - GREY).max() <= 1
