@@ -75,6 +75,20 @@ def test_kaggle_has_file_names_and_groups() -> None:
 
 
 @pytest.mark.parametrize("layout", ["imc", "kaggle"])
+def test_the_same_matches_make_the_same_file_at_any_time(layout: str) -> None:
+    convert([MATCHES, FEATURES], layout, SCENE)
+    timed: list[str] = []
+
+    def look(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        if item.id.get_create_plist().get_obj_track_times():
+            timed.append(name)
+
+    with h5py.File(SCENE / "matches.h5") as file:
+        file.visititems(look)
+    assert not timed
+
+
+@pytest.mark.parametrize("layout", ["imc", "kaggle"])
 def test_there_and_back_nothing_is_lost_but_match_scores(layout: str) -> None:
     photographs = write_photographs(*NAMES)
     with FeatureWriter(FEATURES, ATTRIBUTES, overwrite=True) as writer:

@@ -112,7 +112,9 @@ class FlatOutput:
                     continue
                 place, reverse = _place(keys[name0], keys[name1], self.layout)
                 ordered = indices[:, ::-1] if reverse else indices
-                file[place] = (ordered.T if self.layout == "imc" else ordered).astype(np.int32)
+                outer, _, inner = place.rpartition("/")
+                group = file.require_group(outer or "/")  # one that HDF5 makes on its way to a dataset has a time
+                group[inner] = (ordered.T if self.layout == "imc" else ordered).astype(np.int32)
         count = len(owners)
         if self.layout == "imc" and count < len(keys) * (len(keys) - 1) // 2:
             here = f"{counted(count, 'pair')} of {counted(len(keys), 'image')}"
