@@ -23,23 +23,32 @@ def new_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
     place = Path(os.path.realpath(path))
     temporary = place.with_name(f".{place.name}.{os.getpid()}.part")
     try:
-        if path.exists():  # not `place`: what /dev/stdout leads to has no path, if it is a pipe
-            refuse_devices(path.stat())
-            if not overwrite:
-                raise OutputError(f"{path}: exists already; give --overwrite to replace it, or another output with -o")
-        _make_folder(place.parent)
-        clear_away_leftovers(place)
-        yield temporary
-        temporary.replace(place)
+        with writing(path):
+            if path.exists():  # not `place`: what /dev/stdout leads to has no path, if it is a pipe
+                refuse_devices(path.stat())
+                if not overwrite:
+                    remedy = "give --overwrite to replace it, or another output with -o"
+                    raise OutputError(f"{path}: exists already; {remedy}")
+            _make_folder(place.parent)
+            clear_away_leftovers(place)
+            yield temporary
+            temporary.replace(place)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise OutputError, with the name of the file that is written in the block, if it can't be."""
+    try:
+        yield
     except (OSError, RuntimeError) as error:
         number = error_number(error)
         if number is None and isinstance(error, RuntimeError):
             raise  # not about files
         told = error if isinstance(error, OSError) and error.errno else OSError(number, one_line(error))
         raise OutputError(f"{path}: {write_reason(told)}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def spare_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:

@@ -91,7 +91,7 @@ def test_a_full_disk_is_told_of_the_output_and_leaves_no_file(capfd: pytest.Capt
     assert cli.main([*inputs, "--to", "imc", "-o", "scene"]) == 0
     reason = "larger than this file system or process may write; give another output with -o"
     for arguments, name in (
-        ([*inputs, "--to", "imc"], "scales"),
+        ([*inputs, "--to", "imc"], "descriptors"),  # the largest
         (["convert", "scene", "--to", "hloc", "-q"], "feats"),
     ):
         capfd.readouterr()

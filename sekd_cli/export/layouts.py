@@ -7,11 +7,12 @@ A > B as strings; Kaggle's baselines take the file name with its extension, and 
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Protocol
 
+import h5py
 import numpy as np
 
 from sekd_cli.counting import counted
@@ -19,7 +20,7 @@ from sekd_cli.errors import UsageError
 from sekd_cli.hdf5_file import create_hdf5
 from sekd_cli.image_search import SUFFIXES
 from sekd_cli.match_file import MatchReader, check_flat_names, flat_name
-from sekd_cli.new_file import new_file
+from sekd_cli.new_file import new_file, writing
 from sekd_cli.pairs import Pair
 from sekd_cli.stored_features import StoredFeatures
 
@@ -80,10 +81,8 @@ class FlatOutput:
     def write_features(self, source: FeatureSource) -> int:
         """Write all features; returns how many images."""
         keys = keys_of(source.names(), self.layout)
-        paths = [self._new(kind) for kind in FEATURE_FILES]
         with ExitStack() as stack:
-            files = (stack.enter_context(create_hdf5(path, self.attributes)) for path in paths)
-            keypoints, descriptors, scores, scales = files
+            keypoints, descriptors, scores, scales = (stack.enter_context(self._new(kind)) for kind in FEATURE_FILES)
             for name, key in keys.items():
                 features = source.read(name)
                 if self.layout == "imc" and len(features) > IMC_MOST_KEYPOINTS:
@@ -105,7 +104,7 @@ class FlatOutput:
         """
         keys = keys_of(names, self.layout)
         owners: dict[str, Pair] = {}
-        with create_hdf5(self._new("matches"), self.attributes) as file:
+        with self._new("matches") as file:
             for (name0, name1), indices in matches:
                 if not _take_place(owners, (name0, name1), keys, self.layout):
                     logger.warning("%s and %s: there twice, the second left out", name0, name1)
@@ -127,8 +126,13 @@ class FlatOutput:
         involved = {*names, *(name for pair in pairs for name in pair)}
         return self.write_matches((PairMatches(pair, matches.read(pair).indices()) for pair in pairs), involved)
 
-    def _new(self, kind: str) -> Path:
-        return self.outputs.enter_context(new_file(self.folder / f"{kind}.h5", overwrite=self.overwrite))
+    @contextmanager
+    def _new(self, kind: str) -> Iterator[h5py.File]:
+        """The file of this kind, open while the block runs."""
+        path = self.folder / f"{kind}.h5"
+        part = self.outputs.enter_context(new_file(path, overwrite=self.overwrite))
+        with writing(path), create_hdf5(part, self.attributes) as file:  # of `outputs` the last file would be named
+            yield file
 
 
 def _place(key0: str, key1: str, layout: str) -> tuple[str, bool]:
