@@ -95,6 +95,27 @@ def test_readme_has_the_exit_codes_of_the_errors() -> None:
     assert documented >= {0} | raised
 
 
+def test_architecture_has_a_place_for_every_module() -> None:
+    text = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    layers = re.search(r"^```\ncli, .*?^```$", text, flags=re.MULTILINE | re.DOTALL)
+    assert layers is not None
+    named = set(re.findall(r"`(?:[a-z]+/)*([a-z0-9_]+)(?:\.py)?`", text)) | set(re.findall(r"\w+", layers[0]))
+    of_commands = {typed.split()[1] for typed, _ in commands()}  # a file each, by their names
+    modules = {path.stem for path in ROOT.glob("sekd_cli/**/*.py")} - {"__init__"}
+    assert not modules - of_commands - named
+
+
+def test_architecture_names_no_file_that_is_gone() -> None:
+    text = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    files = [path.relative_to(ROOT).as_posix() for path in ROOT.glob("*/**/*.py")]
+    gone = [
+        name
+        for name in re.findall(r"`([\w/]+\.py)`", text)
+        if not any(f"/{file}".endswith(f"/{name}") for file in files)
+    ]
+    assert not gone
+
+
 def test_ci_runs_the_test_command_of_readme() -> None:
     command = re.search(r"^(pip install .*-e .*) && (python -m pytest)$", README, flags=re.MULTILINE)
     assert command is not None
