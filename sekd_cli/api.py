@@ -52,7 +52,7 @@ class Matches:
     keypoints0: Tensor  # (M, 2) float32, x and y in pixels of the first image
     keypoints1: Tensor  # (M, 2) float32, the same points in the second
     turn: int = 0  # with `rotations`: by so many quarters, counter-clockwise, the second image is to be turned
-    model: Tensor | None = None  # (3, 3) float64, with `verify`: the geometry that these matches agree on
+    model: Tensor | None = None  # (3, 3) float64, with `verify`: as OpenCV has it, from the first image to the second
 
     def __len__(self) -> int:
         return self.indices.shape[0]

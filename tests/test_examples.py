@@ -1,6 +1,9 @@
 """The shipped weights on the example photographs: what a newcomer sees first, held to what is known of the scenes."""
 
+import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import cv2
 import h5py
@@ -9,6 +12,8 @@ import pytest
 
 from sekd_cli import Sekd
 from sekd_cli.cli import main
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -51,3 +56,30 @@ def test_the_commands_of_readme_extract_and_match_the_examples(
         assert (keypoints >= 0).all()
         assert (keypoints <= feats["china.jpg"]["image_size"][()] - 1).all()
         assert (matches["box.png"]["box_in_scene.png"]["matches0"][()] >= 0).any()
+
+
+def test_the_python_of_readme_and_recipes_runs(
+    sekd: Sekd, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Sekd, "from_pretrained", lambda: sekd)
+    Path("photos").mkdir()
+    for side in ("left.jpg", "right.jpg"):
+        for folder in (".", "photos"):
+            shutil.copy(examples / f"motorcycle_{side}", Path(folder) / side)
+    Path("pairs.txt").write_text("left.jpg right.jpg\n", encoding="utf-8")
+    assert main(["extract", "photos"]) == 0
+    assert main(["match", "pairs.txt", "--verify", "fundamental", "--refine", "--images", "photos"]) == 0
+    sections = [
+        (ROOT / page).read_text(encoding="utf-8").split(f"## {heading}\n")[1].split("\n## ")[0]
+        for page, heading in (("README.md", "From Python"), ("docs/RECIPES.md", "Python and OpenCV"))
+    ]
+    programs = re.findall(r"```python\n(.*?)```", "".join(sections), flags=re.DOTALL)
+    assert len(programs) == 3
+    known: dict[str, Any] = {}
+    for program in programs:
+        exec(program, known)
+    assert np.abs(known["points0"] - known["points1"])[:, 1].mean() < 0.5  # the pair is rectified
+    assert known["inliers"].mean() > 0.9
+    assert known["fundamental"].shape == (3, 3)
+    assert known["descriptors"].shape == (len(known["keypoints"]), 64)

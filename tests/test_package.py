@@ -11,10 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import h5py
+import numpy as np
 import pytest
 
 import sekd_cli
-from sekd_cli import errors
+from sekd_cli import errors, stored_features, stored_matches
+from sekd_cli.config import MODELS
+from sekd_cli.patch_alignment import Alignment
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -114,6 +118,31 @@ def test_architecture_names_no_file_that_is_gone() -> None:
         if not any(f"/{file}".endswith(f"/{name}") for file in files)
     ]
     assert not gone
+
+
+def test_readme_has_all_that_files_hold(tmp_path: Path) -> None:
+    keypoints, scores = np.ones((3, 2)), np.ones(3)
+    features = stored_features.StoredFeatures(
+        keypoints=keypoints,
+        scores=scores,
+        descriptors=np.ones((3, 4)),
+        image_size=(9, 9),
+        scales=scores,
+        turned=np.ones((3, 3, 4)),
+        found=keypoints,
+    )
+    alignment = Alignment(np.ones((3, 2)), np.ones((3, 2, 2)), scores)
+    with h5py.File(tmp_path / "all.h5", "w") as file:
+        stored_features.write_group(file.create_group("image"), features, None, "float32")
+        for name in MODELS:
+            matches = stored_matches.StoredMatches(
+                matches0=np.arange(3), scores0=scores, model_name=name, model=np.eye(3), alignment=alignment
+            )
+            stored_matches.write_group(file.create_group(f"pairs/{name}"), matches)
+        names: list[str] = []
+        file.visititems(lambda name, value: names.append(name) if isinstance(value, h5py.Dataset) else None)
+    assert len(names) == 7 + 3 * 6
+    assert not [name for name in names if f"`{Path(name).name}`" not in README.split("## Files")[1]]
 
 
 def test_ci_runs_the_test_command_of_readme() -> None:
