@@ -30,6 +30,7 @@ from sekd_cli.errors import (
 COMMANDS = {
     "extract": "Find and describe keypoints in photographs.",
     "match": "Match the keypoints of pairs of photographs.",
+    "refine": "Move keypoints so that matches agree.",
     "pairs": "List which photographs to match with which.",
     "train": "Train a network on a folder of photographs.",
     "average": "Average several trained networks into one.",
@@ -38,7 +39,6 @@ COMMANDS = {
     "info": "Say what a feature, match or weights file holds.",
     "export": "Write a COLMAP database or an ONNX model.",
     "convert": "Turn feature and match files into other layouts.",
-    "refine": "Move keypoints so that matches agree.",
     "merge": "Join the files of shards.",
 }
 RESUMABLE = {"extract", "match", "train"}

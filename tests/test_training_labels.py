@@ -51,7 +51,7 @@ def test_the_ablations_leave_out_one_half_of_reliability() -> None:
     only_repeatable = map_reliability(noise, references, SMALL.without("descriptor-distinctness"))
     assert not torch.allclose(whole, only_distinct)
     assert not torch.allclose(whole, only_repeatable)
-    with pytest.raises(UsageError, match="reliability is nothing"):
+    with pytest.raises(UsageError, match="descriptor_repeatability, descriptor_distinctness: leave one on"):
         SMALL.without("descriptor-repeatability", "descriptor-distinctness")
 
 

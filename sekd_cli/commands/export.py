@@ -55,7 +55,7 @@ def colmap(
 
     \b
     sekd export colmap --images photos --features feats.h5 --matches matches.h5 -o database.db
-    colmap mapper --database_path database.db --image_path photos --output_path model
+    mkdir -p model && colmap mapper --database_path database.db --image_path photos --output_path model
 
     Needs pip install 'sekd[colmap]'. Prints the path of the database.
     """  # noqa: D301

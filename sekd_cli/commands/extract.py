@@ -24,7 +24,7 @@ from sekd_cli.commands import options
 @click.option(
     "--rotations/--upright",
     default=False,
-    help="Describe keypoints at all quarter turns, for sekd match --rotations: 3.5 times the time, 4 times the size.",
+    help="Describe keypoints at all quarter turns, for sekd match --rotations: 4 times the time and the size.",
 )
 @click.option("--weights", type=options.PATH, help="A .safetensors of sekd train, or the authors' .pth.")
 @click.option(

@@ -185,7 +185,10 @@ class TrainingSettings:
                 self.own_keypoints > 0 or not any(getattr(self, name) for name in OWN_LESSONS),
                 f"{', '.join(OWN_LESSONS)}: these need own_keypoints",
             ),
-            (self.descriptor_repeatability or self.descriptor_distinctness, "without both, reliability is nothing"),
+            (
+                self.descriptor_repeatability or self.descriptor_distinctness,
+                "descriptor_repeatability, descriptor_distinctness: leave one on; without both, reliability is nothing",
+            ),
         )
         for fine, message in checks:
             if not fine:
