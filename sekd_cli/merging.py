@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
+from sekd_cli.counting import counted
 from sekd_cli.errors import InputFileError, NothingToDoError, UsageError
 from sekd_cli.file_contents import FEATURES, FLAT, MATCHES, WHOLE, items, kind_of, reading
 from sekd_cli.hdf5_file import create_hdf5, open_for_reading, plain, settings_in
@@ -34,7 +35,7 @@ class Merged(NamedTuple):
     turned: int = 0  # pairs left out, as the same two came before the other way round
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class _Part:
     """One input; open only while it is looked at, as there may be more than a process may have open."""
 
@@ -134,11 +135,13 @@ def _join(parts: list[_Part], target: h5py.File, advance: Callable[[], None]) ->
     """Copy every complete group, bytes as they are."""
     owners: dict[str, _Part] = {}
     folders: dict[str, str] = {}  # names of images by the folders that they lie in
+    counts = dict.fromkeys(parts, 0)
     doubles = incomplete = turned = 0
     for part in parts:
         with _opened(part.path) as file:
             for name, group, complete in items(file, part.kind):
                 advance()
+                counts[part] += complete
                 if not complete:
                     incomplete += 1
                 elif part.kind == MATCHES and name not in owners and "/".join(name.split("/")[::-1]) in owners:
@@ -157,7 +160,20 @@ def _join(parts: list[_Part], target: h5py.File, advance: Callable[[], None]) ->
                     )
     if incomplete and not owners:
         raise NothingToDoError(f"no complete {parts[0].kind} in any file; run their shard again")
+    _tell_uneven(counts)
     return Merged(parts[0].kind, len(owners), doubles, incomplete, turned)
+
+
+def _tell_uneven(counts: dict[_Part, int]) -> None:
+    """Warn of shards with fewer images or pairs than they were dealt: each gets as many as another, or one less."""
+    most = max(counts.values())
+    for part, count in counts.items():
+        if part.shard.count > 1 and count < most - 1:
+            what = counted(count, "image" if part.kind == FEATURES else "pair")
+            logger.warning(
+                "%s has %s, another shard %s: its run hasn't ended, or some failed; run it again, and merge again",
+                *(part.path, what, f"{most:,}"),
+            )
 
 
 def _check_nesting(name: str, owners: Container[str], folders: dict[str, str]) -> None:

@@ -152,6 +152,16 @@ def test_incomplete_groups_stay_out_and_are_counted(caplog: pytest.LogCaptureFix
         assert NAMES[2] not in file
 
 
+def test_a_shard_with_fewer_images_than_it_was_dealt_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    shards = [write_shard(1, 2), write_shard(2, 2)]  # 3 and 2 images: as they were dealt
+    assert cli.main(["merge", *map(str, shards), "-o", "all.h5"]) == 0
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    with h5py.File(shards[1], "r+") as file:
+        del file[NAMES[1]]  # as its run was killed before
+    assert cli.main(["merge", *map(str, shards), "-o", "all.h5", "--overwrite"]) == 0
+    assert "feats.2.h5 has 1 image, another shard 3: its run hasn't ended, or some failed" in caplog.text
+
+
 def test_an_image_that_one_file_has_whole_and_another_half_is_taken_whole() -> None:
     one, two = write_views(Path("one.h5"), NAMES[:1]), write_views(Path("two.h5"), NAMES[:1])
     leave_incomplete(one, NAMES[0])
