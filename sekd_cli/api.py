@@ -59,7 +59,7 @@ class Matches:
 
 
 class Sekd:
-    """A network with its settings, ready to extract and match. One instance serves any number of images."""
+    """A network with its settings, as `from_pretrained` makes it. One instance serves any number of images."""
 
     def __init__(self, extractor: Extractor, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
         self._extractor = extractor
@@ -85,9 +85,10 @@ class Sekd:
     ) -> Self:
         """Load a network: the shipped weights, a .safetensors of `sekd train`, or the authors' checkpoint.
 
-        The other arguments are the options of `sekd extract`; scales may be "auto". On a CPU, where the C library is
-        glibc, the process from then on keeps up to 128 MB of what it frees, without which extraction takes a sixth
-        longer; environment variables of glibc's (MALLOC_...), where there are any, are left to rule. Raises
+        The other arguments are the options of `sekd extract`; scales may be "auto", and without `subpixel` keypoints
+        lie on whole pixels of what the network sees. On a CPU, where the C library is glibc, the process from then on
+        keeps up to 128 MB of what it frees, without which extraction takes a sixth longer; environment variables of
+        glibc's (MALLOC_...), where there are any, are left to rule. Raises
         InputFileError for a file that is no weights, DeviceError for a device that isn't there, UsageError for values
         that make no sense.
         """

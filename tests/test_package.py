@@ -22,7 +22,7 @@ from sekd_cli.patch_alignment import Alignment
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-OTHER_PROGRAMS = {"--array", "--database_path", "--image_path", "--nproc-per-node", "--output_path"}  # in README
+OTHER_PROGRAMS = {"--array", "--database_path", "--image_path", "--index-url", "--nproc-per-node", "--output_path"}
 SHIPPED = ["sekd_cli", "weights", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"]
 
 
@@ -89,8 +89,15 @@ def test_readme_knows_every_option_it_shows() -> None:
 
 def test_the_pages_that_documentation_links_to_are_there() -> None:
     for page in [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md"), *ROOT.glob("weights/*.md")]:
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+        for target, heading in re.findall(r"\]\(([^)#:]*)#?([^)#:]*)\)", page.read_text(encoding="utf-8")):
+            linked = page.parent / target if target else page
+            assert linked.exists(), f"{page.name} links to {target}"
+            if heading:
+                headings = re.findall(r"^#+ (.+)$", linked.read_text(encoding="utf-8"), flags=re.MULTILINE)
+                slugs = [
+                    re.sub(r"[^\w -]", "", text).lower().replace(" ", "-") for text in headings
+                ]  # as GitHub has it
+                assert heading in slugs, f"{page.name} links to {target}#{heading}"
 
 
 def test_readme_has_the_exit_codes_of_the_errors() -> None:
