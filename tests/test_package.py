@@ -87,6 +87,23 @@ def test_readme_knows_every_option_it_shows() -> None:
     assert shown - OTHER_PROGRAMS <= known | {"--help"}
 
 
+def test_commands_in_documentation_have_the_options_they_are_given() -> None:
+    known = dict(commands())
+    pages = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("EXPORT", "RECIPES", "TRAINING"))]
+    text = "".join(page.read_text(encoding="utf-8") for page in pages)
+    shell = "".join(re.findall(r"^```sh\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)).replace("\\\n", " ")
+    helps = "\n".join(f"{command.help}\n{command.epilog}" for command in known.values())
+    given = re.findall(r"(?:\bsekd|-m sekd_cli) ([a-z][^|;&>#\n]*)", f"{shell}\n{helps}")
+    parsed = 0
+    for words in (["sekd", *line.replace("'", "").split()] for line in given):
+        typed = next((" ".join(words[:count]) for count in (3, 2) if " ".join(words[:count]) in known), None)
+        if typed is not None:  # else it is of a sentence
+            command = known[typed]
+            command.make_parser(click.Context(command)).parse_args(words[len(typed.split()) :])
+            parsed += 1
+    assert parsed > 80
+
+
 def test_the_pages_that_documentation_links_to_are_there() -> None:
     for page in [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md"), *ROOT.glob("weights/*.md")]:
         for target, heading in re.findall(r"\]\(([^)#:]*)#?([^)#:]*)\)", page.read_text(encoding="utf-8")):
