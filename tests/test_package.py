@@ -87,6 +87,16 @@ def test_readme_knows_every_option_it_shows() -> None:
     assert shown - OTHER_PROGRAMS <= known | {"--help"}
 
 
+def test_readme_has_the_defaults_of_extract() -> None:
+    extract = dict(commands())["sekd extract"]
+    told = dict(re.findall(r"^\| `(--[a-z-]+)` \| ([^|]*?) ?\|", README, flags=re.MULTILINE))
+    defaults = {option.opts[0]: option.get_default(click.Context(extract)) for option in extract.params}
+    assert len(told) > 15
+    assert told.keys() <= defaults.keys()
+    known = {name: str(value) for name, value in defaults.items() if value and isinstance(value, int | str)}
+    assert {name: told.get(name, value) for name, value in known.items()} == known
+
+
 def test_commands_in_documentation_have_the_options_they_are_given() -> None:
     known = dict(commands())
     pages = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("EXPORT", "RECIPES", "TRAINING"))]
