@@ -97,6 +97,22 @@ def test_readme_has_the_defaults_of_extract() -> None:
     assert {name: told.get(name, value) for name, value in known.items()} == known
 
 
+@pytest.mark.parametrize("method", ["sekd", "RootSIFT", "ORB"])
+def test_readme_has_the_figures_of_results(method: str) -> None:
+    results = (ROOT / "docs" / "RESULTS.md").read_text(encoding="utf-8")
+
+    def cells(text: str, heading: str) -> list[str]:
+        row = re.search(rf"## {heading}\n.*?^\| {method} \| (.*?) \|$", text, re.MULTILINE | re.DOTALL | re.IGNORECASE)
+        assert row is not None
+        return row[1].split(" | ")
+
+    homographies = cells(results, "Homographies, 500 keypoints")
+    pose = cells(results, "Relative pose, 2048 keypoints")
+    ratio = cells(results, "Speed, 2048 keypoints, one thread")[5]
+    shares = homographies[6].split("/")[1], homographies[0], pose[0]
+    assert cells(README, "Try it") == [*(f"{share} %" for share in shares), f"{float(ratio):.2g}"]
+
+
 def test_commands_in_documentation_have_the_options_they_are_given() -> None:
     known = dict(commands())
     pages = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("EXPORT", "RECIPES", "TRAINING"))]
