@@ -1,33 +1,27 @@
-"""Which images look alike, from their local descriptors alone: aggregated selective match kernels (Tolias, Avrithis and
-Jegou, ICCV 2013) with a codebook learned from the same features.
+"""Which images look alike (`image_likeness`): those of a feature file, each with its nearest.
 
-Of each word that an image has, the direction is kept in which its descriptors lie from the word. Two images are as
-alike as their directions are in the words that both have; directions far apart count for nothing, rare words for more.
-"""  # noqa: D205 - one sentence
+Processes of their own bring images into words, and compare some with all; where there are none, this one does.
+"""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sekd_cli.device import give_back_memory
-from sekd_cli.errors import InputFileError
+from sekd_cli.errors import DeviceError, InputFileError
 from sekd_cli.feature_file import FeatureReader
+from sekd_cli.image_likeness import Directions, Likeness, directions, learn_codebook
 from sekd_cli.pair_matching import comparable
+from sekd_cli.workers import Crew, Item, Reply, WorkerDiedError, take_interrupt, workers
 
 KEYPOINTS = 400  # of an image, its best: with more, no more of its neighbours are found
-WORDS = 2048  # of the codebook at most
-DESCRIPTORS_A_WORD = 40  # at least: a word of few is their mean, from which two views of a point lie opposite
 SAMPLED_IMAGES, SAMPLED_DESCRIPTORS = 400, 60_000  # what the codebook is learned from: evenly spread, each image's best
-ITERATIONS = 10  # of k-means
-LEAST_COSINE = 0.25  # of two directions that count; of unrelated ones in 64 dimensions one in forty has it
-SELECTIVITY = 3  # power of the cosine: one good direction is worth more than several fair ones
-STEPS = 127  # to a value of 1 in a byte
-GIVE_BACK_EVERY = 64  # images: what is kept of each pins the memory that all its descriptors took
-COMPARED_AT_ONCE, ASSIGNED_AT_ONCE = 1024, 1024  # images, descriptors
+DESCRIBED_AT_ONCE, COMPARED_AT_ONCE = 16, 512  # images
+GIVE_BACK_EVERY = 4  # batches: what is kept of each image pins the memory that all its descriptors took
 
 
 def nearest(
@@ -38,151 +32,125 @@ def nearest(
     done: Callable[[int], object] = lambda images: None,
     *,
     queries: Sequence[str] = (),
+    processes: int = 0,
 ) -> Iterator[tuple[str, str]]:
     """Pairs of each image with the `count` that look most like it, each pair once, in the order of `names`.
 
     With queries, which are no `names`, pairs of each of these, first, with the `count` of `names` that look most like
     it. Reads every image's features twice at most; depends on nothing but these. Of equally alike ones the first named.
     Images whose features can't be read are left out; why is put into `unreadable`, by name. `done` is told of so many
-    more images when they are read, and again of those that can be read when they are compared.
+    more images when they are read, and again of those that can be read when they are compared. processes: that do it;
+    with less than two this one does. Raises DeviceError if one runs out of memory while it compares.
     """
     everything = [*queries, *names]
-    codebook = learn_codebook(_sample(features, everything, unreadable))
+    describe = _Describer(features.path, learn_codebook(_sample(features, everything)))
     described: dict[str, Directions] = {}
-    for index, name in enumerate(everything):
-        if index % GIVE_BACK_EVERY == 0:
-            give_back_memory()
-        found = _descriptors(features, name, KEYPOINTS, unreadable)
-        if found is not None:
-            described[name] = directions(found, codebook)
-        done(1)
-    readable = list(described)
+    for batch, found in _by_processes(describe, everything, DESCRIBED_AT_ONCE, processes):
+        if isinstance(found, WorkerDiedError):  # of a batch of one
+            unreadable[batch[0]] = f"{batch[0]}: the process that read it died ({found})"
+        else:
+            unreadable.update((name, one) for name, one in zip(batch, found, strict=True) if isinstance(one, str))
+            described.update((name, one) for name, one in zip(batch, found, strict=True) if not isinstance(one, str))
+        done(len(batch))
+    readable = [name for name in everything if name in described]
     asked = sum(name in described for name in queries)
     if queries and not asked:
         return
-    for first, second in nearest_pairs(similarities(list(described.values()), asked), count, done, asked):
+    compare = _Comparer(Likeness([described.pop(name) for name in readable]), count, asked)
+    pairs: set[tuple[int, int]] = set()
+    for images, near in _by_processes(compare, range(asked or len(readable)), COMPARED_AT_ONCE, processes):
+        if isinstance(near, WorkerDiedError):
+            raise DeviceError(f"too little memory to compare {len(readable):,} images ({near}); give --threads 1")
+        for image, others in zip(images, near, strict=True):
+            pairs.update((min(image, other), max(image, other)) for other in others)
+        done(len(images))
+    for first, second in sorted(pairs):
         yield readable[first], readable[second]
 
 
-def learn_codebook(descriptors: Tensor, words: int = WORDS) -> Tensor:
-    """Cluster centres of descriptors (M, D) by k-means, (at most `words`, D), from a fixed start."""
-    words = min(words, max(1, len(descriptors) // DESCRIPTORS_A_WORD))
-    start = torch.randperm(len(descriptors), generator=torch.Generator().manual_seed(0))[:words]
-    centres = descriptors[start]
-    for _ in range(ITERATIONS):
-        own = _word_of(descriptors, centres)
-        sums = torch.zeros_like(centres).index_add_(0, own, descriptors)
-        sizes = torch.bincount(own, minlength=words)[:, None]
-        centres = torch.where(sizes > 0, sums / sizes, centres)
-    return centres
+def _by_processes(
+    work: Callable[[Sequence[Item]], list[Reply]], items: Sequence[Item], at_once: int, processes: int
+) -> Iterator[tuple[Sequence[Item], list[Reply] | WorkerDiedError]]:
+    """Have so many items at once worked on; yields them with their replies, in no particular order."""
+    batches = (items[start : start + at_once] for start in range(0, len(items), at_once))
+    processes = min(processes, -(-len(items) // at_once))
+    with workers(processes if processes > 1 else 0, work) as running:
+        if not running:
+            for batch in batches:
+                take_interrupt()
+                yield batch, work(batch)
+            return
+        with Crew(running, work, work, threads=0) as crew:
+            for batch in batches:
+                crew.begin(batch)
+                yield from crew.done(2 * crew.size)
+            yield from crew.done(0)
 
 
-class Directions(NamedTuple):
-    """An image as its words."""
+class _Describer:
+    """Brings images into the words of a codebook: what a process does."""
 
-    words: np.ndarray  # (U,) int64, ascending
-    there: np.ndarray  # (U, D) int8, unit vectors in `STEPS`: in which direction from each word its descriptors lie
+    def __init__(self, path: Path, codebook: Tensor) -> None:
+        """path: of the feature file, opened by each process for itself."""
+        self._path, self._codebook = path, codebook
+        self._features: FeatureReader | None = None
+        self._batches = 0
+
+    def __call__(self, names: Sequence[str]) -> list[Directions | str]:
+        """The directions of each image, or why they can't be read."""
+        self._features = self._features or FeatureReader(self._path)
+        self._batches += 1
+        if self._batches % GIVE_BACK_EVERY == 0:
+            give_back_memory()
+        found: list[Directions | str] = []
+        for name in names:
+            try:
+                found.append(directions(_descriptors(self._features, name, KEYPOINTS), self._codebook))
+            except InputFileError as error:
+                found.append(str(error))
+        return found
 
 
-def directions(descriptors: Tensor, codebook: Tensor) -> Directions:
-    """An image's local descriptors (N, D) by the words of a codebook (W, D).
+class _Comparer:
+    """Finds the neighbours of images: what a process does."""
 
-    It has no words if it has no descriptors, or others than the codebook.
+    def __init__(self, likeness: Likeness, count: int, asked: int) -> None:
+        """See `neighbours`."""
+        self._likeness, self._count, self._asked = likeness, count, asked
+
+    def __call__(self, images: Sequence[int]) -> list[list[int]]:
+        """Those of each of some images in a row."""
+        return neighbours(self._likeness.rows(images[0], images[-1] + 1), images[0], self._count, self._asked)
+
+
+def neighbours(alike: np.ndarray, first: int, count: int, asked: int = 0) -> list[list[int]]:
+    """The `count` images that are most like each of some, the most alike first, of equal ones the first.
+
+    alike: how alike image `first` and those after it are to all, (B, I); spoiled. asked: the first so many images are
+    no neighbours, of which these are some; 0: all are but an image of its own.
     """
-    if descriptors.shape[1] != codebook.shape[1]:  # a file put together by hand
-        descriptors = codebook[:0]
-    descriptors = descriptors[descriptors.any(dim=1)]  # what was no number is zero
-    own = _word_of(descriptors, codebook)
-    words, which = np.unique(own.numpy(), return_inverse=True)
-    sums = codebook.new_zeros((len(words), codebook.shape[1]))
-    sums.index_add_(0, torch.from_numpy(which), descriptors - codebook[own])
-    return Directions(words, (STEPS * F.normalize(sums, dim=1)).round().to(torch.int8).numpy())
+    own = np.arange(len(alike))
+    alike[own, first + own] = -np.inf
+    alike[:, :asked] = -np.inf
+    most = min(count, alike.shape[1] - (asked or 1))
+    ranked: list[list[int]] = np.argsort(-alike, axis=1, kind="stable")[:, :most].tolist()
+    return ranked
 
 
-def similarities(images: Sequence[Directions], asked: int = 0) -> Iterator[np.ndarray]:
-    """How alike images are to each other: some rows (B, I) after others, each value up to 1.
-
-    asked: only the first so many have rows; 0 for all. To an image without words all are less alike (-1) than to any
-    other.
-    """
-    count, sizes = len(images), [len(image.words) for image in images]
-    every_word = np.concatenate([np.zeros(0, np.int64), *(image.words for image in images)])
-    order = np.argsort(every_word, kind="stable")
-    image_of = np.repeat(np.arange(count), sizes)[order]  # by words, and of each the images that have it, ascending
-    there = np.concatenate([image.there for image in images])[order] if count else np.zeros((0, 0), np.int8)
-    having = np.bincount(every_word)
-    ends = np.cumsum(having)
-    rarity = np.log1p(count / np.maximum(having, 1)).astype(np.float32)
-    norms = np.sqrt(np.bincount(image_of, np.repeat(rarity, having), minlength=count)).astype(np.float32)
-    nothing = norms == 0
-    norms[nothing] = 1
-    rows = asked or count
-    for first in range(0, rows, COMPARED_AT_ONCE):
-        last = min(first + COMPARED_AT_ONCE, rows)
-        alike = np.zeros((last - first, count), np.float32)
-        for end, size, worth in zip(ends.tolist(), having.tolist(), rarity, strict=True):
-            images_here = image_of[end - size : end]
-            low, high = np.searchsorted(images_here, (first, last))
-            if low == high:
-                continue
-            vectors = torch.from_numpy(there[end - size : end]).float() / STEPS
-            cosines = torch.mm(vectors[low:high], vectors.T).numpy().ravel()  # numpy's own threads wait for each other
-            close = np.flatnonzero(cosines > LEAST_COSINE)
-            pairs = images_here[low + close // size] - first, images_here[close % size]
-            alike[pairs] += worth * cosines[close] ** SELECTIVITY
-        alike /= norms[first:last, None] * norms
-        alike[:, nothing] = -1
-        yield alike
-
-
-def nearest_pairs(
-    alike: Iterable[np.ndarray], count: int, done: Callable[[int], object] = lambda images: None, asked: int = 0
-) -> Iterator[tuple[int, int]]:
-    """Pairs i < j of images where one is among the `count` most similar to the other, sorted.
-
-    alike: `similarities`, rows (B, I) after others; of equal ones the first image counts as nearer. asked: only the
-    first so many have rows, and only the others are neighbours. `done` is told how many rows more.
-    """
-    found: set[tuple[int, int]] = set()
-    start = 0
-    for rows in alike:
-        most = min(count, rows.shape[1] - (asked or 1))
-        own = np.arange(len(rows))
-        rows[own, start + own] = -np.inf  # an image is not a neighbour of its own
-        rows[:, :asked] = -np.inf
-        ranked = np.argsort(-rows, axis=1, kind="stable")[:, :most]
-        for row, neighbours in enumerate(ranked.tolist(), start):
-            found.update((min(row, other), max(row, other)) for other in neighbours)
-        start += len(rows)
-        done(len(rows))
-    yield from sorted(found)
-
-
-def _word_of(descriptors: Tensor, centres: Tensor) -> Tensor:
-    """Index of the nearest centre, (N, D) and (W, D) -> (N,)."""
-    halves = (centres**2).sum(dim=1) / 2
-    found = torch.empty(len(descriptors), dtype=torch.int64)
-    for start in range(0, len(descriptors), ASSIGNED_AT_ONCE):
-        part = slice(start, start + ASSIGNED_AT_ONCE)
-        found[part] = torch.from_numpy((descriptors[part] @ centres.T - halves).numpy().argmax(axis=1))
-    return found
-
-
-def _sample(features: FeatureReader, names: Sequence[str], unreadable: dict[str, str]) -> Tensor:
+def _sample(features: FeatureReader, names: Sequence[str]) -> Tensor:
+    """Descriptors (M, D) to learn the codebook from; images that can't be read have none."""
     chosen = names[:: max(1, len(names) // SAMPLED_IMAGES)]
     most = min(KEYPOINTS, SAMPLED_DESCRIPTORS // max(1, len(chosen)))
-    found = (_descriptors(features, name, most, unreadable) for name in chosen)
-    sampled = [part for part in found if part is not None] or [torch.zeros(0, 0)]
-    width = max(part.shape[1] for part in sampled)
-    return torch.cat([part for part in sampled if part.shape[1] == width])
+    sampled = []
+    for name in chosen:
+        with suppress(InputFileError):  # which is told when all are read
+            sampled.append(_descriptors(features, name, most))
+    width = max((part.shape[1] for part in sampled), default=0)
+    return torch.cat([torch.zeros(0, width), *(part for part in sampled if part.shape[1] == width)])
 
 
-def _descriptors(features: FeatureReader, name: str, most: int, unreadable: dict[str, str]) -> Tensor | None:
-    """(N, D), as in matching, the `most` best; None, and why in `unreadable`, if they can't be read."""
-    try:
-        found = features.read(name)
-    except InputFileError as error:
-        unreadable[name] = str(error)
-        return None
+def _descriptors(features: FeatureReader, name: str, most: int) -> Tensor:
+    """The `most` best (N, D), as in matching. Raises InputFileError if they can't be read."""
+    found = features.read(name)
     best = np.argsort(-found.scores, kind="stable")[:most]  # other tools' need not be in order
     return comparable(torch.from_numpy(found.descriptors[best]))

@@ -53,6 +53,13 @@ def test_queries_are_paired_with_the_others_alone(
     assert cli.main(["pairs", "feats.h5", "--queries", "c*", "--sequential", "1"]) == USAGE
 
 
+def test_threads_are_of_nearest_alone(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    expected = listed(capfdbinary, "feats.h5", "--nearest", "1")
+    for threads in ("1", "2"):
+        assert listed(capfdbinary, "feats.h5", "--nearest", "1", "--threads", threads) == expected
+    assert cli.main(["pairs", "feats.h5", "--threads", "2"]) == USAGE
+
+
 def test_pairs_go_into_a_file_if_one_is_named(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     assert cli.main(["pairs", "feats.h5"]) == 0
     piped = capfdbinary.readouterr().out

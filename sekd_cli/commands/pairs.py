@@ -10,10 +10,12 @@ from typing import BinaryIO
 
 import click
 
-from sekd_cli.commands.options import FILE, FOLDER
+from sekd_cli.commands.options import FILE, FOLDER, THREADS
 from sekd_cli.errors import SOME_FAILED, ImageError, NothingToDoError, UsageError
 
 logger = logging.getLogger(__name__)
+
+MOST_PROCESSES = 16  # by default: each takes 0.1 GB and more
 
 
 @click.command()
@@ -29,6 +31,7 @@ logger = logging.getLogger(__name__)
     help="Only pairs of an image whose name fits, first, with one whose name doesn't; * fits slashes too; repeat.",
 )
 @click.option("--root", type=FOLDER, help="Folder that image names are relative to.")
+@click.option("--threads", type=THREADS, help="With --nearest: CPU cores to use; default: all, up to 16.")
 @click.option("--output", "-o", type=FILE, help="A file; default, or -: standard output.")
 @click.option("--overwrite", is_flag=True, help="With -o: replace a file that is there.")
 def pairs(
@@ -40,6 +43,7 @@ def pairs(
     nearest: int | None,
     queries: tuple[str, ...],
     root: Path | None,
+    threads: int | None,
     output: Path | None,
     overwrite: bool,
 ) -> int:
@@ -64,10 +68,13 @@ def pairs(
         raise UsageError("--overwrite: only with -o")
     if sys.stdout is None and output is None:
         raise UsageError("standard output is closed; give -o FILE")
-    if loop and not sequential:
-        raise UsageError("--loop: only with --sequential")
-    if queries and sequential:
-        raise UsageError("--queries: not with --sequential; give --nearest, or neither for all pairs")
+    for wrong, message in (
+        (loop and not sequential, "--loop: only with --sequential"),
+        (threads and not nearest, "--threads: only with --nearest"),
+        (queries and sequential, "--queries: not with --sequential; give --nearest, or neither for all pairs"),
+    ):
+        if wrong:
+            raise UsageError(message)
     feature_file = _feature_file(source, root, nearest)
     names, failures = (_names_in(feature_file), 0) if feature_file else _names_of_images(source, root)
     if len(names) < 2:
@@ -82,7 +89,7 @@ def pairs(
     if sequential:
         chosen.append(neighbours(names, sequential, loop=loop))
     if nearest and feature_file:
-        chosen.append(_nearest(feature_file, others, nearest, unreadable, asked))
+        chosen.append(_nearest(feature_file, others, nearest, unreadable, queries=asked, threads=threads))
     every, repeats = chain.from_iterable(chosen), len(chosen) > 1
     if output is None:
         failures += _write(every, sys.stdout.buffer, repeats=repeats)  # names may hold bytes that are no text
@@ -167,15 +174,25 @@ def _names_of_images(source: tuple[str, ...], root: Path | None) -> tuple[list[s
 
 
 def _nearest(
-    feature_file: Path, names: list[str], count: int, unreadable: dict[str, str], queries: list[str]
+    feature_file: Path,
+    names: list[str],
+    count: int,
+    unreadable: dict[str, str],
+    *,
+    queries: list[str],
+    threads: int | None,
 ) -> Iterator[tuple[str, str]]:
     from sekd_cli.commands.progress import progress_bar  # noqa: PLC0415
+    from sekd_cli.cores import available_cores  # noqa: PLC0415
     from sekd_cli.device import set_threads  # noqa: PLC0415
     from sekd_cli.feature_file import FeatureReader  # noqa: PLC0415
     from sekd_cli.retrieval import nearest  # noqa: PLC0415
+    from sekd_cli.workers import interrupts_later  # noqa: PLC0415
 
     set_threads(1)  # several wait for each other longer than its many small products take
+    processes = threads or min(MOST_PROCESSES, available_cores())
     steps = len(names) + len(queries) + len(queries or names)
-    with FeatureReader(feature_file) as reader, progress_bar("read, compare", steps) as bar:
-        found = list(nearest(reader, names, count, unreadable, bar.advance, queries=queries))
+    with interrupts_later(), FeatureReader(feature_file) as reader, progress_bar("read, compare", steps) as bar:
+        wanted = nearest(reader, names, count, unreadable, bar.advance, queries=queries, processes=processes)
+        found = list(wanted)
     yield from found
