@@ -17,6 +17,7 @@ import click
 
 from sekd_cli import __version__
 from sekd_cli.errors import (
+    DATA_PROCESS_DIED,
     NOT_LOADED,
     SHORT_OF_THREADS,
     DeviceError,
@@ -223,6 +224,9 @@ def _ran_out(error: MemoryError | RuntimeError | ImportError) -> int:
         logger.error("a library can't be loaded: %s; end other programs, or install sekd elsewhere", reasons)
     elif SHORT_OF_THREADS in str(error):
         logger.error("the system lets this user have no more threads; end other programs, or raise ulimit -u")
+    elif DATA_PROCESS_DIED in str(error):
+        remedy = "give fewer --workers, or docker run more --shm-size, and run the same command to go on"
+        logger.error("a data process died, for lack of memory or of shared memory (/dev/shm); %s", remedy)
     else:
         raise error
     logger.debug("where it happened:", exc_info=True)

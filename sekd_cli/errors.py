@@ -66,6 +66,7 @@ SHORT_OF_MEMORY = re.compile(
     re.MULTILINE,
 )
 SHORT_OF_THREADS = "can't start new thread"  # Python's words
+DATA_PROCESS_DIED = "DataLoader worker (pid"  # torch's words
 NOT_LOADED = "failed to map segment"  # the loader's words, of a library that doesn't fit or may not run where it lies
 
 

@@ -110,6 +110,7 @@ def test_errors_are_one_line_and_their_exit_code(
         (MemoryError(), "memory ran out"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "memory ran out"),
         (RuntimeError("can't start new thread"), "no more threads"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error."), "/dev/shm"),
         (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "noexec"),
     ],
 )

@@ -1,6 +1,7 @@
 """Whole small runs: every phase, both networks, stopped and resumed."""
 
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ import torch
 from click.testing import CliRunner
 from drawn import cached_photographs, draw_photographs
 
+from sekd_cli import cli
 from sekd_cli.commands.train import train
 from sekd_cli.commands.train_report import photographs_at
 from sekd_cli.errors import InputFileError, OutputError, SekdError, UsageError
@@ -676,6 +678,48 @@ def test_data_processes_say_nothing_of_who_took_their_batches_and_went_away(
     finally:
         torch.set_num_threads(threads)
     assert capsys.readouterr().err.strip() == "ValueError: a fault"
+
+
+class Refused:
+    """What can't be sent to another process."""
+
+    def __reduce__(self) -> str:
+        raise RuntimeError("unable to allocate shared memory(shm)")
+
+
+def send_what_is_refused() -> None:
+    data_processes._begin_data_process(0)
+    queue: Any = multiprocessing.get_context("fork").Queue()
+    queue.put(Refused())
+    queue.close()
+    queue.join_thread()
+
+
+def test_a_data_process_ends_with_a_batch_that_it_cannot_send() -> None:
+    """Python tells of it and goes on, and who waits for the batch waits for ever."""
+    process = multiprocessing.get_context("fork").Process(target=send_what_is_refused)
+    process.start()
+    process.join()
+    assert process.exitcode == 1
+
+
+def test_a_data_process_that_dies_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where the system runs out of memory and kills it."""
+
+    def without_it(*_: object) -> None:
+        multiprocessing.active_children()[0].kill()
+        time.sleep(60)  # until that is noticed
+
+    monkeypatch.setattr(self_evolution, "losses_of", without_it)
+    photographs = draw_photographs(tmp_path / "in", 6)
+    changes = [part for name, value in TINY.items() for part in ("--set", f"{name}={value}")]
+    options = ["--device", "cpu", "--threads", "1", "--workers", "1", "--quiet", *changes]
+    assert cli.main(["train", "--data", str(photographs), "-o", str(tmp_path / "run"), *options]) == 7
+    error = capsys.readouterr().err
+    assert error.startswith("error: a data process died, for lack of memory")
+    assert error.count("\n") == 1
 
 
 def test_data_processes_never_see_an_interrupt(

@@ -1,10 +1,12 @@
 """Batches of pairs, made by processes beside the one that trains, in the order of the steps."""
 
+import os
 import signal
 import sys
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from multiprocessing.queues import Queue
 from types import TracebackType
 
 import torch
@@ -18,7 +20,10 @@ MOST_STEPS = 1 << 40  # of an update: where it ends may be decided under way
 def batches_of(
     pairs: PairDataset, first: int, processes: int, device: torch.device
 ) -> Generator[PairBatch, None, None]:
-    """The batches of steps from `first` on, made by so many processes, none: by this one. To be closed."""
+    """The batches of steps from `first` on, made by so many processes, none: by this one. To be closed.
+
+    A process that dies is a RuntimeError (`DATA_PROCESS_DIED`), wherever this one is then.
+    """
     itself = device.type == "cpu"  # or data processes send what to render, and the device renders it
     loader: DataLoader[PairBatch | PairPlan] = DataLoader(
         pairs if itself else PlanDataset(pairs),
@@ -56,10 +61,12 @@ def _interrupts_ignored() -> Iterator[None]:
 def _begin_data_process(worker: int) -> None:
     """Data processes use one thread each: two busy processes waiting for each other's threads cost ten times.
 
-    Nor do they complain when who takes their batches goes away in the middle of one, which is what Ctrl-C does.
+    Nor do they complain when who takes their batches goes away in the middle of one, which is what Ctrl-C does. They
+    end with a batch that can't be sent, as where shared memory is too small for it: it would be waited for without end.
     """
     del worker
     torch.set_num_threads(1)
+    Queue._on_queue_feeder_error = lambda *_: os._exit(1)  # type: ignore[attr-defined]
     sys.excepthook = _but_for_broken_connections  # what goes wrong with a batch is raised by whoever takes it
 
 
