@@ -201,12 +201,12 @@ def test_a_death_in_the_middle_of_a_reply_is_one_as_well() -> None:
         assert not worker.alive
 
 
-def test_one_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SECONDS_TO_STOP", 0.1)
+def test_one_that_does_not_end_is_killed() -> None:
     with workers(1, own_process) as (worker,):
         _, process = worker("a")
         worker._connection.send("hang")
-    assert gone(process)
+        worker.stop(0.1)
+        assert gone(process)
 
 
 def compute(_: str) -> float:
