@@ -1,6 +1,7 @@
 """Processes that do tasks for this one."""
 
 import errno
+import gc
 import multiprocessing
 import os
 import signal
@@ -235,8 +236,35 @@ def test_one_computes_though_threads_have_done_so_before_the_fork() -> None:
 def test_ctrl_c_is_for_the_parent() -> None:
     with workers(1, own_process) as (worker,):
         _, process = worker("a")
-        os.kill(process, signal.SIGINT)
-        assert worker("b") == ("b", process)
+        for task in "bc":
+            os.kill(process, signal.SIGINT)
+            assert worker(task) == (task, process)
+
+
+def test_what_this_process_has_is_not_collected_by_a_worker() -> None:
+    """HDF5 would write what it holds of a file when that is closed."""
+    collected = []
+
+    class Circle:
+        def __init__(self) -> None:
+            self.itself = self
+
+        def __del__(self) -> None:
+            collected.append(os.getpid())
+
+    def collect(_: str) -> list[int]:
+        gc.collect()
+        return collected
+
+    gc.disable()
+    try:
+        Circle()
+        with workers(1, collect) as (worker,):
+            assert worker("") == []
+    finally:
+        gc.enable()
+    gc.collect()
+    assert collected == [os.getpid()]
 
 
 def workers_of_a_worker(_: str) -> int:
@@ -282,6 +310,14 @@ def test_a_thread_stands_in_where_there_may_be_no_more_processes(monkeypatch: py
         assert crew._free.qsize() == 1, "or the next would wait for ever"
         crew.begin(["a"])
         assert list(crew.done(0)) == [(["a"], ["here"])]
+
+
+@pytest.mark.parametrize("scarce", ["os.fork", "multiprocessing.Pipe"])
+def test_there_are_none_where_the_system_lets_none_be(scarce: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise OSError(errno.EAGAIN, "no more")
+
+    monkeypatch.setattr(scarce, refuse)
     with workers(2, each) as none:
         assert none == []
 
