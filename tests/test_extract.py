@@ -452,10 +452,22 @@ def test_images_too_large_for_several_at_once_are_done_as_well(
     assert_same(stored("late.h5"), stored("ahead.h5"))
 
 
-def test_the_limit_of_pixels_can_be_moved(extract: Extract, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_limit_of_pixels_can_be_moved(
+    extract: Extract, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert extract("photos", "--max-pixels", 1000) == 3
     assert capsys.readouterr().err.count("raise --max-pixels") == 3
-    assert extract("photos", "--max-pixels", 0) == 0
+    given = []
+    for where in ("extraction_pipeline.read_image_size", "batch_extraction.read_image"):
+        read = getattr(images, where.rpartition(".")[2])
+
+        def limited(path: Path, read: Callable[..., Any] = read, **options: Any) -> Any:
+            given.append(options["max_pixels"])
+            return read(path, **options)
+
+        monkeypatch.setattr(f"sekd_cli.{where}", limited)
+    assert extract("photos", "--max-pixels", 0, "--threads", 1) == 0
+    assert given == [0] * 6
 
 
 def test_names_that_no_file_can_hold_fail_alone(extract: Extract, photos: Path) -> None:

@@ -302,14 +302,17 @@ def test_a_thread_stands_in_where_there_may_be_no_more_processes(monkeypatch: py
     def full(_: object) -> None:
         raise OSError(errno.EAGAIN, "no more processes")
 
-    with workers(1, each) as running, Crew(running, each, lambda tasks: ["here"] * len(tasks), threads=0) as crew:
+    def here(_: Sequence[str]) -> list[str]:
+        return ["alone" if crew.forking.locked() else "beside others"]
+
+    with workers(1, each) as running, Crew(running, each, here, threads=0) as crew:
         monkeypatch.setattr(module, "Worker", full)
         crew.begin(["die"])
         [(_, died)] = crew.done(0)
         assert isinstance(died, WorkerDiedError)
         assert crew._free.qsize() == 1, "or the next would wait for ever"
         crew.begin(["a"])
-        assert list(crew.done(0)) == [(["a"], ["here"])]
+        assert list(crew.done(0)) == [(["a"], ["alone"])]
 
 
 @pytest.mark.parametrize("scarce", ["os.fork", "multiprocessing.Pipe"])
