@@ -289,6 +289,22 @@ def test_as_many_batches_are_left_as_may_wait_and_a_thread_does_its_own_work() -
         assert list(crew.done(0)) == [(["c"], ["large"])]
 
 
+def test_where_the_block_ends_no_further_batch_begins() -> None:
+    """Or Ctrl-C waited for all of them."""
+    done, dropped = [], threading.Event()
+
+    def here(tasks: Sequence[str]) -> list[str]:
+        done.extend(tasks)
+        dropped.wait(10)
+        return list(tasks)
+
+    with Crew([], each, here, 1) as crew:
+        crew.begin(["a"])
+        crew.begin(["b"])
+        crew._waiting[1][1].add_done_callback(lambda _: dropped.set())
+    assert "b" not in done
+
+
 def test_the_other_of_two_items_is_done_where_one_kills() -> None:
     with workers(1, each) as running, Crew(running, each, each, threads=0) as crew:
         crew.begin(["die", "a"])
@@ -300,6 +316,7 @@ def test_the_other_of_two_items_is_done_where_one_kills() -> None:
 
 def test_a_thread_stands_in_where_there_may_be_no_more_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: object) -> None:
+        assert crew.forking.locked()
         raise OSError(errno.EAGAIN, "no more processes")
 
     def here(_: Sequence[str]) -> list[str]:
