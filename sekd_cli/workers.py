@@ -246,7 +246,7 @@ def interrupts_later() -> Iterator[None]:
     """
     before = signal.getsignal(signal.SIGINT)
     here = threading.current_thread() is threading.main_thread()  # which alone is interrupted
-    if not here or not (before is signal.default_int_handler or isinstance(before, _Later)):  # it may be ignored
+    if not here or before is not signal.default_int_handler:  # it may be ignored, or wait already
         yield
         return
     later = _Later()

@@ -20,7 +20,7 @@ import torch
 
 from sekd_cli import workers as module
 from sekd_cli.device import set_threads
-from sekd_cli.workers import Crew, Worker, WorkerDiedError, interrupts_later, take_interrupt, workers
+from sekd_cli.workers import Crew, Worker, WorkerDiedError, interrupts_later, result_of, take_interrupt, workers
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux alone")
 
@@ -78,12 +78,16 @@ def interrupted() -> Iterator[None]:
 
 
 def test_an_interrupt_waits_until_it_is_taken() -> None:
+    done: Future[int] = Future()
+    done.set_result(1)
     with interrupted(), interrupts_later():
         take_interrupt()  # there is none
         with interrupts_later():  # as around a fork
             interrupt()
         with interrupted():
             take_interrupt()
+        with interrupted():
+            result_of(done)
     with interrupted():  # as ever
         interrupt()
 
