@@ -27,7 +27,7 @@ from sekd_cli.networks.tracing import traced
 from sekd_cli.pyramid import PreparedImage
 from sekd_cli.stored_features import StoredFeatures
 from sekd_cli.tiles import windows
-from sekd_cli.workers import Worker
+from sekd_cli.workers import Crew, Worker
 
 Extract = Callable[..., int]
 needs_fork = pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux alone")
@@ -450,6 +450,28 @@ def test_images_too_large_for_several_at_once_are_done_as_well(
     extract("photos", "-o", "late.h5", "--threads", 2)
     assert len(here) == 3
     assert_same(stored("late.h5"), stored("ahead.h5"))
+
+
+@pytest.mark.parametrize("limit", ["LARGE_PIXELS", "PREFETCH_PIXELS"])
+def test_no_process_is_forked_while_a_large_image_is_computed(
+    limit: str, extract: Extract, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fork would wait for threads that it doesn't have."""
+    crews, locked, features = [], [], BatchExtractor.features
+
+    def crew(*given: Any) -> Any:
+        crews.append(Crew(*given))
+        return crews[-1]
+
+    def watched(*given: Any) -> Any:
+        locked.append(crews[0].forking.locked())
+        return features(*given)
+
+    monkeypatch.setattr("sekd_cli.extraction_pipeline.Crew", crew)
+    monkeypatch.setattr(BatchExtractor, "features", watched)
+    monkeypatch.setattr(f"sekd_cli.extraction_pipeline.{limit}", 10)
+    assert extract("photos", "--threads", 2) == 0
+    assert locked == [True] * 3
 
 
 def test_the_limit_of_pixels_can_be_moved(

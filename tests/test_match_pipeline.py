@@ -26,13 +26,13 @@ from sekd_cli.feature_cache import FeatureCache, Loader, order_in_blocks, plan
 from sekd_cli.feature_file import FeatureReader, FeatureWriter
 from sekd_cli.match_file import MatchReader, MatchWriter, match_attributes
 from sekd_cli.match_pipeline import PairMatcher, PipelineSettings, match_all
-from sekd_cli.match_writing import Outcome
+from sekd_cli.match_writing import Outcome, is_done
 from sekd_cli.pair_matching import comparable, match_images, match_together, matchable_image
 from sekd_cli.pairs import Pair, exhaustive
 from sekd_cli.stored_features import StoredFeatures
 from sekd_cli.stored_matches import StoredMatches
 from sekd_cli.verification import Camera
-from sekd_cli.workers import workers
+from sekd_cli.workers import interrupts_later, workers
 
 CPU = torch.device("cpu")
 ONE_IMAGE = 80 * (2 + 16) * 4  # bytes of one drawn image's features
@@ -337,6 +337,24 @@ def test_a_second_run_matches_only_what_is_new(features: Path, tmp_path: Path, m
     outcomes = run(features, tmp_path / "m.h5", [pair[::-1] for pair in pairs[:3]] + pairs[3:])
     assert sorted(matched) == sorted(pairs[6:])
     assert sum(outcome.skipped for outcome in outcomes) == 6
+
+
+@both_ways
+def test_an_interrupt_does_not_wait_for_the_pairs_that_are_done(
+    features: Path, tmp_path: Path, processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs, asked = list(exhaustive(NAMES)), []
+    run(features, tmp_path / "m.h5", pairs, processes=processes)
+
+    def interrupted(writer: MatchWriter, pair: Pair, *given: Any) -> bool:
+        asked.append(pair)
+        signal.raise_signal(signal.SIGINT)
+        return is_done(writer, pair, *given)
+
+    monkeypatch.setattr(match_pipeline, "is_done", interrupted)
+    with pytest.raises(KeyboardInterrupt), interrupts_later():
+        run(features, tmp_path / "m.h5", pairs, processes=processes)
+    assert len(asked) == 1
 
 
 @both_ways
