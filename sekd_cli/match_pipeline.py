@@ -152,13 +152,12 @@ def _match_by_workers(
             pair = work.names[work.pairs[index, 0]], work.names[work.pairs[index, 1]]
             if writer.started and (told := _told_before(writer, pair, fingerprint_of, update=update)):
                 written.add(told)
-                yield from written.reported()
-                continue
-            task.append(pair)
+            else:
+                task.append(pair)
             if len(task) == task_pairs:
                 crew.begin(task)
                 task = []
-                yield from _taken(crew, written, BATCHES_IN_FLIGHT * crew.size)
+            yield from _taken(crew, written, BATCHES_IN_FLIGHT * crew.size)
         if task:
             crew.begin(task)
         yield from _taken(crew, written, 0)
