@@ -127,13 +127,13 @@ class _Extraction:
     def _alone(self, jobs: Batch) -> list[Extracted]:
         """A large image: decoded while others are computed, computed on all threads."""
         loaded = [self._here.load(job) for job in jobs]
-        with self.crew.forking:
+        with self.crew.forking, self._turns:
             torch.set_num_threads(self._threads)
             return self._here.features(loaded)
 
     def _huge_alone(self, jobs: Batch) -> list[Extracted]:
         """A huge one: not even decoded before its turn."""
-        with self.crew.forking:
+        with self.crew.forking, self._turns:
             torch.set_num_threads(self._threads)
             return self._here.features([self._here.load(job) for job in jobs])
 

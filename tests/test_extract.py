@@ -21,13 +21,13 @@ from sekd_cli.batch_extraction import BatchExtractor, Job
 from sekd_cli.counting import counted
 from sekd_cli.errors import ImageError
 from sekd_cli.extraction import Extractor
-from sekd_cli.extraction_pipeline import PipelineSettings, _batches, _Sized
+from sekd_cli.extraction_pipeline import PipelineSettings, _batches, _Extraction, _Sized
 from sekd_cli.feature_file import FeatureReader, FeatureWriter
 from sekd_cli.networks.tracing import traced
 from sekd_cli.pyramid import PreparedImage
 from sekd_cli.stored_features import StoredFeatures
 from sekd_cli.tiles import windows
-from sekd_cli.workers import Crew, Worker
+from sekd_cli.workers import Worker
 
 Extract = Callable[..., int]
 needs_fork = pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux alone")
@@ -453,25 +453,27 @@ def test_images_too_large_for_several_at_once_are_done_as_well(
 
 
 @pytest.mark.parametrize("limit", ["LARGE_PIXELS", "PREFETCH_PIXELS"])
-def test_no_process_is_forked_while_a_large_image_is_computed(
-    limit: str, extract: Extract, photos: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_large_image_is_computed_while_no_process_is_forked_and_in_its_turn(
+    threads: int, limit: str, extract: Extract, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The fork would wait for threads that it doesn't have."""
-    crews, locked, features = [], [], BatchExtractor.features
+    """The fork would wait for threads that it doesn't have; a GPU may lack memory for a batch beside it."""
+    extractions: list[Any] = []
+    begin, features, watched = _Extraction.begin, BatchExtractor.features, []
 
-    def crew(*given: Any) -> Any:
-        crews.append(Crew(*given))
-        return crews[-1]
+    def noted(self: _Extraction, batch: Any) -> None:
+        extractions.append(self)
+        begin(self, batch)
 
-    def watched(*given: Any) -> Any:
-        locked.append(crews[0].forking.locked())
+    def watch(*given: Any) -> Any:
+        watched.append((extractions[0].crew.forking.locked(), extractions[0]._turns._value))
         return features(*given)
 
-    monkeypatch.setattr("sekd_cli.extraction_pipeline.Crew", crew)
-    monkeypatch.setattr(BatchExtractor, "features", watched)
+    monkeypatch.setattr(_Extraction, "begin", noted)
+    monkeypatch.setattr(BatchExtractor, "features", watch)
     monkeypatch.setattr(f"sekd_cli.extraction_pipeline.{limit}", 10)
-    assert extract("photos", "--threads", 2) == 0
-    assert locked == [True] * 3
+    assert extract("photos", "--threads", threads) == 0
+    assert watched == [(True, threads - 1)] * 3
 
 
 def test_the_limit_of_pixels_can_be_moved(
