@@ -204,7 +204,7 @@ def _batches(sized: Iterable[_Sized | Outcome], settings: PipelineSettings) -> I
             continue
         pending.setdefault(item.padded, []).append(item.job)
         pixels = sum(height * width for height, width in item.padded)
-        count = max(1, settings.batch_pixels // pixels) if settings.batch_pixels else settings.batch_size
+        count = settings.batch_pixels // pixels if settings.batch_pixels else settings.batch_size
         if len(pending[item.padded]) >= min(count, settings.batch_size):
             yield _SizedBatch(pending.pop(item.padded))
         elif sum(map(len, pending.values())) >= 4 * settings.batch_size:

@@ -358,6 +358,14 @@ def test_a_batch_has_as_many_images_as_the_settings_let_and_only_equal_ones() ->
     assert few == [[small] * 2, [small] * 2, [other], [large], [large], [small] * 2, [small]]
 
 
+def test_four_batches_wait_to_become_full_and_then_the_fullest_is_done() -> None:
+    def sized(name: str) -> _Sized:
+        return _Sized(cast(Job, name), ((64, ord(name)),), large=name in "XY", huge=False)
+
+    waiting = _batches(map(sized, "abbcdefghijXkY"), PipelineSettings(batch_size=3))
+    assert ["".join(cast(Any, batch).jobs) for batch in waiting] == ["X", "bb", "Y", "a", *"cdefghijk"]
+
+
 def test_what_is_extracted_does_not_depend_on_the_batch(extract: Extract, photos: Path) -> None:
     for number in range(8):  # of one size, and lying differently
         (photos / f"more{number}.png").write_bytes(encoded(drawn(64, 96, seed=number), "PNG", orientation=1 + number))

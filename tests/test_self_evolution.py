@@ -680,6 +680,20 @@ def test_data_processes_say_nothing_of_who_took_their_batches_and_went_away(
     assert capsys.readouterr().err.strip() == "ValueError: a fault"
 
 
+def begun(worker: int) -> None:
+    raise StoppedError(f"process {worker}")
+
+
+def test_data_processes_begin_as_they_should(
+    photographs: Photographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_processes, "_begin_data_process", begun)
+    once = replace(COMPACT, rounds=1)
+    run = SelfEvolution(tmp_path, photographs, once, Told(), device=torch.device("cpu"), workers=1)
+    with pytest.raises(StoppedError, match="process 0"):
+        run.run()
+
+
 class Refused:
     """What can't be sent to another process."""
 
@@ -726,7 +740,7 @@ def test_data_processes_never_see_an_interrupt(
     photographs: Photographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that isn't forked loads torch first, for seconds, and would end with a traceback."""
-    start, before, handlers = BaseProcess.start, signal.getsignal(signal.SIGINT), []
+    start, handlers = BaseProcess.start, []
 
     def watched(process: BaseProcess) -> None:
         handlers.append(signal.getsignal(signal.SIGINT))
@@ -737,7 +751,7 @@ def test_data_processes_never_see_an_interrupt(
     run = SelfEvolution(tmp_path, photographs, once, Told(), device=torch.device("cpu"), workers=2)
     assert run.run()
     assert handlers == [signal.SIG_IGN] * 2
-    assert signal.getsignal(signal.SIGINT) == before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_an_interrupt_while_an_updates_data_processes_end_ends_the_run(
