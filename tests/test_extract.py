@@ -681,6 +681,22 @@ def test_images_that_kill_the_process_fail_alone(
 
 
 @needs_fork
+def test_images_behind_one_that_kills_the_process_are_done(
+    extract: Extract, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = images.read_image
+
+    def read_or_die(path: Path, **options: Any) -> images.Photograph:
+        if path.name == "b.png":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(path, **options)
+
+    monkeypatch.setattr("sekd_cli.batch_extraction.read_image", read_or_die)
+    assert extract("photos", "--threads", 2, "--batch-size", 3) == 1
+    assert sorted(stored()) == ["a.jpg", "sub/c d.jpg"]
+
+
+@needs_fork
 def test_what_goes_wrong_in_a_process_is_told_by_this_one(
     extract: Extract, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
