@@ -97,7 +97,8 @@ def _level(grey: np.ndarray, mask: np.ndarray | None, largest: tuple[int, int]) 
         rows, columns = (nearest_pixels(new, old) for new, old in zip(grey.shape, mask.shape, strict=True))
         mask = mask[rows[:, None], columns]
     mean, deviation = cv2.meanStdDev(grey)
-    statistics = (float(mean[0, 0]) / 255, float(deviation[0, 0]) / 255)
+    deviates = float(deviation[0, 0]) if np.ptp(grey) else 0.0  # by OpenCV's rounding some even images do
+    statistics = (float(mean[0, 0]) / 255, deviates / 255)
     octaves = 0.5 * math.log2(math.prod(largest) / grey.size)
     return Level(grey=grey, statistics=statistics, mask=mask, octaves=octaves)
 

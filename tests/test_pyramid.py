@@ -67,6 +67,15 @@ def test_sizes_are_scales_of_what_the_limit_leaves_each_once(
     assert [one.shape[::-1] for one in levels_of(np.zeros(size[::-1], np.uint8), **options)] == sizes
 
 
+@pytest.mark.parametrize(("size", "grey"), [((34, 59), 96), ((405, 505), 216), ((299, 377), 168), ((8, 8), 90)])
+def test_an_even_image_deviates_by_nothing_at_any_size(size: tuple[int, int], grey: int) -> None:
+    """By a rounding error it would count as uneven."""
+    even = Photograph(pixels=np.full(size, grey, np.uint8), orientation=1, stored_size=size[::-1])
+    for one in prepare(even, ViewSettings(scales=(1.0, 0.5))).levels:
+        assert one.statistics == pytest.approx((grey / 255, 0), abs=1e-9)
+        assert one.statistics[1] == 0
+
+
 def test_nothing_is_enlarged_beyond_the_pixels_that_an_image_may_have() -> None:
     sizes = level_sizes(20_000, 10_000, ViewSettings(max_size=0, scales=(4.0, 1.0)))
     assert sizes == [(22_361, 11_180), (20_000, 10_000)]  # 250 million pixels
