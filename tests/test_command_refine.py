@@ -556,6 +556,8 @@ def test_what_does_not_fit_is_left_out_unless_too_few_are_left() -> None:
     assert kept.alignment is not None
     assert (kept.alignment.correlations > 0).all()
     assert usual.min_inliers < len(kept.indices()) < len(plain.indices())
+    enough = dataclasses.replace(usual, min_inliers=len(kept.indices()))
+    assert match_images(*images_of(views), MatchingSettings(), enough).alignment is not None
     more = dataclasses.replace(usual, min_inliers=len(kept.indices()) + 1)
     stayed = match_images(*images_of(views), MatchingSettings(), more)
     assert stayed.alignment is None
