@@ -431,6 +431,21 @@ def test_the_best_of_all_tiles_are_kept_best_first() -> None:
     np.testing.assert_array_equal(tiled.scores, whole.scores)
 
 
+def test_what_is_seen_where_a_tile_ends_takes_no_place_from_the_best() -> None:
+    class Misled(Peaks):
+        """A network to which the last of its pixels look like keypoints, as it doesn't know what comes after them."""
+
+        def layers(self, pixels: torch.Tensor) -> DenseMaps:
+            maps = super().layers(pixels)
+            maps.score_logits[:, 10:40:10, -3] = 20  # of the whole image these are padding
+            return maps
+
+    pixels = dots(40, 1500, *((x, 20) for x in range(100, 500, 100)))
+    for tile in (0, 1024):
+        one = extractor(Misled(), tile=tile, max_size=0, max_keypoints=3)
+        np.testing.assert_allclose(extract(one, photograph_of(pixels)).keypoints, [[100, 20], [200, 20], [300, 20]])
+
+
 def test_no_keypoint_is_doubled_or_lost_at_a_seam() -> None:
     """White dots and a white plateau all along a row, the seam at 512 among them."""
     pixels = dots(40, 1500, *((x, 20) for x in range(497, 530, 5)))
