@@ -299,9 +299,9 @@ def sorted_by_place(features: StoredFeatures) -> list[np.ndarray]:
     return [features.keypoints[order], features.descriptors[order], *turned]
 
 
-def assert_tiles_change_nothing(network: DenseNetwork, pixels: np.ndarray, **options: Any) -> None:
+def assert_tiles_change_nothing(network: DenseNetwork, pixels: np.ndarray, tile: int = 1024, **options: Any) -> None:
     options |= {"threshold": 0, "max_keypoints": 0, "max_size": 0}
-    whole, tiled = (extract(extractor(network, tile=tile, **options), photograph_of(pixels)) for tile in (0, 1024))
+    whole, tiled = (extract(extractor(network, tile=edge, **options), photograph_of(pixels)) for edge in (0, tile))
     assert len(whole) == len(tiled) > 500
     for one, other in zip(sorted_by_place(tiled), sorted_by_place(whole), strict=True):
         np.testing.assert_allclose(one, other, atol=2e-3)
@@ -403,6 +403,10 @@ def test_scales_and_rotations_are_in_the_grid_of_the_file_too(tmp_path: Path, or
 
 def test_tiles_give_the_keypoints_of_the_whole_image_at_every_turn_and_scale() -> None:
     assert_tiles_change_nothing(untrained(), drawn(70, 1544)[..., 0], scales=(1.0, 0.7), rotations=True)
+
+
+def test_tiles_of_any_edge_begin_on_the_networks_grid() -> None:
+    assert_tiles_change_nothing(untrained(), drawn(70, 1544)[..., 0], tile=1101)
 
 
 @pytest.mark.parametrize("shape", [(40, 2000), (2000, 40), (1100, 1100)])
