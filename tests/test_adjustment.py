@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from sekd_cli import adjustment
-from sekd_cli.adjustment import Links, in_parts
-from sekd_cli.patch_alignment import FARTHEST
+from sekd_cli.adjustment import Links, in_parts, links_of
+from sekd_cli.patch_alignment import FARTHEST, Alignment
 
 PHOTOGRAPHS, POINTS = 6, 40
 
@@ -51,6 +51,14 @@ def apart(off: NDArray[np.float64], links: Links, moves: NDArray[np.float32]) ->
     return np.asarray(
         np.linalg.norm(now[links.second] - np.einsum("eij,ej->ei", links.affines, now[links.first]), axis=1)
     )
+
+
+def test_links_are_in_pixels_as_seen() -> None:
+    """The first file has two pixels where one was seen, the second four; of two matches one could be aligned."""
+    affine = np.float32([[2, 0], [0, 4]])
+    alignment = Alignment(np.float32([[9, 9], [8, -4]]), np.stack((affine, affine)), np.float32([0, 0.9]))
+    links = links_of(alignment, np.array([[1, 2], [3, 5]]), (10, 100), (2.0, 4.0))
+    assert [values.tolist() for values in links] == [[13], [105], [[2, -1]], [[[1, 0], [0, 2]]]]
 
 
 def test_keypoints_of_a_point_come_together() -> None:
