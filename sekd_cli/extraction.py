@@ -93,7 +93,8 @@ class Extractor:
 
     def _padded(self, height: int, width: int) -> tuple[int, int]:
         rows, columns = (-(-extent // self.stride) for extent in (height, width))
-        return rows * self.stride, max(columns, LEAST_COLUMNS) * self.stride
+        least_rows = LEAST_COLUMNS if self.views.rotations else 1  # which are columns once it is turned
+        return max(rows, least_rows) * self.stride, max(columns, LEAST_COLUMNS) * self.stride
 
     def extract(self, images: Sequence[PreparedImage]) -> list[StoredFeatures]:
         """The features of images of equal `padded_sizes`, keypoints in the pixel grid of their files.

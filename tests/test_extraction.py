@@ -232,6 +232,15 @@ def test_a_batch_gives_what_each_image_gives_alone() -> None:
         np.testing.assert_allclose(together.descriptors, alone.descriptors, atol=1e-5)
 
 
+def test_narrow_images_that_share_a_batch_do_so_at_each_turn() -> None:
+    """Those narrower than the fewest columns are padded to these: a quarter turn makes rows of them."""
+    one = extractor(untrained(), threshold=0, max_keypoints=100, rotations=True)
+    images = [one.prepare(photograph_of(drawn(70, width)[..., 0])) for width in (30, 40)]
+    assert len({one.padded_sizes(image) for image in images}) == 1
+    for together, image in zip(one.extract(images), images, strict=True):
+        np.testing.assert_allclose(together.keypoints, one.extract([image])[0].keypoints, atol=1e-3)
+
+
 @pytest.mark.parametrize("options", [{}, {"rotations": True}, {"scales": (1.0, 0.5), "max_keypoints": 0}])
 def test_a_gpu_finds_at_once_what_a_cpu_finds_one_by_one(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
