@@ -171,7 +171,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logger.debug("where it happened:", exc_info=True)
         return error.exit_code
     except click.ClickException as error:
-        error.show()
+        if sys.stderr is not None:  # else click shows it on stdout
+            error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         given = sys.argv[1:] if arguments is None else arguments

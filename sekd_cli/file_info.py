@@ -25,7 +25,7 @@ def file_info(path: Path) -> dict[str, Any]:
     """A summary of any file that `sekd` writes or reads. Raises InputFileError if it is missing, damaged or no such."""
     try:
         if not path.is_file():
-            what = "a folder" if path.is_dir() else "no such file"
+            what = "a folder" if path.is_dir() else "is not a file" if path.exists() else "no such file"
             raise InputFileError(f"{path}: {what}; {REMEDY}")
         with path.open("rb") as stream:
             is_hdf5 = stream.read(len(HDF5_MAGIC)) == HDF5_MAGIC

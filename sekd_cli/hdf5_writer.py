@@ -12,7 +12,7 @@ import h5py
 from sekd_cli.errors import OutputError
 from sekd_cli.file_errors import refuse_devices, write_reason
 from sekd_cli.hdf5_file import CHECKED_METADATA, HDF5_MAGIC, bound_memory, create_hdf5, lock, reading_reason
-from sekd_cli.new_file import clear_away_leftovers
+from sekd_cli.new_file import clear_away_leftovers, make_folder
 from sekd_cli.staged_file import StagedFile, apply_journal, journal_of
 
 ADDED_METADATA_BYTES = 256 << 10  # likewise, while photographs or pairs are added: more isn't needed again
@@ -97,7 +97,7 @@ class HDF5Writer:
 
 def _open_locked(path: Path, attributes: Mapping[str, Any], *, overwrite: bool) -> StagedFile:
     """The file at `path`, created where needed, its lock held. Raises OSError, BlockingIOError if locked already."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     clear_away_leftovers(path)
     old = os.open(path, os.O_RDWR) if path.exists() else None
     if old is None:

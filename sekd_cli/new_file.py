@@ -29,7 +29,7 @@ def new_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
                 if not overwrite:
                     remedy = "give --overwrite to replace it, or another output with -o"
                     raise OutputError(f"{path}: exists already; {remedy}")
-            _make_folder(place.parent)
+            make_folder(place.parent)
             clear_away_leftovers(place)
             yield temporary
             temporary.replace(place)
@@ -59,7 +59,8 @@ def spare_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
             raise UsageError(f"{output}: is an input too; give another output with -o")
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, where they aren't there. Raises OSError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:  # what a file in its place makes of it

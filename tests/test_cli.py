@@ -219,6 +219,8 @@ def test_closed_streams_are_no_traceback() -> None:
     no_list = subprocess.run(["sh", "-c", f"{run} extract - -o x.h5 <&-"], stderr=subprocess.PIPE, check=False)
     assert no_list.returncode == UsageError.exit_code
     assert b"standard input is closed" in no_list.stderr
+    untold = subprocess.run(["sh", "-c", f"{run} extract 2>&-"], stdout=subprocess.PIPE, check=False)
+    assert (untold.returncode, untold.stdout) == (UsageError.exit_code, b"")
 
 
 def test_characters_that_the_terminal_lacks_are_one_line(with_command: Callable[..., Callable[..., int]]) -> None:

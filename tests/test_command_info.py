@@ -194,6 +194,12 @@ def test_a_folder_is_called_one(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "a folder; give a feature file" in capsys.readouterr().err
 
 
+def test_a_pipe_is_not_said_to_be_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert cli.main(["info", str(tmp_path / "pipe")]) == InputFileError.exit_code
+    assert "pipe: is not a file; give a feature file" in capsys.readouterr().err
+
+
 def test_a_distribution_by_hand() -> None:
     assert distribution([]) is None
     assert distribution([3]) == {"min": 3, "p10": 3, "median": 3, "p90": 3, "max": 3, "mean": 3.0, "histogram": [1]}

@@ -356,7 +356,7 @@ def test_impossible_outputs_are_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="is a folder"):
         HDF5Writer(tmp_path, {})
-    with pytest.raises(OutputError, match=r"file/feats\.h5: (its folder is a file|can't be written)"):
+    with pytest.raises(OutputError, match=r"file/feats\.h5: its folder is a file"):
         HDF5Writer(tmp_path / "file" / "feats.h5", {})
 
 
