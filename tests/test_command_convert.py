@@ -116,6 +116,11 @@ def test_one_file_of_kaggles_is_not_taken_for_features(capfd: pytest.CaptureFixt
     assert "one file of several that belong together" in capfd.readouterr().err
 
 
+def test_what_can_not_be_looked_up_is_an_input_that_can_not_be_read(capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["convert", "z" * 300, "--to", "imc", "-o", "out"]) == BAD_INPUT
+    assert f"{'z' * 300}: not readable" in capfd.readouterr().err
+
+
 def test_images_without_descriptors_are_counted_and_no_files_made_of_none(capfd: pytest.CaptureFixture[str]) -> None:
     with h5py.File("hloc.h5", "w") as file:
         file["a.jpg/keypoints"] = file["c/b.jpg/keypoints"] = np.ones((3, 2))

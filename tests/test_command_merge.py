@@ -371,3 +371,9 @@ def test_merged_pairs_are_called_pairs(capfd: pytest.CaptureFixture[str]) -> Non
         file["a.jpg/b.jpg/matches0"] = [0]
     assert cli.main(["merge", "m.h5", "-o", "all.h5"]) == 0
     assert capfd.readouterr().err == "1 pair of 1 file\n"
+
+
+def test_a_shard_that_can_not_be_looked_up_is_an_input_that_can_not_be_read(capfd: pytest.CaptureFixture[str]) -> None:
+    """As in another's closed folder."""
+    assert cli.main(["merge", "z" * 300, "-o", "all.h5"]) == BAD_INPUT
+    assert f"{'z' * 300}: not readable" in capfd.readouterr().err

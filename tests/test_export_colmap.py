@@ -182,6 +182,13 @@ def test_images_that_are_gone_or_unreadable_are_named_and_the_others_done() -> N
     assert (report.images, report.pairs, report.skipped_pairs) == (1, 0, 2)
 
 
+@pytest.mark.usefixtures("three_images")
+def test_an_image_that_can_not_be_looked_up_is_missing() -> None:
+    """As one in a closed folder."""
+    write_features([*NAMES, "z" * 300])
+    assert exported().missing == ["z" * 300]
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "BMP", "PPM", "TGA", "WEBP", "GIF", "JPEG2000"])
 def test_what_colmap_reads_is_what_is_said_that_it_reads(kind: str) -> None:
     pytest.importorskip("pycolmap")

@@ -42,3 +42,4 @@ def test_a_file_is_the_same_by_whatever_path_and_though_it_is_not_there_yet(tmp_
     (tmp_path / "hard").hardlink_to(one)
     assert same_file(tmp_path / "hard", other)
     assert not same_file(one, tmp_path / "folder" / "b")
+    assert not same_file(one, tmp_path / ("z" * 300))  # which can't be looked up

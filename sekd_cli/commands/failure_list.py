@@ -12,7 +12,7 @@ from sekd_cli.errors import OutputError
 
 def same_file(one: Path, other: Path) -> bool:
     """Whether both are, or would be, the same file."""
-    if one.exists() and other.exists():
+    if os.path.exists(one) and os.path.exists(other):  # noqa: PTH110 - pathlib's raises where that can't be looked up
         return one.samefile(other)
     return os.path.realpath(one) == os.path.realpath(other)
 

@@ -229,8 +229,8 @@ def _finish(picture: np.ndarray, default_name: str, options: ShowOptions) -> Non
     if output is None:
         folder = Path(tempfile.mkdtemp(prefix="sekd-")) if options.open_ else Path()
         output = folder / default_name
-    elif output.suffix.lower() != ".png" or output.is_dir():
-        if output.suffix and not output.is_dir():
+    elif output.suffix.lower() != ".png" or os.path.isdir(output):  # noqa: PTH112 - pathlib's raises where that can't be looked up
+        if output.suffix and not os.path.isdir(output):  # noqa: PTH112 - likewise
             raise UsageError(f"-o {output}: give a name that ends in .png, or a folder")
         output = output / default_name
     elif len(options.images) > 1 and not options.of_pair:

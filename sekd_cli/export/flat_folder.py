@@ -1,5 +1,6 @@
 """Reads what other tools wrote in the layouts of the IMC benchmark and of Kaggle's baselines (see `layouts`)."""
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -32,7 +33,8 @@ class FlatFolder:
         self._files: dict[str, h5py.File] = {}
         self.paths: list[Path] = []  # of all files
         for kind in (*FEATURE_FILES, "matches"):
-            if (path := folder / f"{kind}.h5").exists():
+            path = folder / f"{kind}.h5"
+            if os.path.exists(path) or not os.access(folder, os.X_OK):  # noqa: PTH110 - opening it tells why it can't
                 self._files[kind] = open_for_reading(path, kind)
                 self.paths.append(path)
         self.has_features = "descriptors" in self._files
@@ -56,7 +58,7 @@ class FlatFolder:
         """Keys for which `images` holds no photograph; they are names as they are."""
         if self.images is None:
             return []
-        return [name for name in self._keys if not (self.images / name).is_file()]
+        return [name for name in self._keys if not os.path.isfile(self.images / name)]  # noqa: PTH113 - pathlib's raises
 
     def read(self, name: str) -> StoredFeatures:
         """The features of one image. Raises InputFileError if they are damaged, ImageError if the photograph is."""
@@ -140,7 +142,7 @@ class FlatFolder:
         raise ValueError(f"{place} {problem}")
 
     def _image_size(self, name: str) -> tuple[int, int] | None:
-        if self.images is not None and (self.images / name).is_file():
+        if self.images is not None and os.path.isfile(self.images / name):  # noqa: PTH113 - likewise
             return read_image_size(self.images / name, max_pixels=0)
         return None
 
