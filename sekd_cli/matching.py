@@ -28,17 +28,10 @@ class _Scan(NamedTuple):
 
 
 @torch.no_grad()
-def match_descriptors(
-    descriptors0: Tensor,
-    descriptors1: Tensor,
-    settings: MatchingSettings,
-    *,
-    block_rows: int | None = None,
-) -> tuple[Tensor, Tensor]:
+def match_descriptors(descriptors0: Tensor, descriptors1: Tensor, settings: MatchingSettings) -> tuple[Tensor, Tensor]:
     """Mutual nearest neighbours by cosine similarity, then the filters of `settings` (paper Sec. 3.4).
 
-    descriptors0, descriptors1: (N0, D), (N1, D), rows of unit length, on one device. block_rows: rows of the
-    similarity matrix held at once (the result does not depend on it, but for ties to rounding).
+    descriptors0, descriptors1: (N0, D), (N1, D), rows of unit length, on one device.
     Returns matches0 (N0,) int64, the match of each row of descriptors0 or -1, and scores0 (N0,) float32: the match's
     cosine similarity, or its dual-softmax probability where `settings.temperature` is given; 0 where there is none.
 
@@ -55,7 +48,7 @@ def match_descriptors(
         scan, rows = _scan_on_cpu, CPU_BLOCK_ROWS
     else:
         scan, rows = _scan, max(1, GPU_BLOCK_VALUES // count1)
-    found = scan(descriptors0.float(), descriptors1.float(), block_rows or rows, settings)
+    found = scan(descriptors0.float(), descriptors1.float(), rows, settings)
     return _decide(found, settings)
 
 

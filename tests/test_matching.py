@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sekd_cli import matching
 from sekd_cli.config import MatchingSettings
 from sekd_cli.errors import UsageError
 from sekd_cli.matching import _scan, _scan_on_cpu, match_among, match_batch, match_descriptors
@@ -110,12 +111,14 @@ def test_of_equal_candidates_the_first_matches() -> None:
     assert match_among(one, other, in_parts(everything, 3), MatchingSettings(ratio=0.9))[0].tolist() == [-1, -1, 0]
 
 
-def test_dual_softmax_scores_are_the_product_of_both_softmaxes() -> None:
+def test_dual_softmax_scores_are_the_product_of_both_softmaxes(monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = random_units(7, 0), random_units(9, 1)
     temperature = 0.1
     similarity = one @ other.T / temperature
     probability = similarity.softmax(dim=0) * similarity.softmax(dim=1)
-    matches, scores = match_descriptors(one, other, MatchingSettings(temperature=temperature), block_rows=2)
+    monkeypatch.setattr(matching, "CPU_BLOCK_ROWS", 2)
+    matches, scores = match_descriptors(one, other, MatchingSettings(temperature=temperature))
+    monkeypatch.undo()
     found = matches >= 0
     assert found.any()
     assert torch.allclose(scores[found], probability[found, matches[found]], atol=1e-5)
@@ -167,23 +170,27 @@ VECTORS = st.integers(1, 9).flatmap(
 
 @given(VECTORS, VECTORS, st.sampled_from([1.0, 0.9, 0.6]), st.integers(1, 10))
 def test_matches_are_those_of_the_definition_whatever_ties_there_are(
-    one: list[tuple[int, ...]], other: list[tuple[int, ...]], ratio: float, block_rows: int
+    monkeypatch: pytest.MonkeyPatch,
+    one: list[tuple[int, ...]],
+    other: list[tuple[int, ...]],
+    ratio: float,
+    block_rows: int,
 ) -> None:
+    monkeypatch.setattr(matching, "CPU_BLOCK_ROWS", block_rows)
     # Quarters make every product exact, so that ties are ties.
     first, second = (np.array(vectors, dtype=np.float32) / 4 for vectors in (one, other))
-    matches, _ = match_descriptors(
-        torch.from_numpy(first), torch.from_numpy(second), MatchingSettings(ratio=ratio), block_rows=block_rows
-    )
+    matches, _ = match_descriptors(torch.from_numpy(first), torch.from_numpy(second), MatchingSettings(ratio=ratio))
     assert matches.tolist() == brute_force(first, second, ratio)
 
 
 @pytest.mark.parametrize("settings", [PLAIN, MatchingSettings(ratio=0.95, min_similarity=0.1)])
-def test_blocks_and_sides_change_nothing(settings: MatchingSettings) -> None:
+def test_blocks_and_sides_change_nothing(settings: MatchingSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = random_units(300, 0), random_units(257, 1)
     matches, scores = match_descriptors(one, other, settings)
     assert int((matches >= 0).sum()) > 20
     for block_rows in (1, 7, 128, 299, 1000):
-        again, again_scores = match_descriptors(one, other, settings, block_rows=block_rows)
+        monkeypatch.setattr(matching, "CPU_BLOCK_ROWS", block_rows)
+        again, again_scores = match_descriptors(one, other, settings)
         assert torch.equal(matches, again)
         assert torch.allclose(scores, again_scores, atol=1e-6)
     back, _ = match_descriptors(other, one, settings)
