@@ -73,13 +73,12 @@ class Recent(Generic[Key, Kept]):
         self._room = room
         self._kept: OrderedDict[Key, Kept] = OrderedDict()
         self._size = 0
-        self.reads = 0  # so far
 
     def get(self, key: Key) -> Kept:
         """One of them; it is kept until others need its room."""
         found = self._kept.get(key)
         if found is None:
-            found = self._kept[key] = self._read(key)
+            found = self._kept[key] = self._load(key)
             self._size += size_of(found)
         self._kept.move_to_end(key)
         while self._size > self._room and len(self._kept) > 1:
@@ -90,13 +89,9 @@ class Recent(Generic[Key, Kept]):
         """One of them; the caller keeps it from now on, and it isn't kept here."""
         found = self._kept.pop(key, None)
         if found is None:
-            return self._read(key)
+            return self._load(key)
         self._size -= size_of(found)
         return found
-
-    def _read(self, key: Key) -> Kept:
-        self.reads += 1
-        return self._load(key)
 
 
 def size_of(kept: MatchableImage | SeenPixels | str) -> int:
@@ -169,11 +164,6 @@ class FeatureCache:
         passing = room // 8  # for images that pass; each is needed once a block
         self._row_room = room - passing
         self._passing = Recent(load, passing)
-
-    @property
-    def reads(self) -> int:
-        """Of images, so far."""
-        return self._passing.reads
 
     def walk(self, work: Plan) -> Iterator[tuple[Pair, MatchableImage | str, MatchableImage | str]]:
         """Every pair with its images, or why there is none, in an order that needs few reads."""
