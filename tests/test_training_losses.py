@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from plane import planar
 
 from sekd_cli.training.descriptor_update import dual_softmax_loss, hardest_in_batch_loss
 from sekd_cli.training.detector_update import draw_targets, focal_loss
-from sekd_cli.training.parallax import Correspondence
 from sekd_cli.training.ranking import OwnKeypoints
 from sekd_cli.training.repeatability import detector_repeatability, frozen_descriptor_loss, frozen_detector_loss
 
@@ -100,9 +100,9 @@ def test_the_focal_loss_and_its_gradient_are_those_of_the_plain_formula(gamma: f
 def test_equal_score_maps_are_perfectly_repeatable_and_a_shifted_one_under_its_shift() -> None:
     logits = torch.randn(1, 16, 20, generator=torch.Generator().manual_seed(1))
     seen = torch.ones(1, 16, 20, dtype=torch.bool)
-    identity = Correspondence.planar(torch.eye(3)[None])
+    identity = planar(torch.eye(3)[None])
     assert float(detector_repeatability(logits, logits, identity, seen, stride=1)) == pytest.approx(0, abs=1e-6)
-    shift = Correspondence.planar(torch.tensor([[[1.0, 0, 3], [0, 1, 2], [0, 0, 1]]]))  # second = first moved by (3, 2)
+    shift = planar(torch.tensor([[[1.0, 0, 3], [0, 1, 2], [0, 0, 1]]]))  # second = first moved by (3, 2)
     moved = torch.roll(logits, (2, 3), dims=(1, 2))
     assert float(detector_repeatability(logits, moved, shift, seen, stride=1)) == pytest.approx(0, abs=1e-6)
     assert float(detector_repeatability(logits, moved, identity, seen, stride=1)) > 0.1
@@ -113,7 +113,7 @@ def test_repeatability_of_one_pixel_is_the_symmetric_divergence_by_hand() -> Non
     p, q = 1 / (1 + math.exp(-1.0)), 1 / (1 + math.exp(1.0))
     kl = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
     seen = torch.ones(1, 1, 1, dtype=torch.bool)
-    loss = detector_repeatability(first, second, Correspondence.planar(torch.eye(3)[None]), seen, stride=1)
+    loss = detector_repeatability(first, second, planar(torch.eye(3)[None]), seen, stride=1)
     assert float(loss) == pytest.approx(2 * kl, rel=1e-5)
 
 
@@ -123,7 +123,7 @@ def test_repeatability_is_weighted_by_the_mean_probability_which_is_not_taught()
     weight = (p + q).detach()
     expected = ((p - q) * (first - second) * weight).sum() / weight.sum()
     seen = torch.ones(1, 1, 2, dtype=torch.bool)
-    loss = detector_repeatability(first, second, Correspondence.planar(torch.eye(3)[None]), seen, stride=1)
+    loss = detector_repeatability(first, second, planar(torch.eye(3)[None]), seen, stride=1)
     torch.testing.assert_close(loss, expected)
     for found, true in zip(*(torch.autograd.grad(one, (first, second)) for one in (loss, expected)), strict=True):
         torch.testing.assert_close(found, true)
@@ -131,7 +131,7 @@ def test_repeatability_is_weighted_by_the_mean_probability_which_is_not_taught()
 
 def test_repeatability_counts_no_pixel_that_the_first_view_hides_even_in_part() -> None:
     first, second = torch.randn(2, 1, 16, 20, generator=torch.Generator().manual_seed(2))
-    there = Correspondence.planar(torch.tensor([[[1.0, 0, 0.5], [0, 1, 0], [0, 0, 1]]]))  # half a pixel to the right
+    there = planar(torch.tensor([[[1.0, 0, 0.5], [0, 1, 0], [0, 0, 1]]]))  # half a pixel to the right
     seen, first_seen = torch.ones(2, 1, 16, 20, dtype=torch.bool)
     first_seen[0, :, 10:] = False
     wild = first.clone()

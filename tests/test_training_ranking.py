@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
+from plane import planar
 
 from sekd_cli.detection import OCTAVE_COST
 from sekd_cli.geometry import translation
 from sekd_cli.networks import DenseMaps
 from sekd_cli.training.descriptor_update import rival_odds
-from sekd_cli.training.parallax import Correspondence
 from sekd_cli.training.ranking import (
     OwnKeypoints,
     matching_losses,
@@ -19,7 +19,7 @@ from sekd_cli.training.ranking import (
     right_matches,
 )
 
-SAME_VIEW = Correspondence.planar(torch.eye(3)[None])
+SAME_VIEW = planar(torch.eye(3)[None])
 
 
 def peaks_at(*views: list[tuple[int, int]], size: int = 16) -> torch.Tensor:
@@ -158,9 +158,7 @@ def test_ranking_wants_high_scores_where_matches_are_right_and_low_ones_where_th
 
 
 def test_keypoints_that_the_other_view_does_not_show_are_not_ranked() -> None:
-    moved = Correspondence.planar(
-        torch.tensor([[[1.0, 0, 14], [0, 1, 0], [0, 0, 1]]])
-    )  # the second view looks 14 px further
+    moved = planar(torch.tensor([[[1.0, 0, 14], [0, 1, 0], [0, 0, 1]]]))  # the second view looks 14 px further
     descriptors = torch.eye(2).expand(2, 2, 2)
     logits = torch.zeros(2, 2, requires_grad=True)
     ranking_loss(own([[(1.0, 2.0), (9.0, 9.0)]] * 2, descriptors, logits), moved, 16, 16).backward()
@@ -266,7 +264,7 @@ def test_selection_counts_right_matches_of_the_best_keypoints() -> None:
     logits = torch.linspace(60, -60, 16).expand(2, 16)  # far apart: each is selected or not
     descriptors = torch.eye(16).expand(2, 16, 16)
     right = matching_losses(own(xy, descriptors, logits), SAME_VIEW, 40.0)[1]
-    moved = Correspondence.planar(torch.tensor([[[1.0, 0, 4], [0, 1, 0], [0, 0, 1]]]))
+    moved = planar(torch.tensor([[[1.0, 0, 4], [0, 1, 0], [0, 0, 1]]]))
     wrong = matching_losses(own(xy, descriptors, logits), moved, 40.0)[1]
     # the last of a selection lies on its cut and is half there: 7.25 of 8, 3.25 of 4 and 1.25 of 2 matches
     assert -float(right) == pytest.approx((7.25 / 8 + 3.25 / 4 + 1.25 / 2) / 3, abs=0.01)
@@ -277,7 +275,7 @@ def test_points_beyond_the_horizon_leave_a_gradient_to_all_others() -> None:
     found = strongest(peaks_at([(4, 5), (13, 5)], [(5, 5), (2, 9)]).requires_grad_(), 2)
     tipped = torch.eye(3)[None].clone()
     tipped[0, 2, 0] = -0.1  # from x = 10 on, what the first view sees lies behind the second
-    loss = position_loss(found, Correspondence.planar(tipped))
+    loss = position_loss(found, planar(tipped))
     (gradient,) = torch.autograd.grad(loss, found.peaks)
     assert gradient.isfinite().all()
 
@@ -290,7 +288,7 @@ def test_a_view_without_keypoints_leaves_a_loss_to_the_other_pairs(without: int)
     found = own(xy, descriptors, logits)
     alone = [part.item() for part in matching_losses(own(xy[:2], descriptors[:2], logits[:2]), SAME_VIEW, 40.0)]
     found.present[1 + 2 * without] = False  # of the second pair
-    losses = matching_losses(found, Correspondence.planar(torch.eye(3).repeat(2, 1, 1)), 40.0)
+    losses = matching_losses(found, planar(torch.eye(3).repeat(2, 1, 1)), 40.0)
     assert losses[0].item() == pytest.approx(alone[0])
     gradients = torch.autograd.grad(sum(losses), (logits, descriptors))  # type: ignore[arg-type]
     assert all(gradient.isfinite().all() for gradient in gradients)
@@ -328,7 +326,7 @@ def test_ranking_counts_keypoints_that_are_there_and_in_the_other_view_alone() -
 
 
 def test_ranking_follows_points_of_the_second_view_back_to_the_first() -> None:
-    moved = Correspondence.planar(translation(torch.tensor([10.0]), torch.tensor([0.0])))
+    moved = planar(translation(torch.tensor([10.0]), torch.tensor([0.0])))
     xy = [[(2.0, 2.0), (9.0, 2.0)], [(12.0, 2.0), (4.0, 2.0)]]  # only the first of each is in both
     some = own(xy, torch.eye(2).expand(2, 2, 2), torch.tensor([[0.0, 50.0], [0.0, 50.0]]))
     assert float(ranking_loss(some, moved, 16, 16)) == pytest.approx(math.log(2))

@@ -64,14 +64,6 @@ class Correspondence(NamedTuple):
     sizes: Tensor  # (B, 2) widths and heights of the photographs
     parallax: Tensor  # (B, 2, n, n), see `draw_parallax`; (B, 2, 0, 0): none
 
-    @classmethod
-    def planar(cls, second_from_first: Tensor) -> "Correspondence":
-        """Without parallax."""
-        count = len(second_from_first)
-        unit = torch.eye(3).expand(count, 3, 3)
-        nothing = torch.zeros(count, 2, 0, 0)
-        return cls(second_from_first, torch.stack((unit, second_from_first)), torch.ones(count, 2), nothing)
-
     def only(self, pair: int) -> "Correspondence":
         """Of one pair, B = 1."""
         one = slice(pair, pair + 1)
