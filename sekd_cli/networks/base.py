@@ -15,7 +15,7 @@ class DenseMaps(NamedTuple):
 
     score_logits: Tensor  # (B, H, W); the keypoint probability is their sigmoid
     descriptor_maps: tuple[Tensor, ...]  # each (B, D_i, H / stride_i, W / stride_i), coarse to fine, not normalised
-    low_level_map: Tensor  # (B, C, H / low_level_stride, W / low_level_stride), for reliability in training
+    low_level_map: Tensor  # (B, C, h, w), for reliability in training
 
     @classmethod
     def joined(cls, batches: Sequence[Self]) -> Self:
@@ -65,7 +65,6 @@ class DenseNetwork(nn.Module, ABC):
     name: ClassVar[str]
     stride: ClassVar[int]
     descriptor_dim: ClassVar[int]
-    low_level_stride: ClassVar[int]
     default_nms_radius: ClassVar[int]  # pixels
     default_threshold: ClassVar[float]  # keypoint probability below which its keypoints seldom match
     default_scales: ClassVar[tuple[float, ...]]  # of an image, at which it is to see it

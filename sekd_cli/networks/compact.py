@@ -139,7 +139,6 @@ class CompactNetwork(DenseNetwork):
     name: ClassVar[str] = "compact"
     stride: ClassVar[int] = 32
     descriptor_dim: ClassVar[int] = 64
-    low_level_stride: ClassVar[int] = 2
     default_nms_radius: ClassVar[int] = 2
     default_threshold: ClassVar[float] = 0.05
     default_scales: ClassVar[tuple[float, ...]] = (1.0, 0.5)

@@ -81,7 +81,6 @@ class PublishedNetwork(DenseNetwork):
     name: ClassVar[str] = "published"
     stride: ClassVar[int] = 4
     descriptor_dim: ClassVar[int] = 128
-    low_level_stride: ClassVar[int] = 1
     default_nms_radius: ClassVar[int] = 4
     default_threshold: ClassVar[float] = 0.4
     default_scales: ClassVar[tuple[float, ...]] = (1.0,)
