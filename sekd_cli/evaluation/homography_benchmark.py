@@ -15,7 +15,7 @@ from sekd_cli.evaluation import homography as metrics
 from sekd_cli.evaluation.estimators import ESTIMATORS, estimate_homography
 from sekd_cli.evaluation.images import EvaluationImage, folder_name, read_evaluation_image
 from sekd_cli.evaluation.methods import Method
-from sekd_cli.evaluation.refinement import refined_matches
+from sekd_cli.evaluation.refinement import matched_points
 from sekd_cli.image_search import SUFFIXES
 from sekd_cli.seen_pixels import SeenPixels
 
@@ -140,13 +140,8 @@ def _evaluate_sequence(
     for image, original in zip(images[1:], sequence.homographies, strict=True):
         truth = image.evaluated_from_original @ original @ np.linalg.inv(images[0].evaluated_from_original)
         second = method.features(image)
-        if protocol.refine:
-            pixels = _as_evaluated(images[0]), _as_evaluated(image)
-            found, xy1 = refined_matches((first, second), pixels, "homography", label=method.label)
-        else:
-            found = method.match(first, second)
-            xy1 = second.keypoints[found[:, 1]]
-        xy0 = first.keypoints[found[:, 0]]
+        pixels = (_as_evaluated(images[0]), _as_evaluated(image)) if protocol.refine else None
+        xy0, xy1 = matched_points(method, (first, second), pixels, "homography")
         share, localisation = metrics.repeatability(
             first.keypoints, second.keypoints, truth, size, image.size, threshold
         )
@@ -158,7 +153,7 @@ def _evaluate_sequence(
             sequence=sequence.name,
             image=image.path.name,
             keypoints=(len(first) + len(second)) / 2,
-            matches=len(found),
+            matches=len(xy0),
             matching_accuracy=metrics.matching_accuracy(xy0, xy1, truth),
             repeatability=share,
             localisation=localisation,

@@ -14,7 +14,7 @@ from sekd_cli.evaluation.images import read_evaluation_image
 from sekd_cli.evaluation.methods import LocalFeatures, Method
 from sekd_cli.evaluation.plots import Panel
 from sekd_cli.evaluation.pose import mean_average_accuracy, pose_error
-from sekd_cli.evaluation.refinement import refined_matches
+from sekd_cli.evaluation.refinement import matched_points
 from sekd_cli.evaluation.scenes import PosePair, Scene
 from sekd_cli.evaluation.tables import Row, Table, mark, number, percent, text
 from sekd_cli.seen_pixels import SeenPixels
@@ -105,13 +105,8 @@ def _evaluate_pair(
     pixels: dict[str, SeenPixels],
 ) -> PoseResult:
     first, second = features[pair.name0], features[pair.name1]
-    if protocol.refine:
-        seen = pixels[pair.name0], pixels[pair.name1]
-        found, xy1 = refined_matches((first, second), seen, "fundamental", label=method.label)
-    else:
-        found = method.match(first, second)
-        xy1 = second.keypoints[found[:, 1]]
-    xy0 = first.keypoints[found[:, 0]]
+    both = (pixels[pair.name0], pixels[pair.name1]) if protocol.refine else None
+    xy0, xy1 = matched_points(method, (first, second), both, "fundamental")
     cameras = (pair.camera0, pair.camera1)
     poses = [estimate_pose(xy0, xy1, cameras, threshold=protocol.threshold, seed=s) for s in range(protocol.seeds)]
     return PoseResult(
@@ -119,7 +114,7 @@ def _evaluate_pair(
         name0=pair.name0,
         name1=pair.name1,
         keypoints=(len(first) + len(second)) / 2,
-        matches=len(found),
+        matches=len(xy0),
         errors=np.array([pose_error(pose, pair.pose_1_from_0) for pose in poses]),
     )
 

@@ -10,11 +10,27 @@ from numpy.typing import NDArray
 from sekd_cli.adjustment import adjust, in_parts, links_of
 from sekd_cli.config import MatchingSettings
 from sekd_cli.errors import ImageError, InputFileError
-from sekd_cli.evaluation.methods import LocalFeatures
+from sekd_cli.evaluation.methods import LocalFeatures, Method
 from sekd_cli.pair_matching import MatchableImage, comparable, match_images
 from sekd_cli.seen_pixels import SeenPixels
 from sekd_cli.stored_matches import StoredMatches
 from sekd_cli.verification import verification_settings
+
+
+def matched_points(
+    method: Method,
+    features: tuple[LocalFeatures, LocalFeatures],
+    pixels: tuple[SeenPixels, SeenPixels] | None,
+    model: str,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Places (M, 2) of a pair's matches in both images: the method's own, or `refined_matches` if there are pixels."""
+    first, second = features
+    if pixels is None:
+        found = method.match(first, second)
+        places = second.keypoints[found[:, 1]]
+    else:
+        found, places = refined_matches(features, pixels, model, label=method.label)
+    return first.keypoints[found[:, 0]], places
 
 
 def refined_matches(
