@@ -97,10 +97,8 @@ def export_colmap(
     """
     pycolmap = require_pycolmap()
     spare_inputs([database], [features.path, matches.path])
-    names = features.names()
-    known = frozenset(names)
     present = _present(images, features)
-    report = ColmapExport(missing=sorted(known.difference(present)))
+    report = ColmapExport(missing=sorted(set(features.names()).difference(present)))
     with Watch() as watch, _told_in_a_line(database), new_file(database, overwrite=overwrite) as path:
         path.touch()  # which tells why, where it can't be written
         path.unlink()
@@ -119,33 +117,8 @@ def export_colmap(
                 f"it takes {READABLE} files, as large as when they were extracted"
             )
         with pycolmap.Database.open(path) as opened:
-            of_these = False  # whether any pair is of images that have features
-            for pair in named_pairs(matches, names):
-                of_these = of_these or known.issuperset(pair)
-                if pair[0] in described and pair[1] in described:
-                    image0, image1 = described[pair[0]], described[pair[1]]
-                    indices = matches.read_of(pair, (image0.features, image1.features)).indices()
-                    _write_pair(opened, image0, image1, indices, report)
-                else:
-                    report.skipped_pairs += 1
-                tell("write pairs", report.pairs, None)
-        if not of_these:
-            held = "matches of other images" if report.skipped_pairs else "no matches of any pair"
-            raise NothingToDoError(f"{matches.path}: {held}; give those of {features.path}")
-        geometry = pycolmap.TwoViewGeometryOptions()
-        geometry.ransac.random_seed = 0  # the same database from run to run
-        pairing = pycolmap.ExistingMatchedPairingOptions()
-        pairing.batch_size = max(LEAST_BATCH, report.pairs // BATCHES)
-        with watch.growth(path, "two_view_geometries", lambda rows: tell("verify pairs", rows, report.pairs)):
-            verify = partial(pycolmap.geometric_verification, path, pairing_options=pairing)
-            apart(lambda: verify(two_view_geometry_options=geometry))
-        with pycolmap.Database.open(path) as opened:
-            of_chance = _of_chance(pycolmap, opened, geometry.ransac.max_error, tell)
-            report.pairs_of_chance = len(of_chance)
-            with_inliers = opened.read_two_view_geometry_num_inliers()[0]  # `num_verified_image_pairs` counts all
-            report.verified_pairs = len(with_inliers) - len(of_chance)
-        if of_chance:
-            apart(lambda: _forget(pycolmap, path, of_chance))
+            _write_matches(opened, matches, features, described, report, tell=tell)
+        _verify(pycolmap, path, watch, report, tell)
         if path.with_name(path.name + SIDE_FILES[0]).exists():  # of which closing took nothing, and told nobody
             raise RuntimeError("SQLite could not finish it")
         for suffix in SIDE_FILES:  # of an earlier database, which SQLite would apply to the new one
@@ -172,6 +145,24 @@ def _told_in_a_line(database: Path) -> Iterator[None]:
         raise OutputError(f"{database}: COLMAP can't write it ({one_line(error)}); is the disk full?") from error
     finally:
         _clear_side_files(Path(os.path.realpath(database)))
+
+
+def _verify(pycolmap: Any, path: Path, watch: Watch, report: ColmapExport, tell: Tell) -> None:
+    """Have COLMAP verify all pairs, and keep nothing of those that chance would have verified as well."""
+    geometry = pycolmap.TwoViewGeometryOptions()
+    geometry.ransac.random_seed = 0  # the same database from run to run
+    pairing = pycolmap.ExistingMatchedPairingOptions()
+    pairing.batch_size = max(LEAST_BATCH, report.pairs // BATCHES)
+    with watch.growth(path, "two_view_geometries", lambda rows: tell("verify pairs", rows, report.pairs)):
+        verify = partial(pycolmap.geometric_verification, path, pairing_options=pairing)
+        apart(lambda: verify(two_view_geometry_options=geometry))
+    with pycolmap.Database.open(path) as opened:
+        of_chance = _of_chance(pycolmap, opened, geometry.ransac.max_error, tell)
+        report.pairs_of_chance = len(of_chance)
+        with_inliers = opened.read_two_view_geometry_num_inliers()[0]  # `num_verified_image_pairs` counts all
+        report.verified_pairs = len(with_inliers) - len(of_chance)
+    if of_chance:
+        apart(lambda: _forget(pycolmap, path, of_chance))
 
 
 def _of_chance(pycolmap: Any, database: Any, error: float, tell: Tell) -> list[tuple[int, int]]:
@@ -244,6 +235,33 @@ def _write_keypoints(
             database.write_keypoints(number, found.keypoints + np.float32(COLMAP_OFFSET))
             described[name] = _Described(number, Identity.of(found))
     return described
+
+
+def _write_matches(
+    database: Any,
+    matches: MatchReader,
+    features: FeatureReader,
+    described: dict[str, _Described],
+    report: ColmapExport,
+    *,
+    tell: Tell,
+) -> None:
+    """The matches of all pairs of described images. Raises NothingToDoError if no pair is of images with features."""
+    names = features.names()
+    known = frozenset(names)
+    of_these = False  # whether any pair is of images that have features
+    for pair in named_pairs(matches, names):
+        of_these = of_these or known.issuperset(pair)
+        if pair[0] in described and pair[1] in described:
+            image0, image1 = described[pair[0]], described[pair[1]]
+            indices = matches.read_of(pair, (image0.features, image1.features)).indices()
+            _write_pair(database, image0, image1, indices, report)
+        else:
+            report.skipped_pairs += 1
+        tell("write pairs", report.pairs, None)
+    if not of_these:
+        held = "matches of other images" if report.skipped_pairs else "no matches of any pair"
+        raise NothingToDoError(f"{matches.path}: {held}; give those of {features.path}")
 
 
 def _write_pair(
