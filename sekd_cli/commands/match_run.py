@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import click
 
@@ -96,12 +96,7 @@ def run(options: MatchOptions) -> int:
     )
     verification = _verification(options)
     shard = Shard() if options.shard is None else parse_shard(options.shard)
-    decisive = asdict(matching) | ({"model": None} if verification is None else asdict(verification))
-    if verification is not None:
-        decisive["verification"] = 133  # the experiment that last changed what is kept, in docs/EXPERIMENTS.md
-    if options.refine:
-        decisive["refine"] = 132  # likewise
-    decisive["shard"] = str(shard)  # so that merging notices one that is missing or double
+    decisive = _decisive(matching, verification, shard, refine=options.refine)
     device = matching_device(asked := resolve_device(options.device))
     if device != asked and options.device != "auto":
         logger.warning("--device %s: matched on the CPU, as torch bears no threads on an Apple GPU", options.device)
@@ -145,6 +140,19 @@ def run(options: MatchOptions) -> int:
         folder.write_matches(options.features)
     click.echo(os.fsencode(options.output if folder is None else folder.path))
     return exit_code
+
+
+def _decisive(
+    matching: MatchingSettings, verification: VerificationSettings | None, shard: Shard, *, refine: bool
+) -> dict[str, Any]:
+    """All that decides the numbers in a match file, but for the features."""
+    decisive = asdict(matching) | ({"model": None} if verification is None else asdict(verification))
+    if verification is not None:
+        decisive["verification"] = 133  # the experiment that last changed what is kept, in docs/EXPERIMENTS.md
+    if refine:
+        decisive["refine"] = 132  # likewise
+    decisive["shard"] = str(shard)  # so that merging notices one that is missing or double
+    return decisive
 
 
 def _open_features(options: MatchOptions) -> FeatureReader:
