@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from sekd_cli.coordinates import resize_matrix
+from sekd_cli.counting import counted
 from sekd_cli.images import Photograph, to_stored
 
 Colour = tuple[int, int, int]
@@ -65,7 +66,7 @@ def draw_keypoints(view: View, scores: np.ndarray, title: str) -> np.ndarray:
     for index in np.argsort(scores, kind="stable"):  # the best on top
         _dot(canvas, view.keypoints[index], radius, colours[index])
     scale = (low, high) if len(scores) else None
-    return with_footer(canvas, Legend(title, f"{len(scores):,} keypoint{'s' * (len(scores) != 1)}", scale))
+    return with_footer(canvas, Legend(title, counted(len(scores), "keypoint"), scale))
 
 
 def draw_matches(view0: View, view1: View, colours: list[Colour], legend: Legend, *, faint: int = 0) -> np.ndarray:

@@ -15,7 +15,7 @@ from sekd_cli.hdf5_file import CHECKED_METADATA, HDF5_MAGIC, bound_memory, creat
 from sekd_cli.new_file import clear_away_leftovers, make_folder
 from sekd_cli.staged_file import StagedFile, apply_journal, journal_of
 
-ADDED_METADATA_BYTES = 256 << 10  # likewise, while photographs or pairs are added: more isn't needed again
+ADDED_METADATA_BYTES = 256 << 10  # of a file, kept in memory while it is added to: what was written isn't needed again
 
 
 class HDF5Writer:

@@ -14,6 +14,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import BinaryIO
 
+from sekd_cli.counting import counted
 from sekd_cli.errors import InputFileError, UsageError
 from sekd_cli.hdf5_file import HDF5_MAGIC
 
@@ -63,7 +64,7 @@ def _complaint(line: bytes) -> str:
         return f"{shown} is not two names with one tab between them; write it anew"
     count = len(line.split())
     hint = "put a tab between names that hold spaces" if count > 2 else "put a space or a tab between the two"
-    return f"{shown} is {count} name{'s' * (count != 1)}, not two; {hint}"
+    return f"{shown} is {counted(count, 'name')}, not two; {hint}"
 
 
 def format_pair(pair: Pair) -> str:

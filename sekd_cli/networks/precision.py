@@ -27,12 +27,11 @@ def resolve_precision(name: str, device: torch.device, *, quantisable: bool) -> 
     """
     if name not in PRECISIONS:
         raise UsageError(f"--precision {name}: give {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}")
-    possible = possible_precisions(device, quantisable=quantisable)
     if name == "auto":
         if quantisable and has_fast_bytes(device):
             return "int8"
         return "bfloat16" if has_fast_bfloat16(device) else "float32"
-    if name not in possible:
+    if name not in possible_precisions(device, quantisable=quantisable):
         needs = "the compact network and an x86 CPU with AVX2"
         raise UsageError(f"--precision {name}: it takes {needs}; give auto")
     if name == "bfloat16" and device.type == "cpu" and not has_fast_bfloat16(device):
