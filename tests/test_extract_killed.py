@@ -14,7 +14,7 @@ from killed import Arrays, assert_nothing_reported_is_lost, ready_processes
 from sekd_cli import cli
 from sekd_cli.feature_file import FeatureReader
 
-PHOTOGRAPHS = 100  # become durable in several steps
+PHOTOGRAPHS = 64  # become durable in several steps
 MANY = 300  # not done before an interrupt comes
 
 
@@ -37,8 +37,8 @@ def photographs(first: int, end: int) -> dict[str, bytes]:
 def command(tmp_path: Path, untrained_weights: Path) -> list[str]:
     """`sekd extract` of many tiny photographs, but for its output."""
     write_files(tmp_path / "photos", photographs(0, PHOTOGRAPHS))
-    options = ["--weights", str(untrained_weights), "--threshold", "0", "--device", "cpu", "--threads", "1"]
-    return ["extract", str(tmp_path / "photos"), *options, "--output"]
+    quick = ["--precision", "float32", "--device", "cpu", "--threads", "1"]  # in bytes it would take longer to be ready
+    return ["extract", str(tmp_path / "photos"), "--weights", str(untrained_weights), "--threshold", "0", *quick, "-o"]
 
 
 def test_nothing_that_was_reported_is_lost_by_a_kill_at_any_moment(command: list[str], tmp_path: Path) -> None:
