@@ -93,7 +93,7 @@ def test_the_more_lines_the_fainter_so_that_the_photographs_stay_visible() -> No
         lines = [(20.0, 40.0)] * count
         return int(draw_matches(*(grey_view(200, 160, lines),) * 2, [OUTLIER] * count, Legend("", ""))[40, 100, 0])
 
-    assert brightness(200) > brightness(400) > brightness(4000) == brightness(2000) > 100 * DIMMED
+    assert brightness(200) > brightness(400) > brightness(2200) == brightness(1800) > 100 * DIMMED
 
 
 def test_dots_on_a_large_photograph_are_larger() -> None:

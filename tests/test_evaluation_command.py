@@ -4,16 +4,21 @@ import csv
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import pytest
 from drawn import drawn_photograph
+from drawn_features import ATTRIBUTES, drawn_features
 from evaluation_sets import Orbit, half_from_whole
 
 from sekd_cli.cli import main
 from sekd_cli.evaluation.plots import Panel, draw
 from sekd_cli.evaluation.tables import Table, mark, number, percent, plain, text
+from sekd_cli.feature_file import FeatureWriter
+
+SIZE, HALF = (200, 160), (100, 80)  # width, height of both images
 
 
 @pytest.fixture(scope="module")
@@ -21,9 +26,9 @@ def planar(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One sequence: a drawn photograph and its half."""
     folder = tmp_path_factory.mktemp("planar") / "v_half"
     folder.mkdir()
-    image = drawn_photograph(0, 320, 400)
+    image = drawn_photograph(0, *SIZE[::-1])
     cv2.imwrite(str(folder / "1.png"), image)
-    cv2.imwrite(str(folder / "2.png"), cv2.resize(image, (200, 160), interpolation=cv2.INTER_AREA))
+    cv2.imwrite(str(folder / "2.png"), cv2.resize(image, HALF, interpolation=cv2.INTER_AREA))
     (folder / "H_1_2").write_text("\n".join(" ".join(map(str, row)) for row in half_from_whole()))
     return folder.parent
 
@@ -209,8 +214,10 @@ def test_feature_files_of_the_same_name_are_told_apart(
 ) -> None:
     files = [tmp_path / name for name in ("a/feats.h5", "b/feats.h5", "c/feats-2.h5", "d/[bold]$5_$.h5")]
     for count, file in enumerate(files, start=5):
-        assert main(["extract", str(planar), "-o", str(file), "--max-keypoints", str(10 * count), "-q"]) == 0
-    capsys.readouterr()
+        features = drawn_features(0, common=10 * count, own=0)
+        with FeatureWriter(file, ATTRIBUTES) as writer:
+            for name, size in (("1.png", SIZE), ("2.png", HALF)):
+                writer.write(f"v_half/{name}", replace(features, image_size=size))
     given = [argument for file in files for argument in ("-f", file)]
     code, out, _ = run(capsys, "homography", planar, *given, "--seeds", 1, "--json", "--plot", tmp_path / "plot.png")
     assert code == 0

@@ -213,7 +213,7 @@ def test_the_network_is_told_the_statistics_of_the_unpadded_image() -> None:
 @pytest.mark.parametrize("size", [(64, 64), (32, 128), (50, 59)])
 def test_small_images_of_a_batch_have_what_each_has_alone(size: tuple[int, int], precision: str) -> None:
     one = Extractor(load_network(packaged_weights()), DetectionSettings(), device=CPU, precision=precision)
-    pixels = np.random.default_rng(0).integers(0, 256, (40, *size), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (16, *size), np.uint8)
     images = [one.prepare(photograph_of(cv2.GaussianBlur(noise, (0, 0), 1.5))) for noise in pixels]
     for start in range(0, len(images), 8):
         batch = images[start : start + 8]

@@ -296,9 +296,9 @@ def test_free_memory_is_given_back_every_so_many_tasks(features: Path, monkeypat
 
 
 @pytest.mark.parametrize(("share", "most"), [(1.1, 1), (0.5, 3), (0.25, 4)])
-def test_all_pairs_of_a_thousand_images_read_each_a_few_times_only(share: float, most: int) -> None:
+def test_all_pairs_of_many_images_read_each_a_few_times_only(share: float, most: int) -> None:
     """share: of all features, what the memory holds."""
-    names = [f"{index:04}.jpg" for index in range(1000)]
+    names = [f"{index:03}.jpg" for index in range(500)]
     reads: Counter[str] = Counter()
 
     class Reader:
@@ -311,7 +311,7 @@ def test_all_pairs_of_a_thousand_images_read_each_a_few_times_only(share: float,
     room = int(share * size * len(names) * 8 / 7)
     cache = FeatureCache(Loader(Reader(), CPU), room)  # type: ignore[arg-type]
     walked = sum(1 for _ in cache.walk(plan(exhaustive(names))))
-    assert walked == 499_500
+    assert walked == 124_750
     assert max(reads.values()) <= most
 
 

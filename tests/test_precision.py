@@ -164,7 +164,7 @@ def maps_at(name: str, chosen: str, photograph: Tensor) -> DenseMaps:
     network = load_network(packaged_weights()) if name == "compact" else NETWORKS[name]().eval()
     network = inference_network(network, chosen, CPU)
     with torch.inference_mode():
-        maps: DenseMaps = network(photograph[..., :128, :160])
+        maps: DenseMaps = network(photograph[..., :96, :128])
     return maps
 
 
@@ -226,7 +226,7 @@ def test_traced_networks_say_the_same_to_the_bit_whatever_the_size(name: str, ch
     torch.manual_seed(0)
     network = inference_network(NETWORKS[name](), chosen, CPU)
     graph = traced(network)
-    for batch, height, width in ((1, 128, 160), (2, 64, 64), (1, 32, 192)):
+    for batch, height, width in ((1, 96, 128), (2, 64, 64), (1, 32, 192)):
         images = (255 * photograph[..., :height, :width]).byte().expand(batch, -1, -1, -1)
         images = images.contiguous(memory_format=torch.channels_last)
         statistics = torch.tensor([[0.4, 0.2]]).expand(batch, -1)
