@@ -73,7 +73,7 @@ def seen_pixels(photograph: Photograph, image_size: tuple[int, int] | None, fine
     """
     size = photograph.stored_size
     if image_size not in {None, size}:
-        here, there = ("x".join(map(str, one)) for one in (size, image_size or ()))
+        here, there = ("x".join(map(str, one)) for one in (size, image_size))
         raise ImageError(f"{here} pixels, but its features are of {there}; give the photograph that they are of")
     level = prepare(photograph, views_as_seen(size, finest)).levels[0]
     grey = np.ascontiguousarray(turn_back(level.grey, photograph.orientation))

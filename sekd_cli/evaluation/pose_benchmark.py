@@ -58,7 +58,7 @@ def scene_features(scene: Scene, method: Method, max_size: int) -> dict[str, Loc
         image = read_evaluation_image(path, max_size)
         size = scene.views[name].camera.image_size if name in scene.views else None
         if size not in {None, image.original_size}:
-            theirs, ours = ("x".join(map(str, one)) for one in (size or (), image.original_size))
+            theirs, ours = ("x".join(map(str, one)) for one in (size, image.original_size))
             raise InputFileError(f"{path}: {ours} pixels, but its camera is of {theirs}; give the images of that size")
         found[name] = method.features(image).moved(np.linalg.inv(image.evaluated_from_original))
     return found
