@@ -88,9 +88,8 @@ class Sekd:
         The other arguments are the options of `sekd extract`; scales may be "auto", and without `subpixel` keypoints
         lie on whole pixels of what the network sees. On a CPU, where the C library is glibc, the process from then on
         keeps up to 128 MB of what it frees, without which extraction takes a sixth longer; environment variables of
-        glibc's (MALLOC_...), where there are any, are left to rule. Raises
-        InputFileError for a file that is no weights, DeviceError for a device that isn't there, UsageError for values
-        that make no sense.
+        glibc's (MALLOC_...), where there are any, are left to rule. Raises InputFileError for a file that is no
+        weights, DeviceError for a device that isn't there, UsageError for values that make no sense.
         """
         settings = DetectionSettings(
             max_keypoints=max_keypoints, threshold=threshold, nms_radius=nms_radius, subpixel=subpixel
