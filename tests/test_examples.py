@@ -83,3 +83,23 @@ def test_the_python_of_readme_and_recipes_runs(
     assert known["inliers"].mean() > 0.9
     assert known["fundamental"].shape == (3, 3)
     assert known["descriptors"].shape == (len(known["keypoints"]), 64)
+
+
+def test_the_recipe_of_stitching_puts_a_photograph_together(
+    examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole = cv2.imread(str(examples / "china.jpg"))
+    cv2.imwrite("left.jpg", whole[:, :400])
+    cv2.imwrite("right.jpg", whole[:, 240:])
+    Path("pairs.txt").write_text("left.jpg right.jpg\n", encoding="utf-8")
+    assert main(["extract", "left.jpg", "right.jpg"]) == 0
+    assert main(["match", "pairs.txt", "--verify", "homography", "--refine", "--images", "."]) == 0
+    recipe = (ROOT / "docs" / "RECIPES.md").read_text(encoding="utf-8").split("## Stitching")[1]
+    exec(recipe.split("```python\n")[1].split("```")[0], known := {})
+    panorama = known["panorama"]
+    assert np.abs(np.subtract(panorama.shape, whole.shape)).max() <= 2
+    y, x = -known["y"], -known["x"]
+    height, width = min(panorama.shape[0] - y, whole.shape[0]), min(panorama.shape[1] - x, whole.shape[1])
+    apart = cv2.absdiff(panorama[y : y + height, x : x + width], whole[:height, :width])
+    assert apart[:-2, :-2].mean() < 3  # of JPEG, and of what is resampled
