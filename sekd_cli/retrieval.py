@@ -21,6 +21,7 @@ from sekd_cli.workers import Crew, Item, Reply, WorkerDiedError, take_interrupt,
 KEYPOINTS = 400  # of an image, its best: with more, no more of its neighbours are found
 SAMPLED_IMAGES, SAMPLED_DESCRIPTORS = 400, 60_000  # what the codebook is learned from: evenly spread, each image's best
 DESCRIBED_AT_ONCE, COMPARED_AT_ONCE = 16, 512  # images
+COMPARED_VALUES = 1 << 25  # of likeness at once, of which a process takes four times the bytes: 0.5 GB
 GIVE_BACK_EVERY = 4  # batches: what is kept of each image pins the memory that all its descriptors took
 
 
@@ -58,7 +59,8 @@ def nearest(
         return
     compare = _Comparer(Likeness([described.pop(name) for name in readable]), count, asked)
     pairs: set[tuple[int, int]] = set()
-    for images, near in _by_processes(compare, range(asked or len(readable)), COMPARED_AT_ONCE, processes):
+    at_once = max(1, min(COMPARED_AT_ONCE, COMPARED_VALUES // max(1, len(readable))))
+    for images, near in _by_processes(compare, range(asked or len(readable)), at_once, processes):
         if isinstance(near, WorkerDiedError):
             raise DeviceError(f"too little memory to compare {len(readable):,} images ({near}); give --threads 1")
         for image, others in zip(images, near, strict=True):

@@ -51,7 +51,7 @@ def test_views_of_a_plane_find_each_other(tmp_path: Path) -> None:
 @pytest.mark.parametrize("processes", [0, 1, 3])
 def test_processes_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int) -> None:
     monkeypatch.setattr("sekd_cli.retrieval.DESCRIBED_AT_ONCE", 2)
-    monkeypatch.setattr("sekd_cli.retrieval.COMPARED_AT_ONCE", 4)
+    monkeypatch.setattr("sekd_cli.retrieval.COMPARED_VALUES", 50)  # of 11 images at once 4
     names = [f"plane{plane}/view{view}.jpg" for plane in range(4) for view in range(3)]
     with FeatureWriter(tmp_path / "feats.h5", ATTRIBUTES) as writer:
         for index, name in enumerate(names):
@@ -69,6 +69,7 @@ def test_processes_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (names[3], names[5]) in found
     assert list(unreadable) == [names[4]]
     assert sum(done) == 2 * len(names) - 1
+    assert sorted(done[-3:]) == [3, 4, 4]
 
 
 @pytest.mark.skipif(not CAN_FORK, reason="no processes here")
