@@ -82,6 +82,7 @@ def test_an_interrupt_leaves_no_lock_held_and_the_same_command_goes_on(
         code = cli.main([*command, str(path)])
         assert code == (130 if interrupt.left <= 0 else 0)
         assert stored(path) <= whole
+        interrupt.left = 0  # how often threads wait differs: it may not have come yet
         assert cli.main([*command, str(path)]) == 0
         assert stored(path) == whole
 
