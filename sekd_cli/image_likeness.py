@@ -17,7 +17,6 @@ WORDS = 2048  # of the codebook at most
 DESCRIPTORS_A_WORD = 40  # at least: a word of few is their mean, from which two views of a point lie opposite
 ITERATIONS = 10  # of k-means
 LEAST_COSINE = 0.25  # of two directions that count; of unrelated ones in 64 dimensions one in forty has it
-SELECTIVITY = 3  # power of the cosine: one good direction is worth more than several fair ones
 STEPS = 127  # to a value of 1 in a byte
 ASSIGNED_AT_ONCE = 1024  # descriptors
 
@@ -95,11 +94,13 @@ class Likeness:
             low, high = np.searchsorted(images_here, (first, last))
             if low == high:
                 continue
-            vectors = torch.from_numpy(self._there[end - size : end]).float() / STEPS
+            vectors = torch.from_numpy(self._there[end - size : end]).float().div_(STEPS)
             cosines = torch.mm(vectors[low:high], vectors.T).numpy().ravel()  # numpy's own threads wait for each other
             close = np.flatnonzero(cosines > LEAST_COSINE)
-            both = images_here[low + close // size] - first, images_here[close % size]
-            alike[both] += worth * cosines[close] ** SELECTIVITY
+            row, column = np.divmod(close, size)
+            cells = (self.count * (images_here[low:high] - first))[row] + images_here[column]
+            near = cosines[close]
+            alike.ravel()[cells] += worth * near * near * near  # one good direction is worth more than several fair
         alike /= self._norms[first:last, None] * self._norms
         alike[:, self._nothing] = -1
         return alike

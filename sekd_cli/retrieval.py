@@ -135,8 +135,11 @@ def neighbours(alike: np.ndarray, first: int, count: int, asked: int = 0) -> lis
     alike[own, first + own] = -np.inf
     alike[:, :asked] = -np.inf
     most = min(count, alike.shape[1] - (asked or 1))
-    ranked: list[list[int]] = np.argsort(-alike, axis=1, kind="stable")[:, :most].tolist()
-    return ranked
+    found = []
+    for row, least in zip(alike, np.partition(alike, -most, axis=1)[:, -most], strict=True):
+        near = np.flatnonzero(row >= least)  # these alone are sorted
+        found.append(near[np.argsort(-row[near], kind="stable")[:most]].tolist())
+    return found
 
 
 def _sample(features: FeatureReader, names: Sequence[str]) -> Tensor:
