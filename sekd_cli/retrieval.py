@@ -21,7 +21,7 @@ from sekd_cli.workers import Crew, Item, Reply, WorkerDiedError, take_interrupt,
 KEYPOINTS = 400  # of an image, its best: with more, no more of its neighbours are found
 SAMPLED_IMAGES, SAMPLED_DESCRIPTORS = 400, 60_000  # what the codebook is learned from: evenly spread, each image's best
 DESCRIBED_AT_ONCE, COMPARED_AT_ONCE = 16, 512  # images
-COMPARED_VALUES = 1 << 25  # of likeness at once, of which a process takes four times the bytes: 0.5 GB
+COMPARED_VALUES = 1 << 25  # of likeness at once, 128 MB, of which a process makes one copy
 GIVE_BACK_EVERY = 4  # batches: what is kept of each image pins the memory that all its descriptors took
 
 
