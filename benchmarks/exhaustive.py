@@ -44,17 +44,16 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     names = [f"{index:05}.jpg" for index in range(options.images)]
     write_features(folder / "feats.h5", names, options.keypoints)
     all_bytes = options.images * options.keypoints * (WIDTH + 2) * 4
-    settings = PipelineSettings(
-        device=torch.device("cpu"), threads=options.threads, cache_bytes=int(options.cache * all_bytes)
-    )
+    cache_bytes = int(options.cache * all_bytes)
+    settings = PipelineSettings(device=torch.device("cpu"), threads=options.threads)
     work = plan(exhaustive(names))
     start = time.perf_counter()
     with CountingReader(folder / "feats.h5") as reader:
         if options.reads_only:
-            done = sum(1 for _ in FeatureCache(Loader(reader, settings.device), settings.cache_bytes).walk(work))
+            done = sum(1 for _ in FeatureCache(Loader(reader, settings.device), cache_bytes).walk(work))
         else:
             with MatchWriter(folder / "matches.h5", match_attributes(reader, {})) as writer:
-                matcher = PairMatcher(reader.path, settings.cache_bytes, MatchingSettings())
+                matcher = PairMatcher(reader.path, cache_bytes, MatchingSettings())
                 outcomes = match_all(work, reader, writer, settings, matcher=matcher)
                 done = sum(outcome.failure is None for outcome in outcomes)
     return {

@@ -16,7 +16,7 @@ from statistics import median
 
 import torch
 import torch.nn.functional as F
-from measuring import WIDTH, cost, write_features
+from measuring import CACHE_BYTES, WIDTH, cost, write_features
 from torch import Tensor
 
 from sekd_cli.config import MatchingSettings
@@ -89,7 +89,7 @@ def measure_pipeline(images: int, threads: int) -> dict[str, float]:
         path, names = Path(folder) / "feats.h5", [f"{index:05}.jpg" for index in range(images)]
         write_features(path, names, KEYPOINTS)
         settings = PipelineSettings(device=torch.device("cpu"), threads=threads)
-        matcher = PairMatcher(path, settings.cache_bytes // threads, MatchingSettings())
+        matcher = PairMatcher(path, CACHE_BYTES // threads, MatchingSettings())
         rates = []
         for _ in range(2):
             start = time.perf_counter()

@@ -15,6 +15,7 @@ from sekd_cli.stored_features import StoredFeatures
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 WIDTH = 64  # values of a random descriptor
+CACHE_BYTES = 1 << 30  # of features in memory
 
 
 def write_features(path: Path, names: Sequence[str], keypoints: int) -> None:

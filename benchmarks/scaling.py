@@ -15,7 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from measuring import cost, exponent, write_features
+from measuring import CACHE_BYTES, cost, exponent, write_features
 
 from sekd_cli.batch_extraction import BatchExtractor, Job
 from sekd_cli.config import DetectionSettings, MatchingSettings, ViewSettings
@@ -101,7 +101,7 @@ def by_pairs(folder: Path) -> list[Work]:
             MatchWriter(folder / f"matches{count}.h5", match_attributes(reader, {}), overwrite=True) as writer,
         ):
             work, settings = plan(exhaustive(names[:count])), MatchSettings(device=CPU)
-            matcher = PairMatcher(path, settings.cache_bytes, MatchingSettings())
+            matcher = PairMatcher(path, CACHE_BYTES, MatchingSettings())
             for _ in match_all(work, reader, writer, settings, matcher=matcher):
                 pass
 

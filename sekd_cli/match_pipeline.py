@@ -39,7 +39,6 @@ class PipelineSettings:
 
     device: torch.device
     threads: int = 1  # pairs matched at once
-    cache_bytes: int = 1 << 30  # of features in memory
     update: bool = False  # match pairs again whose features changed since
     batch_values: int = 0  # similarities of pairs that are matched together, padding included; 0: one pair at a time
 

@@ -19,7 +19,7 @@ import sekd_cli
 from sekd_cli import cli
 from sekd_cli.feature_file import FeatureWriter
 from sekd_cli.match_file import MatchReader
-from sekd_cli.match_pipeline import PipelineSettings
+from sekd_cli.match_pipeline import PairMatcher
 from sekd_cli.match_writing import Outcome
 
 MISSING_PAIR, NOTHING, BAD_INPUT, BAD_OUTPUT, USAGE = 1, 3, 4, 5, 2  # exit codes
@@ -271,16 +271,16 @@ def test_the_feature_file_is_spared_by_whatever_path(linked: bool) -> None:
 
 
 def test_memory_and_threads_are_as_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings: list[PipelineSettings] = []
+    told: list[tuple[int, bool, int]] = []
 
-    def match_nothing(*given: Any, **_: object) -> Iterator[Outcome]:
-        settings.append(given[3])
+    def match_nothing(*given: Any, matcher: PairMatcher, **_: object) -> Iterator[Outcome]:
+        told.append((given[3].threads, given[3].update, matcher.cache_bytes))
         return iter(())
 
     monkeypatch.setattr("sekd_cli.commands.match_run.match_all", match_nothing)
     options = ["--cache", "2.5", "--threads", "3", "--update", "--device", "cpu"]
     assert cli.main(["match", "pairs.txt", *options]) == 0
-    assert [(one.cache_bytes, one.threads, one.update) for one in settings] == [(2_500_000_000, 3, True)]
+    assert told == [(3, True, 2_500_000_000 // 2)]  # two pairs, a process each
 
 
 def test_quiet_leaves_the_path_alone(capfd: pytest.CaptureFixture[str]) -> None:

@@ -47,12 +47,10 @@ def features(tmp_path: Path) -> Path:
 
 def run(features: Path, output: Path, pairs: list[Pair], processes: int = 0, **options: Any) -> list[Outcome]:
     """Match pairs into a file, in so many processes; options of `PairMatcher` and of the settings of `match_all`."""
-    chosen = {
-        name: options.pop(name) for name in ("threads", "cache_bytes", "update", "batch_values") if name in options
-    }
+    chosen = {name: options.pop(name) for name in ("threads", "update", "batch_values") if name in options}
     options.setdefault("matching", MatchingSettings())
     settings = PipelineSettings(device=CPU, **chosen)
-    matcher = PairMatcher(features, settings.cache_bytes // max(1, processes), **options)
+    matcher = PairMatcher(features, options.pop("cache_bytes", 10**9) // max(1, processes), **options)
     with (
         FeatureReader(features) as reader,
         workers(processes, matcher) as others,

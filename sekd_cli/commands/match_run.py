@@ -104,7 +104,6 @@ def run(options: MatchOptions) -> int:
     settings = PipelineSettings(
         device=device,
         threads=options.threads or (GPU_THREADS if device.type != "cpu" and not verification else cores),
-        cache_bytes=int(options.cache * 1e9),
         update=options.update,
         batch_values=0 if device.type == "cpu" else GPU_BATCH_VALUES,
     )
@@ -115,7 +114,7 @@ def run(options: MatchOptions) -> int:
             pairs = ((work.names[first], work.names[second]) for first, second in work.pairs.tolist())
             folder.check(features.names(), pairs, overwrite=options.overwrite)
     processes = min(settings.threads, len(work.pairs)) if device.type == "cpu" else 0
-    share = settings.cache_bytes // max(1, processes)  # of shards there may be more than pairs
+    share = int(options.cache * 1e9) // max(1, processes)  # of shards there may be more than pairs
     matcher = PairMatcher(
         options.features,
         share,
