@@ -249,6 +249,10 @@ def test_one_bad_image_stops_none_of_the_others(capfd: pytest.CaptureFixture[str
     assert out == "a.keypoints.png\n"
     assert [line.split(":")[1].strip() for line in err.splitlines()] == ["bad.jpg", "gone.jpg"]
     assert cli.main(["show", "bad.jpg", "-f", "feats.h5"]) == NOTHING
+    for pair in (["bad.jpg", PHOTOS[0]], [PHOTOS[0], "bad.jpg"], ["bad.jpg", "gone.jpg"]):
+        assert cli.main(["show", *pair, "-f", "feats.h5"]) == NOTHING  # there's no picture of one
+        told = capfd.readouterr().err
+        assert all(f"error: {name}" in told for name in pair if name != PHOTOS[0])
 
 
 def test_no_photograph_is_overwritten(capfd: pytest.CaptureFixture[str]) -> None:

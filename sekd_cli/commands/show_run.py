@@ -106,6 +106,8 @@ def run(options: ShowOptions) -> int:
     source = _FeatureSource(options)
     if options.of_pair:
         first, second = (source.load(path) for path in options.images)
+        if first is None or second is None:
+            raise NothingToDoError("a picture of matches takes two images; the reasons are above")
         picture = _draw_pair(first, second, options)
         _finish(picture, f"{options.images[0].stem}-{options.images[1].stem}.matches.png", options)
         return 0
@@ -116,10 +118,8 @@ def run(options: ShowOptions) -> int:
     if len(set(stems)) < len(set(options.images)):
         raise UsageError("two pictures would have the same name; give these images one by one, each with its own -o")
     for path, stem in zip(options.images, stems, strict=True):
-        try:
-            loaded = source.load(path)
-        except ImageError as error:
-            logger.error("%s", error)
+        loaded = source.load(path)
+        if loaded is None:
             failed += 1
             continue
         picture = draw_keypoints(fitted(loaded.view(), options.size), loaded.features.scores, loaded.name)
@@ -140,8 +140,18 @@ class _FeatureSource:
             with FeatureReader(options.features) as reader:
                 self._names = reader.names()
 
-    def load(self, path: Path) -> _Loaded:
-        """Raises ImageError, or InputFileError if the file has no features of this image, or none to be refined."""
+    def load(self, path: Path) -> _Loaded | None:
+        """None if the photograph can't be read, which is told.
+
+        Raises InputFileError if the file has no features of this image, or none to be refined.
+        """
+        try:
+            return self._load(path)
+        except ImageError as error:
+            logger.error("%s", error)
+            return None
+
+    def _load(self, path: Path) -> _Loaded:
         photograph = read_image(path, max_pixels=self._options.max_pixels, colour=True)
         if self._options.features is None:
             return _Loaded(path=path, name=path.name, photograph=photograph, features=self._extract(path))
