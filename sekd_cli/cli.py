@@ -26,6 +26,7 @@ from sekd_cli.errors import (
     UsageError,
     short_of_memory,
 )
+from sekd_cli.new_file import make_folder
 
 # Subcommands by name, with the help that `sekd --help` shows, so that it need not load them (and torch).
 COMMANDS = {
@@ -94,7 +95,7 @@ def _log_to(context: click.Context, _: click.Parameter, path: Path | None) -> No
     if path is None:
         return
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise OutputError(f"{path}: the log can't be written ({error.strerror}); give another --log-file") from error

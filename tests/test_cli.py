@@ -158,7 +158,7 @@ def test_a_log_that_cannot_be_written_is_an_output_error(
 ) -> None:
     (tmp_path / "no").touch()
     assert with_command(lambda: None)("--log-file", str(tmp_path / "no" / "log")) == 5
-    assert "the log can't be written" in capsys.readouterr().err
+    assert "the log can't be written (Not a directory)" in capsys.readouterr().err
 
 
 def test_a_reader_that_goes_away_is_no_traceback() -> None:

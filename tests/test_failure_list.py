@@ -28,7 +28,7 @@ def test_without_a_path_nothing_is_listed() -> None:
 
 def test_where_no_list_can_be_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="give another --failures"):
+    with pytest.raises(OutputError, match=r"Not a directory; give another --failures"):
         FailureList(tmp_path / "file" / "failed.jsonl")
 
 

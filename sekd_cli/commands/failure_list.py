@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from sekd_cli.errors import OutputError
+from sekd_cli.new_file import make_folder
 
 
 def same_file(one: Path, other: Path) -> bool:
@@ -25,7 +26,7 @@ class FailureList:
         self._file: IO[str] | None = None
         if path is not None:
             with self._writing():
-                path.parent.mkdir(parents=True, exist_ok=True)
+                make_folder(path.parent)
                 self._file = path.open("w", encoding="utf-8")
 
     def add(self, record: dict[str, object]) -> None:
