@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from guided import HEIGHT, WIDTH
 
-from sekd_cli import Features, Sekd
+from sekd_cli import Sekd
 from sekd_cli.training import validation
 from sekd_cli.training.photographs import Photographs
 from sekd_cli.training.run_folder import RunFolder
@@ -61,14 +61,14 @@ def figures(sekd: Sekd, pair: Pair) -> tuple[float, ...]:
     taken = time.thread_time() - began
     truth = pair.second_from_first.double().numpy()
 
-    def accuracy(first: Features, second: Features, **options: object) -> float:
-        model = sekd.match(first, second, verify="homography", **options).model  # type: ignore[arg-type]
+    def accuracy(refine: tuple[np.ndarray, np.ndarray] | None = None) -> float:
+        model = sekd.match(first, second, verify="homography", refine=refine).model
         return validation.corner_accuracy(None if model is None else model.numpy(), truth, (WIDTH, HEIGHT))
 
     return (
         *validation.pair_figures(first, second, pair.second_from_first),
-        accuracy(first, second),
-        accuracy(first, second, refine=pair.images),
+        accuracy(),
+        accuracy(pair.images),
         1e3 * taken / 2,
     )
 

@@ -104,7 +104,7 @@ def _each_folder_once(matches: Iterable[Path]) -> Iterator[Path]:
 
 def _is_folder(path: Path) -> bool:
     """False as well where that can't be looked up: reading it tells why."""
-    return os.path.isdir(path)  # noqa: PTH112 - pathlib's raises
+    return os.path.isdir(path)
 
 
 def _literal_part(pattern: Path) -> Path:

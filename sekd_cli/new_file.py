@@ -53,9 +53,9 @@ def writing(path: Path) -> Iterator[None]:
 
 def spare_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
     """Raise UsageError if a file would be written over one that is read."""
-    inputs = [path for path in inputs if os.path.exists(path)]  # noqa: PTH110 - pathlib's raises where that can't be looked up
+    inputs = [path for path in inputs if os.path.exists(path)]
     for output in outputs:
-        if os.path.isfile(output) and any(output.samefile(path) for path in inputs):  # noqa: PTH113 - likewise
+        if os.path.isfile(output) and any(output.samefile(path) for path in inputs):
             raise UsageError(f"{output}: is an input too; give another output with -o")
 
 

@@ -1,6 +1,6 @@
 """Which images look alike (`image_likeness`): those of a feature file, each with its nearest.
 
-Processes of their own bring images into words, and compare some with all; where there are none, this one does.
+Processes of their own bring images into words, and compare some with all; where there are none, a thread does.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,7 @@ from sekd_cli.errors import DeviceError, InputFileError
 from sekd_cli.feature_file import FeatureReader
 from sekd_cli.image_likeness import Directions, Likeness, directions, learn_codebook
 from sekd_cli.pair_matching import comparable
-from sekd_cli.workers import Crew, Item, Reply, WorkerDiedError, take_interrupt, workers
+from sekd_cli.workers import Crew, Item, Reply, WorkerDiedError, workers
 
 KEYPOINTS = 400  # of an image, its best: with more, no more of its neighbours are found
 SAMPLED_IMAGES, SAMPLED_DESCRIPTORS = 400, 60_000  # what the codebook is learned from: evenly spread, each image's best
@@ -40,8 +40,8 @@ def nearest(
     With queries, which are no `names`, pairs of each of these, first, with the `count` of `names` that look most like
     it. Reads every image's features twice at most; depends on nothing but these. Of equally alike ones the first named.
     Images whose features can't be read are left out; why is put into `unreadable`, by name. `done` is told of so many
-    more images when they are read, and again of those that can be read when they are compared. processes: that do it;
-    with less than two this one does. Raises DeviceError if one runs out of memory while it compares.
+    more images when they are read, and again of those that can be read when they are compared. processes: that do it,
+    from two on; else a thread does. Raises DeviceError if one runs out of memory while it compares.
     """
     everything = [*queries, *names]
     describe = _Describer(features.path, learn_codebook(_sample(features, everything)))
@@ -76,17 +76,11 @@ def _by_processes(
     """Have so many items at once worked on; yields them with their replies, in no particular order."""
     batches = (items[start : start + at_once] for start in range(0, len(items), at_once))
     processes = min(processes, -(-len(items) // at_once))
-    with workers(processes if processes > 1 else 0, work) as running:
-        if not running:
-            for batch in batches:
-                take_interrupt()
-                yield batch, work(batch)
-            return
-        with Crew(running, work, work, threads=0) as crew:
-            for batch in batches:
-                crew.begin(batch)
-                yield from crew.done(2 * crew.size)
-            yield from crew.done(0)
+    with workers(processes if processes > 1 else 0, work) as running, Crew(running, work, work, threads=1) as crew:
+        for batch in batches:
+            crew.begin(batch)
+            yield from crew.done(2 * crew.size)
+        yield from crew.done(0)
 
 
 class _Describer:

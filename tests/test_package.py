@@ -22,15 +22,7 @@ from sekd_cli.patch_alignment import Alignment
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-OTHER_PROGRAMS = {
-    "--shm-size",
-    "--array",
-    "--database_path",
-    "--image_path",
-    "--index-url",
-    "--nproc-per-node",
-    "--output_path",
-}
+OTHER_PROGRAMS = {"--array", "--database_path", "--image_path", "--nproc-per-node", "--output_path", "--shm-size"}
 SHIPPED = ["sekd_cli", "weights", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"]
 
 

@@ -13,7 +13,7 @@ from sekd_cli.new_file import make_folder
 
 def same_file(one: Path, other: Path) -> bool:
     """Whether both are, or would be, the same file."""
-    if os.path.exists(one) and os.path.exists(other):  # noqa: PTH110 - pathlib's raises where that can't be looked up
+    if os.path.exists(one) and os.path.exists(other):
         return one.samefile(other)
     return os.path.realpath(one) == os.path.realpath(other)
 

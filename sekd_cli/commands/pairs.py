@@ -141,7 +141,7 @@ def _is_hdf5(path: Path) -> bool:
     if str(path) == "-":
         return False  # standard input, even where a file has that name
     by_name = path.suffix.lower() in HDF5_SUFFIXES  # a feature file that is missing or not readable, or an image
-    if not os.path.isfile(path):  # noqa: PTH113 - pathlib's raises where that can't be looked up
+    if not os.path.isfile(path):
         return by_name
     try:
         with path.open("rb") as stream:

@@ -239,8 +239,8 @@ def _finish(picture: np.ndarray, default_name: str, options: ShowOptions) -> Non
     if output is None:
         folder = Path(tempfile.mkdtemp(prefix="sekd-")) if options.open_ else Path()
         output = folder / default_name
-    elif output.suffix.lower() != ".png" or os.path.isdir(output):  # noqa: PTH112 - pathlib's raises where that can't be looked up
-        if output.suffix and not os.path.isdir(output):  # noqa: PTH112 - likewise
+    elif output.suffix.lower() != ".png" or os.path.isdir(output):
+        if output.suffix and not os.path.isdir(output):
             raise UsageError(f"-o {output}: give a name that ends in .png, or a folder")
         output = output / default_name
     elif len(options.images) > 1 and not options.of_pair:
@@ -252,7 +252,7 @@ def _finish(picture: np.ndarray, default_name: str, options: ShowOptions) -> Non
 
 
 def _write(picture: np.ndarray, path: Path) -> None:
-    if os.path.exists(path) and not _is_ours(path):  # noqa: PTH110 - pathlib's raises where that can't be looked up
+    if os.path.exists(path) and not _is_ours(path):
         raise OutputError(f"{path}: exists already and is no picture of sekd show; give another output with -o")
     note = PngImagePlugin.PngInfo()
     note.add_text("Software", MADE_BY)

@@ -129,7 +129,7 @@ def export_colmap(
 def _present(images: Path, features: FeatureReader) -> list[str]:
     """The names of `features` that are files in the folder. Raises NothingToDoError if none is."""
     names = features.some_names()
-    present = [name for name in names if os.path.isfile(images / name)]  # noqa: PTH113 - pathlib's raises in a closed folder
+    present = [name for name in names if os.path.isfile(images / name)]
     if not present:
         raise NothingToDoError(f"{images} has no image of {features.path}; give their own folder")
     return present

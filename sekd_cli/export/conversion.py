@@ -32,7 +32,7 @@ class Converted(NamedTuple):
 
 
 def _kind(path: Path) -> str:
-    if os.path.isdir(path):  # noqa: PTH112 - pathlib's raises where that can't be looked up
+    if os.path.isdir(path):
         return FLAT
     with open_for_reading(path, "feature or match") as file, reading(path):
         kind = kind_of(file)
@@ -142,7 +142,7 @@ def _flat_to_flat(folder: FlatFolder, output: FlatOutput) -> Converted:
 
 
 def _flat_to_hloc(folder: FlatFolder, output: Path, outputs: ExitStack, *, overwrite: bool) -> Converted:
-    as_file = output.suffix in HDF5_SUFFIXES and not os.path.isdir(output)  # noqa: PTH112 - likewise
+    as_file = output.suffix in HDF5_SUFFIXES and not os.path.isdir(output)
     if as_file and folder.has_features and folder.has_matches:
         raise UsageError(f"{folder.folder} holds features and matches; give a folder with -o")
     images = pairs = None

@@ -34,7 +34,7 @@ class FlatFolder:
         self.paths: list[Path] = []  # of all files
         for kind in (*FEATURE_FILES, "matches"):
             path = folder / f"{kind}.h5"
-            if os.path.exists(path) or not os.access(folder, os.X_OK):  # noqa: PTH110 - opening it tells why it can't
+            if os.path.exists(path) or not os.access(folder, os.X_OK):  # opening it tells why it can't
                 self._files[kind] = open_for_reading(path, kind)
                 self.paths.append(path)
         self.has_features = "descriptors" in self._files
@@ -58,7 +58,7 @@ class FlatFolder:
         """Keys for which `images` holds no photograph; they are names as they are."""
         if self.images is None:
             return []
-        return [name for name in self._keys if not os.path.isfile(self.images / name)]  # noqa: PTH113 - pathlib's raises
+        return [name for name in self._keys if not os.path.isfile(self.images / name)]
 
     def read(self, name: str) -> StoredFeatures:
         """The features of one image. Raises InputFileError if they are damaged, ImageError if the photograph is."""
@@ -142,7 +142,7 @@ class FlatFolder:
         raise ValueError(f"{place} {problem}")
 
     def _image_size(self, name: str) -> tuple[int, int] | None:
-        if self.images is not None and os.path.isfile(self.images / name):  # noqa: PTH113 - likewise
+        if self.images is not None and os.path.isfile(self.images / name):
             return read_image_size(self.images / name, max_pixels=0)
         return None
 
